@@ -1,0 +1,5 @@
+"""`python -m sslt` is `sslt`."""
+
+from sslt.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Which encoder weights move, and how fast."""

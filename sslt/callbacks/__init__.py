@@ -1,0 +1,1 @@
+"""What watches training: probes, checkpoints, curves, progress, guards."""

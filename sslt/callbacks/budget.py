@@ -1,0 +1,81 @@
+"""How long a run lasts, by whichever bound is set, and how far it is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+
+from sslt import distributed
+from sslt.errors import UserError
+
+
+def seconds(text: str | int | float | None) -> float | None:
+    """Seconds of `HH:MM:SS`, `DD:HH:MM:SS`, or a plain number."""
+    if text is None or isinstance(text, (int, float)):
+        return text
+    parts = str(text).split(":")
+    try:
+        values = [float(p) for p in parts]
+    except ValueError:
+        values = []
+    if not 1 <= len(values) <= 4:
+        raise UserError(f"trainer.max_time={text}: write it as HH:MM:SS, for instance 00:10:00")
+    total = 0.0
+    for value, unit in zip(reversed(values), (1, 60, 3600, 86400), strict=False):
+        total += value * unit
+    return total
+
+
+class Budget(pl.Callback):
+    """Ends training at `max_time` seconds of training time (kept across resumes) and tells the learner its progress.
+
+    Progress is the largest of the shares of epochs, steps and time that are used up, so that the learning rate is
+    annealed when the first bound is reached. The clock runs from the first step; under DDP it is rank 0's.
+    """
+
+    def __init__(self, max_epochs: int | None, max_steps: int | None, max_time: float | None):
+        self.max_epochs, self.max_steps, self.max_time = max_epochs, max_steps, max_time
+        self.before = 0.0
+        self.started: float | None = None
+        self._elapsed = 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds trained so far, earlier parts of a resumed run included."""
+        return self.before + (time.monotonic() - self.started if self.started is not None else 0.0)
+
+    def progress(self, learner: Any) -> float:
+        """Share of the budget that is used up, 0..1."""
+        shares = [0.0]
+        if self.max_epochs:
+            shares.append(learner.epoch_position / self.max_epochs)
+        if self.max_steps:
+            shares.append(learner.global_step / self.max_steps)
+        if self.max_time:
+            self._elapsed = distributed.broadcast_object(self.elapsed)
+            shares.append(self._elapsed / self.max_time)
+        return min(max(shares), 1.0)
+
+    def remaining(self, learner: Any) -> float | None:
+        """Expected seconds until the end, or None while it cannot be told."""
+        done = self.progress(learner) if not distributed.active() else None
+        spent = self.elapsed
+        return spent * (1 - done) / done if done and done > 1e-3 else None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.max_time and self._elapsed >= self.max_time * (1 - 1e-6):
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.before, self.started = self.elapsed, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"elapsed": self.elapsed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before = float(state_dict["elapsed"])

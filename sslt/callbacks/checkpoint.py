@@ -1,0 +1,132 @@
+"""Checkpoints: whole or not at all, by epoch, by time, and when somebody stops the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from sslt import distributed
+from sslt.errors import UserError
+
+
+class Checkpoint(pl.Callback):
+    """Keeps `last.ckpt`. Must be the last callback, so that it saves what the others did.
+
+    every_minutes: at most this much work is lost to a kill; also saved after every epoch that took longer, and on Ctrl-C and
+    SIGTERM, which end the run at the next step (a second Ctrl-C ends it at once). keep_every_n_epochs: keep copies
+    `epoch=N.ckpt`; 0 keeps none.
+    """
+
+    def __init__(self, folder: Path, every_minutes: float, keep_every_n_epochs: int = 0):
+        self.folder, self.period, self.keep = folder, every_minutes * 60, keep_every_n_epochs
+        self.signal: int | None = None
+        self._last = 0.0
+        self._old: dict[int, Any] = {}
+        self._saved_at = -1
+
+    # ---------------------------------------------------------------- signals
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._last = time.monotonic()
+        self._saved_at = pl_module.batches_seen
+        try:
+            for sig in (signal.SIGINT, signal.SIGTERM):
+                self._old[sig] = signal.signal(sig, self._on_signal)
+        except ValueError:
+            pass  # not in the main thread: signals are somebody else's
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def restore_signals(self) -> None:
+        """Give the signals back to whoever had them."""
+        for sig, handler in self._old.items():
+            signal.signal(sig, handler)
+        self._old.clear()
+
+    # ---------------------------------------------------------------- when
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        stop = distributed.any_rank(self.signal is not None, pl_module.device)
+        if stop:
+            self.signal = self.signal or signal.SIGTERM
+            trainer.should_stop = True
+        due = distributed.broadcast_object(time.monotonic() - self._last > self.period) if self.period else False
+        between_steps = pl_module.batches_seen % trainer.accumulate_grad_batches == 0
+        last_of_epoch = pl_module.batches_seen % len(trainer.train_dataloader) == 0  # saved at the end of the epoch instead
+        if (stop or due) and between_steps and not last_of_epoch:
+            self.save(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        whole = pl_module.batches_seen % len(trainer.train_dataloader) == 0
+        epoch = pl_module.batches_seen // len(trainer.train_dataloader)
+        due = distributed.broadcast_object(time.monotonic() - self._last > min(self.period, 30))
+        if whole and (due or self.signal is not None):
+            self.save(trainer, pl_module)
+        if whole and self.keep and epoch % self.keep == 0:
+            self.save(trainer, pl_module, f"epoch={epoch}.ckpt")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self._saved_at != pl_module.batches_seen and self.signal is None:
+            self.save(trainer, pl_module)
+
+    # ---------------------------------------------------------------- how
+    def save(self, trainer: pl.Trainer, pl_module: Any, name: str = "last.ckpt") -> None:
+        """Write a checkpoint beside its place, then rename it into it. Refuses weights that are not finite."""
+        bad = next((n for n, p in pl_module.named_parameters() if not torch.isfinite(p).all()), None)
+        if bad is not None:
+            raise UserError(f"the weights of {bad} are no longer finite at step {pl_module.batches_seen}; {self.advice()}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tmp = self.folder / f".{name}.tmp"
+        try:
+            trainer.save_checkpoint(tmp)
+            if trainer.is_global_zero:
+                with tmp.open("rb") as f:
+                    os.fsync(f.fileno())
+                os.replace(tmp, self.folder / name)
+        finally:
+            if trainer.is_global_zero:
+                tmp.unlink(missing_ok=True)
+        self._last = time.monotonic()
+        self._saved_at = pl_module.batches_seen
+
+    def advice(self) -> str:
+        """What to do after a loss went wrong."""
+        last = self.folder / "last.ckpt"
+        kept = f"the last good checkpoint is kept in {last}; " if last.exists() else ""
+        return f"{kept}lower optimizer.lr, raise schedule.warmup, or set trainer.gradient_clip_val=1 or trainer.precision=32"
+
+
+class NaNGuard(pl.Callback):
+    """Ends the run when the loss is not finite, naming the step.
+
+    On a GPU the loss is looked at every `every` steps, so that no step waits for it; the first bad step is remembered there.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, every: int = 50):
+        self.checkpoint, self.every = checkpoint, every
+        self._first_bad: torch.Tensor | None = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        loss = pl_module.last["loss"]
+        step = pl_module.batches_seen
+        if loss.device.type == "cpu":
+            if not torch.isfinite(loss):
+                self._stop(step, float(loss))
+            return
+        if self._first_bad is None:
+            self._first_bad = torch.full((), -1, dtype=torch.long, device=loss.device)
+        self._first_bad = torch.where((self._first_bad < 0) & ~torch.isfinite(loss), step, self._first_bad)
+        if step % self.every == 0 or trainer.should_stop:
+            bad = int(self._first_bad)
+            if bad >= 0:
+                self._stop(bad, float("nan"))
+
+    def _stop(self, step: int, value: float) -> None:
+        raise UserError(f"the loss became {value} at step {step}; {self.checkpoint.advice()}")

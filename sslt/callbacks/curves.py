@@ -1,0 +1,66 @@
+"""Scalars over time: into metrics.csv always, into the chosen loggers, onto the progress line."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+
+from sslt import distributed
+from sslt.report.curves import MetricsCSV
+from sslt.runs import Run
+
+
+class Curves(pl.Callback):
+    """Records the learner's scalars every `log_every` steps, and what other callbacks hand to `record`.
+
+    Throughput is samples of all ranks a second over training steps, without the first ones of a run (which compile,
+    allocate and read) and without the time callbacks take.
+    """
+
+    def __init__(self, run: Run, samples_per_step: int):
+        self.run, self.samples_per_step = run, samples_per_step
+        self.csv = MetricsCSV(run / "metrics.csv")
+        self.shown: dict[str, float] = {}
+        self._step_started = 0.0
+        self.busy, self.steps = 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.run.is_main and (self.run / "metrics.csv").exists():
+            self.csv.truncate_after(pl_module.batches_seen)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._step_started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        now = time.perf_counter()
+        self.steps += 1
+        if self.steps > 2:
+            self.busy += now - self._step_started
+        if pl_module.batches_seen % pl_module.log_every == 0 or self.steps == 1:
+            values = {k: float(v) for k, v in pl_module.last.items()}
+            values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+            self.record(trainer, pl_module, values)
+
+    @property
+    def throughput(self) -> float:
+        """Samples a second, 0 before it is known."""
+        return self.samples_per_step * max(self.steps - 2, 0) / self.busy if self.busy else 0.0
+
+    def record(self, trainer: pl.Trainer, pl_module: Any, values: dict[str, float]) -> None:
+        """Write scalars at the present step."""
+        self.shown.update(values)
+        for key, value in values.items():
+            trainer.callback_metrics[key] = _scalar(value)
+        if not (self.run.is_main and distributed.rank() == 0):
+            return
+        self.csv.append(pl_module.batches_seen, pl_module.epoch_position, values)
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "epoch": pl_module.epoch_position}, step=pl_module.batches_seen)
+
+
+def _scalar(value: float) -> Any:
+    import torch
+
+    return torch.tensor(value)

@@ -1,0 +1,113 @@
+"""Numbers while training: kNN and collapse on features during pretraining, validation during fine-tuning."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+
+from sslt.callbacks.curves import Curves
+from sslt.data.base import Samples, stratified
+from sslt.evaluation.classification import classification_metrics
+from sslt.evaluation.features import encode, logits_of
+from sslt.evaluation.knn import knn_accuracy
+from sslt.evaluation.spectrum import collapse_report, collapse_warning
+
+log = logging.getLogger("sslt")
+
+
+class OnlineProbe(pl.Callback):
+    """kNN accuracy on a few labelled samples, and a warning in words when features collapse.
+
+    A seeded, stratified `bank` of training samples classifies `queries` of validation samples, never of the test set: an
+    indication for whoever watches, not a result. Without labels only the spectrum is watched.
+    """
+
+    def __init__(self, curves: Curves, bank: Samples, queries: Samples | None, every_n_epochs: int, samples: int, batch_size: int):
+        self.curves, self.every, self.batch_size = curves, every_n_epochs, batch_size
+        self.bank = _subset(bank, samples)
+        self.queries = _subset(queries, samples // 2) if queries is not None else None
+        self.start: dict[str, float] | None = None
+        self.warned = False
+        self.last: dict[str, float] = {}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        epoch = round(pl_module.epoch_position)
+        if self.every and epoch and epoch % self.every == 0:
+            self.measure(trainer, pl_module)
+
+    def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Probe the encoder as it is now."""
+        x = encode(pl_module.encoder, self.bank, pl_module.device, self.batch_size)
+        now = collapse_report(x)
+        values = {f"online/{k}": float(now[k]) for k in ("rankme", "std") if k in now}
+        if self.queries is not None and self.bank.labels is not None and self.bank.classes is not None:
+            q = encode(pl_module.encoder, self.queries, pl_module.device, self.batch_size)
+            values["online/knn_accuracy"] = float(
+                knn_accuracy(x, _labels(self.bank), q, _labels(self.queries), len(self.bank.classes))
+            )
+        self.last = values
+        self.curves.record(trainer, pl_module, values)
+        self.start = self.start or {k: float(v) for k, v in now.items()}
+        if warning := collapse_warning(self.start, now, x.shape[1]):
+            if not self.warned:
+                log.warning("step %d: %s", pl_module.batches_seen, warning)
+            self.warned = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self.start, "warned": self.warned, "last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.start, self.warned, self.last = state_dict["start"], state_dict["warned"], state_dict["last"]
+
+
+class Validation(pl.Callback):
+    """Metrics over the whole validation split every few epochs and at the end; keeps the best epoch's number for the record.
+
+    best: called when validation accuracy is the best so far (to keep those weights where the user asked for them).
+    """
+
+    def __init__(self, curves: Curves, samples: Samples, objective: Any, every_n_epochs: int, batch_size: int, best: Any = None):
+        self.curves, self.samples, self.objective = curves, samples, objective
+        self.every, self.batch_size, self.on_best = every_n_epochs, batch_size, best
+        self.best = -1.0
+        self.last: dict[str, float] = {}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        epoch = round(pl_module.epoch_position)
+        if self.every and epoch % self.every == 0:
+            self.measure(trainer, pl_module)
+
+    def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Score the validation split."""
+        logits = logits_of(pl_module.encoder, self.objective, self.samples, pl_module.device, self.batch_size)
+        assert self.samples.classes is not None
+        found = classification_metrics(logits, _labels(self.samples), self.samples.classes)
+        self.last = {f"val/{k}": float(found[k]) for k in ("accuracy", "f1", "nll")}
+        self.curves.record(trainer, pl_module, self.last)
+        if self.last["val/accuracy"] > self.best:
+            self.best = self.last["val/accuracy"]
+            if self.on_best is not None:
+                self.on_best()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.last = state_dict["best"], state_dict["last"]
+
+
+def _subset(samples: Samples, n: int) -> Samples:
+    if len(samples) <= n:
+        return samples
+    if samples.labels is not None:
+        return samples.subset(stratified(np.asarray(samples.labels), fraction=n / len(samples), seed=0))
+    return samples.subset(np.sort(np.random.default_rng(0).choice(len(samples), n, replace=False)))
+
+
+def _labels(samples: Samples) -> Any:
+    import torch
+
+    return torch.as_tensor(np.asarray(samples.labels))

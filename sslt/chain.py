@@ -1,0 +1,128 @@
+"""`sslt run`: pretrain → finetune → evaluate, each in its own run folder inside one, taken up where it stopped.
+
+Hydra composes and sweeps the chain itself: `rewrite` turns what the user wrote into values of run.yaml, and each stage is composed
+from its share of them when all shares have been found to be valid.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sslt import groups
+from sslt.errors import UserError
+
+log = logging.getLogger("sslt")
+
+STAGES = ("pretrain", "finetune", "evaluate")
+OWN = ("resume", "cache_dir", "debug", "hydra")  # of the chain as a whole
+
+
+def rewrite(overrides: list[str], config_dir: str | None) -> list[str]:
+    """Overrides of a chain → values of run.yaml: `stages.STAGE.choices` (groups), `.values` (keys) and `.added` (`+key`).
+
+    `+task=` belongs to pretrain and `+target=` to finetune; `STAGE.key=value` to that stage; anything else to every stage that
+    reads it, but `data=` (which data set to pretrain on) to pretrain alone.
+    """
+    known = {s: groups.top_level_keys(s) for s in STAGES}
+    chosen = set(groups.names(config_dir))
+    out = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        bare = key.lstrip("+")
+        top = bare.split(".")[0]
+        if top in OWN or override.startswith("~") or top == "stages":
+            out.append(override)
+            continue
+        if top in STAGES:
+            stages, bare = [top], bare.partition(".")[2]
+        elif bare in ("task", "target"):
+            stages = ["pretrain" if bare == "task" else "finetune"]
+        elif bare in ("data", "from"):
+            stages = ["pretrain"]
+        else:
+            stages = [s for s in STAGES if top in known[s] and (top, s) != ("data", "evaluate")]
+            if not stages:
+                from sslt.errors import nearest
+
+                raise UserError(f"nothing reads '{bare}' in `sslt run`{nearest(top, set().union(*known.values(), {'task', 'target'}))}")
+        new = key.startswith("+") and bare not in ("task", "target")
+        kind = "choices" if bare in chosen else ("added" if new else "values")
+        out += [f"++stages.{stage}.{kind}.{bare}{equals}{value}" for stage in stages]
+    return out
+
+
+def shares(cfg: Any, stage: str) -> list[str]:
+    """The command-line overrides of a stage."""
+    share = cfg.stages[stage]
+    out = [f"{'+' if k in ('task', 'target') else ''}{k}={_written(v)}" for k, v in share.choices.items()]
+    out += [f"{k}={_written(v)}" for k, v in _flat(share["values"])]
+    out += [f"+{k}={_written(v)}" for k, v in _flat(share.added)]
+    return out
+
+
+def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of every leaf."""
+    pairs = []
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        pairs += _flat(value, f"{name}.") if hasattr(value, "items") and len(value) else [(name, value)]
+    return pairs
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, list):
+        return "[" + ",".join(_written(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_written(v)}" for k, v in value.items()) + "}"
+    text = str(value)
+    safe = all(c.isalnum() or c in "/._-:%+@" for c in text) and text
+    return text if safe else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def run_chain(cfg: Any, run: Any, config_dir: str | None, resuming: bool) -> int:
+    """Run the stages that are not finished yet, each from the one before; returns the exit code."""
+    from sslt import config
+    from sslt.execute import execute
+    from sslt.runs import Run
+
+    if "task" not in cfg.stages.pretrain.choices or "target" not in cfg.stages.finetune.choices:
+        raise UserError("a chain needs both: sslt run +task=simclr +target=digits")
+    folders = {s: run.path / s for s in STAGES}
+    overrides = {s: shares(cfg, s) for s in STAGES}
+    own = [f"cache_dir={_written(str(cfg.cache_dir))}"]
+    composed: dict[str, Any] = {}
+    for stage in STAGES:
+        start = {"finetune": "pretrain", "evaluate": "finetune"}.get(stage)
+        if start:
+            overrides[stage] = [f"from={_written(str(folders[start]))}", *overrides[stage]]
+        composed[stage] = config.compose(stage, [*own, *overrides[stage]], config_dir)
+    if "data" not in cfg.stages.pretrain.choices:
+        composed["pretrain"].data = composed["finetune"].data
+        log.info("pretraining on the target's own images or text, without its labels (data=… takes others)")
+    for stage in STAGES:
+        folder = Run(folders[stage])
+        if folder.finished:
+            log.info("%s: finished before", folder)
+            continue
+        print(f"── {stage} → {folder}")
+        code = execute(stage, composed[stage], folders[stage], overrides[stage], config_dir, bool(folder.info))
+        if code:
+            print(f"sslt: the chain stopped at {stage}; go on with: sslt run resume={run}")
+            return code
+    measured = Run(folders["evaluate"]).metrics
+    run.add_metrics({f"{s}/{k}": v for s in STAGES for k, v in Run(folders[s]).metrics.items() if s != "evaluate"} | measured)
+    run.update(stages={s: str(Path(s)) for s in STAGES})
+    return 0

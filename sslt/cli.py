@@ -1,0 +1,206 @@
+"""The command line: `sslt VERB [Hydra overrides]`. Errors of the user become one line and exit code 2.
+
+Hydra composes, sweeps and makes the run folder; this file only teaches, routes and prints. It imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from sslt import groups, guide
+from sslt.errors import UserError, nearest
+
+INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 the user's mistake, 130 interrupted (resumable), 1 a defect."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except UserError as e:
+        if _debug(args):
+            traceback.print_exc()
+        print(f"sslt: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sslt: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(guide.overview())
+        return 0
+    if args[0] in ("-V", "--version"):
+        from sslt import __version__
+
+        print(f"sslt {__version__}")
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb == "list":
+        print(guide.listing(rest))
+        return 0
+    if verb == "completion":
+        print(guide.completion_script(rest))
+        return 0
+    if verb == "__complete":
+        print("\n".join(guide.complete(rest)))
+        return 0
+    if verb not in guide.VERBS:
+        raise UserError(f"there is no verb '{verb}'{nearest(verb, [*guide.VERBS, 'list', 'completion'])}")
+    if any(a in ("-h", "--help") for a in rest):
+        print(guide.verb_help(verb, _config_dir(rest)))
+        return 0
+    return _hydra(verb, rest)
+
+
+def _hydra(verb: str, args: list[str]) -> int:
+    """Hand a verb over to Hydra."""
+    overrides, flags = _split(args)
+    config_dir = _config_dir(args)
+    if config_dir and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir}: there is no such folder")
+    sweep = bool({"-m", "--multirun"} & set(flags))
+    if verb == "run":
+        from sslt.chain import rewrite
+
+        overrides = rewrite(overrides, config_dir)
+    overrides, resuming = _resume(verb, overrides, sweep)
+
+    import hydra
+    from omegaconf import DictConfig
+
+    from sslt import config
+
+    if {"--cfg", "-c"} & {f.split("=")[0] for f in flags} and not sweep:
+        config.compose(verb, [o for o in overrides if not o.startswith("hydra.")], config_dir)
+
+    codes: list[int] = []
+    errors: list[BaseException] = []
+
+    def task(cfg: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        try:  # kept and raised below: Hydra would print it too; and a sweep goes on to its next job
+            config.check(cfg, verb, config_dir)
+            from sslt.execute import execute
+
+            hydra_cfg = HydraConfig.get()
+            folder = Path(hydra_cfg.runtime.output_dir)
+            codes.append(execute(verb, cfg, folder, list(hydra_cfg.overrides.task), config_dir, resuming))
+        except (Exception, KeyboardInterrupt) as e:
+            errors.append(e)
+            if not sweep or isinstance(e, KeyboardInterrupt):
+                raise SystemExit(1) from e
+            print(f"sslt: job {hydra_cfg.job.num}: {e}; the sweep goes on", file=sys.stderr)
+
+    old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["sslt", *flags, *overrides]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out: this file prints them
+    try:
+        hydra.main(config_path=str(groups.CONFIG_DIR), config_name=verb, version_base="1.3")(task)()
+    except SystemExit as e:  # ours, or argparse's, whose message is printed already
+        if not errors:
+            return 2 if e.code else 0
+    except Exception as e:
+        if _from_composition(e):
+            raise config.explain(e, verb, config_dir) from e
+        return _defect(e, args)
+    finally:
+        sys.argv = old_argv
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        if old_full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = old_full
+    if errors:
+        if isinstance(errors[0], (UserError, KeyboardInterrupt)):
+            raise errors[0]
+        assert isinstance(errors[0], Exception)
+        return _defect(errors[0], args)
+    return max(codes, default=0)
+
+
+def _resume(verb: str, overrides: list[str], sweep: bool) -> tuple[list[str], bool]:
+    """Turn `resume=RUN|auto` into the folder to go on in, and refuse a folder that is taken."""
+    from sslt import runs
+
+    given = {o.partition("=")[0].lstrip("+"): o.partition("=")[2] for o in overrides}
+    resume, folder = given.get("resume", "null"), given.get("hydra.run.dir")
+    rest = [o for o in overrides if not o.lstrip("+").startswith("resume=")]
+    if resume in ("null", "") or sweep:
+        if folder and not sweep:
+            runs.refuse_overwrite(Path(folder).expanduser())
+        return overrides, False
+    if resume == "auto":
+        run = runs.find_resumable(verb, rest)
+        if folder:
+            place = Path(folder).expanduser()
+            run = runs.Run(place) if (place / runs.RUN_FILE).is_file() else None
+        if run is None:
+            if folder:
+                runs.refuse_overwrite(Path(folder).expanduser())
+            return rest, False
+    else:
+        run = runs.open_run(resume, "resume")
+    info = run.info
+    if info.get("verb") != verb:
+        raise UserError(f"resume={resume} is a `sslt {info.get('verb')}` run: go on with `sslt {info.get('verb')} resume={resume}`")
+    changed = {o.partition("=")[0].lstrip("+") for o in rest}
+    kept = [o for o in info.get("overrides", []) if o.partition("=")[0].lstrip("+") not in changed | {"resume"}]
+    rest = [o for o in rest if not o.startswith("hydra.run.dir=")]
+    return [*kept, *rest, f"hydra.run.dir={_quote(run.path)}", "hydra.output_subdir=null"], True
+
+
+def _quote(path: Path) -> str:
+    text = str(path)
+    return text if all(c.isalnum() or c in "/._-" for c in text) else "'" + text.replace("'", "\\'") + "'"
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str]]:
+    """(overrides, flags with their values)."""
+    overrides, flags = [], []
+    takes_value = False
+    for a in args:
+        if takes_value or a.startswith("-"):
+            flags.append(a)
+            takes_value = not takes_value and a in ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
+        elif "=" in a or a.startswith("~"):
+            overrides.append(a)
+        else:
+            raise UserError(f"cannot read '{a}': settings are written key=value, for instance trainer.max_epochs=5")
+    return overrides, flags
+
+
+def _config_dir(args: list[str]) -> str | None:
+    for i, a in enumerate(args):
+        if a in ("--config-dir", "-cd") and i + 1 < len(args):
+            return args[i + 1]
+        if a.startswith("--config-dir="):
+            return a.partition("=")[2]
+    return None
+
+
+def _debug(args: list[str]) -> bool:
+    return os.environ.get("SSLT_DEBUG", "0") not in ("", "0") or any(a.lower() in ("debug=true", "debug=1") for a in args)
+
+
+def _from_composition(e: Exception) -> bool:
+    return type(e).__module__.split(".")[0] in ("hydra", "omegaconf", "antlr4")
+
+
+def _defect(e: Exception, args: list[str]) -> int:
+    """An error nobody foresaw: say so, keep the traceback for who asks."""
+    if _debug(args):
+        traceback.print_exc()
+    else:
+        frame = traceback.extract_tb(e.__traceback__)[-1]
+        where = f"{Path(frame.filename).name}:{frame.lineno}"
+        print(f"sslt: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''} ({where})", file=sys.stderr)
+        print("sslt: this may be a defect of sslt; SSLT_DEBUG=1 shows the whole traceback", file=sys.stderr)
+    return 1

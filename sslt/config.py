@@ -1,0 +1,153 @@
+"""Configs: where they are, what is wrong with one, and the objects they name. Never imports torch.
+
+A node with a `_target_` names a class or function; every other key of it is one of its arguments. A node without is read
+by the verbs themselves. `check` is called on every composed config, before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from sslt import groups, signatures
+from sslt.errors import UserError, nearest
+
+
+def compose(verb: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
+    """Compose and check a verb's config, as the command line would; usable while another Hydra job runs."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # a chain composes inside a Hydra job
+    extra = [f"hydra.searchpath=[{Path(config_dir).absolute().as_uri()}]"] if config_dir else []
+    try:
+        with hydra.initialize_config_dir(str(groups.CONFIG_DIR), version_base="1.3", job_name=f"sslt {verb}"):
+            cfg = hydra.compose(verb, overrides=[*overrides, *extra])
+    except Exception as e:
+        raise explain(e, verb, config_dir) from e
+    finally:
+        GlobalHydra.instance().hydra = running
+    check(cfg, verb, config_dir)
+    return cfg
+
+
+def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
+    """Raise `UserError` for a key nothing reads, a missing value or a value of the wrong type.
+
+    Groups of which nothing was chosen are there afterwards, as null.
+    """
+    known = groups.top_level_keys(verb) | set(groups.names(config_dir))
+    for key in cfg:
+        if key not in known:
+            raise UserError(f"nothing reads '{key}' in `sslt {verb}`{nearest(str(key), known)}")
+    with open_dict(cfg):
+        for key in groups.top_level_keys(verb) - set(cfg):
+            cfg[key] = None
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as e:
+        raise UserError(_missing(e)) from e
+    assert isinstance(plain, dict)
+    for path, node in targets(plain):
+        _check_node(path, node)
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted path, node) of every node with a `_target_`, outermost first."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield path, dict(node)
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from targets(value, f"{path}[{i}]")
+
+
+def _check_node(path: str, node: dict[str, Any]) -> None:
+    target = node["_target_"]
+    if not signatures.exists(target):
+        raise UserError(f"{path}._target_={target}: no such class or function can be found; is its package installed?")
+    found = signatures.signature(target)
+    if found is None:
+        return
+    for key, value in node.items():
+        if key.startswith("_") and key.endswith("_"):
+            continue
+        if key not in found.parameters:
+            if not found.open:
+                raise UserError(f"nothing reads '{path}.{key}': {target} does not take it{nearest(key, found.parameters)}")
+            continue
+        if wanted := signatures.type_error(value, found.parameters[key]):
+            raise UserError(f"{path}.{key}={value!r} is of the wrong type: {target} takes {wanted}")
+
+
+def _missing(e: OmegaConfBaseException) -> str:
+    key = getattr(e, "full_key", None) or "?"
+    if "Missing" in type(e).__name__:
+        return f"'{key}' has no value: give it as {key}=…"
+    return f"config: {str(e).splitlines()[0]}"
+
+
+def explain(e: Exception, verb: str, config_dir: str | None = None) -> UserError:
+    """Hydra's and OmegaConf's composition errors in one line, with the nearest valid name."""
+    if isinstance(e, UserError):
+        return e
+    text = str(e) or str(e.__cause__ or type(e).__name__)
+    if m := re.search(r"Could not find '([\w./-]+)'", text):
+        group, _, option = m[1].rpartition("/")
+        if group:
+            return UserError(f"there is no {group} '{option}'{nearest(option, groups.options(group, config_dir))}")
+    if m := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text):
+        return UserError(_unknown_key(m[1].partition("=")[0], verb, config_dir))
+    if m := re.search(r"Multiple values for ([\w/]+)", text):
+        return UserError(f"{m[1]} is given more than once: keep one {m[1]}=…")
+    if m := re.search(r"In '([\w/]+)': Could not find '([^']+)'", text):
+        return UserError(f"{m[1]}.yaml names '{m[2]}', which is not there")
+    if "mismatched input" in text or "no viable alternative" in text or "token recognition" in text or "LexerNoViableAlt" in text:
+        return UserError(f"cannot read an override: {text.splitlines()[0]}; quote values with spaces or commas: key='a, b'")
+    return UserError(f"config: {text.splitlines()[0] if text else type(e).__name__}")
+
+
+def _unknown_key(key: str, verb: str, config_dir: str | None) -> str:
+    if key.split("@")[0] in groups.names(config_dir):
+        return f"`sslt {verb}` does not choose a {key} by default: write +{key}=…"
+    head, _, last = key.rpartition(".")
+    known = groups.keys_of(head, config_dir) if head else groups.top_level_keys(verb) | set(groups.names(config_dir))
+    if head and not known:
+        top = head.split(".")[0]
+        return f"nothing reads '{key}'{nearest(top, groups.top_level_keys(verb) | set(groups.names(config_dir)))}"
+    if head and last in known:
+        return f"'{key}' is not there: the {head} that was chosen does not take '{last}'"
+    return f"nothing reads '{key}'{nearest(last, known)}"
+
+
+def build(node: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """The object a node names, its own nested nodes built first. Errors keep their type."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(node, *args, _convert_="all", **kwargs)
+    except InstantiationException as e:
+        cause = e.__cause__
+        if isinstance(cause, UserError):
+            raise cause from e
+        name = OmegaConf.to_container(node).get("_target_") if isinstance(node, DictConfig) else node.get("_target_")
+        raise UserError(f"cannot build {name}: {cause or e}".splitlines()[0]) from e
+
+
+def check_trusted(plain: Any, trust: list[str], where: str) -> None:
+    """Refuse a config that came with somebody's files and names code outside sslt and the `trust`ed packages."""
+    for path, node in targets(plain):
+        target = node["_target_"]
+        if not any(target == p or target.startswith(p + ".") for p in ["sslt", *trust]):
+            raise UserError(
+                f"{where} asks to run {target} (at {path}), which is not part of sslt. "
+                f"If you know and trust it, say trust=[{target.split('.')[0]}]"
+            )

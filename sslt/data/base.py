@@ -1,0 +1,194 @@
+"""What every data set is: a `Source` that can read its splits, and the `Samples` an encoder can take.
+
+A source only reads: it knows files and formats. What an encoder needs (a size, a tokenizer) belongs to the
+encoder's processor (`processors.py`), which turns a source's split into `Samples` through the cache.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sslt.errors import UserError
+
+SPLITS = ("train", "val", "test", "unlabeled")
+
+
+@dataclasses.dataclass
+class Raw:
+    """One split as its files hold it.
+
+    `items`: for images a uint8 array [N, H, W, C] (or a lazy sequence of such [H, W, C] arrays of any size);
+    for text a sequence of `str`. `labels`: class indices [N] into `Source.classes`, or None.
+    `skipped` names what `on_error=skip` left out.
+    """
+
+    items: Sequence[Any] | np.ndarray
+    labels: np.ndarray | None = None
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, index: np.ndarray) -> Raw:
+        """The rows `index`, in that order."""
+        items = self.items[index] if isinstance(self.items, np.ndarray) else _Taken(self.items, index)
+        return Raw(items, None if self.labels is None else self.labels[index], self.skipped)
+
+
+class _Taken(Sequence):
+    """A lazy subset, so that choosing rows of a folder does not open its files."""
+
+    def __init__(self, items: Sequence[Any], index: np.ndarray):
+        self.items, self.index = items, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i):  # type: ignore[override]
+        return self.items[int(self.index[i])]
+
+
+class Source(abc.ABC):
+    """A data set that can be read split by split.
+
+    Subclasses set `modality` ("image" or "text"), implement `read` and `fingerprint`, and list in `own_splits` what
+    they hold themselves. `val` (and `test`, where there is none) is drawn from `train`: stratified, by a fixed seed,
+    the same for every run, so that nothing is ever both trained on and chosen by.
+    """
+
+    modality: str
+    name: str = "data"
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+
+    @abc.abstractmethod
+    def own_splits(self) -> tuple[str, ...]:
+        """The splits that exist as such, out of `SPLITS`; cheap (no decoding)."""
+
+    @abc.abstractmethod
+    def read(self, split: str) -> Raw:
+        """Read one of `own_splits()`. Raises `UserError` naming the file, row or column that is wrong."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of the content (not of the path): the same data elsewhere has the same one."""
+
+    @property
+    @abc.abstractmethod
+    def classes(self) -> list[str] | None:
+        """Class names in label order, or None for data without labels."""
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(size, channels) of the images as an encoder built for them would take them. Images only."""
+        raise UserError(f"{self.name} holds no images")
+
+    def splits(self) -> tuple[str, ...]:
+        """Every split `get` can give: the own ones, and those drawn from train."""
+        own = self.own_splits()
+        if "train" not in own or self.classes is None:
+            return own
+        drawn = {"val"} if self.val_fraction else set()
+        drawn |= {"test"} if self.test_fraction else set()
+        return tuple(s for s in SPLITS if s in own or s in drawn)
+
+    def get(self, split: str) -> Raw:
+        """Read a split, drawing `val`/`test` from train where the data have none.
+
+        `unlabeled` falls back to `train`, whose labels are then dropped.
+        """
+        own = self.own_splits()
+        if split == "unlabeled":
+            raw = self.read("unlabeled") if "unlabeled" in own else self.get("train")
+            return Raw(raw.items, None, raw.skipped)
+        if split in own and split != "train":
+            return self.read(split)
+        if "train" not in own:
+            raise UserError(f"{self.name} has no '{split}' split; it has: {', '.join(own)}")
+        raw = self.read("train")
+        parts = self._carve(raw, own)
+        if split not in parts:
+            raise UserError(f"{self.name} has no '{split}' split; it has: {', '.join(parts)}")
+        return raw if len(parts) == 1 else raw.take(parts[split])
+
+    def _carve(self, raw: Raw, own: tuple[str, ...]) -> dict[str, np.ndarray]:
+        rest = np.arange(len(raw))
+        parts: dict[str, np.ndarray] = {}
+        if raw.labels is None:
+            return {"train": rest}
+        for split, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
+            if split in own or not fraction:
+                continue
+            held = stratified(raw.labels[rest], fraction=fraction, seed=0, at_least=0)
+            parts[split] = rest[held]
+            rest = np.delete(rest, held)
+        return {"train": rest, **parts}
+
+
+def stratified(
+    labels: np.ndarray, *, fraction: float | None = None, per_class: int | None = None, seed: int = 0, at_least: int = 1
+) -> np.ndarray:
+    """Sorted indices of a seeded subset that keeps the class proportions, or takes `per_class` of each.
+
+    With `fraction`, the sizes are apportioned by largest remainder, so that they add up to round(fraction · N), unless
+    that leaves a class with fewer than `at_least` samples, which it then has. Raises `UserError` where a class has fewer than `per_class` samples.
+    """
+    rng = np.random.default_rng([seed, 0x5B5E7])
+    classes, counts = np.unique(labels, return_counts=True)
+    if per_class is not None:
+        if counts.min() < per_class:
+            short = classes[counts.argmin()]
+            raise UserError(f"labels_per_class={per_class}: class {short} has only {counts.min()} samples")
+        want = np.full(len(classes), per_class)
+    else:
+        assert fraction is not None
+        if not 0 < fraction <= 1:
+            raise UserError(f"label_fraction={fraction}: give a number above 0 and up to 1")
+        exact = counts * fraction
+        want = np.floor(exact).astype(int)
+        for i in np.argsort(want - exact, kind="stable")[: round(exact.sum()) - want.sum()]:
+            want[i] += 1
+        want = np.maximum(want, at_least)
+    order = rng.permutation(len(labels))
+    chosen = [order[labels[order] == c][:n] for c, n in zip(classes, want, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
+class Samples(abc.ABC):
+    """One split, ready for an encoder: in memory or memory-mapped, read a batch at a time.
+
+    `labels`: int64 [N] or None; `classes`: names or None; `fingerprint`: digest of content and preparation.
+    """
+
+    labels: np.ndarray | None
+    classes: list[str] | None
+    fingerprint: str
+    skipped: int = 0
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+        """The rows `index` as tensors (on the CPU), `label` [B] among them where there are labels."""
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Tokens per row, where rows differ; batches are then grouped by it."""
+        return None
+
+    @abc.abstractmethod
+    def subset(self, index: np.ndarray) -> Samples:
+        """The rows `index`, sharing storage."""
+
+    def ordered_batches(self, size: int) -> Iterator[np.ndarray]:
+        """Indices of all rows in batches that waste little padding (longest first), for evaluation."""
+        order = np.arange(len(self)) if self.lengths is None else np.argsort(-self.lengths, kind="stable")
+        for i in range(0, len(order), size):
+            yield order[i : i + size]

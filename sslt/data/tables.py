@@ -1,0 +1,422 @@
+"""Tables of text in files: CSV, TSV, `LABEL text` lines, JSON lines and Parquet, each plain or as .xz/.gz.
+
+`open_table` looks at a file's name and first lines and gives a `Table`: its column names, and its rows one at a time.
+What is wrong with a single row travels with the row, so that the caller decides whether to stop or to skip it.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import csv
+import dataclasses
+import gzip
+import io
+import itertools
+import json
+import lzma
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from sslt.errors import UserError, nearest
+
+TEXT_NAMES = (
+    "text", "text_a", "sentence", "sentence1", "review", "review_text", "body", "content", "document", "comment",
+    "utterance", "message", "tweet", "query", "question", "description", "title",
+)  # fmt: skip
+LABEL_NAMES = (
+    "label", "labels", "category", "class", "target", "intent", "sentiment", "polarity", "topic", "coarse_label",
+    "label-coarse", "stars", "rating",
+)  # fmt: skip
+SEPARATORS = {"comma": ",", "tab": "\t", "\\t": "\t", "space": " ", "semicolon": ";", "pipe": "|"}
+KINDS = {
+    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".txt": "txt",
+    ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
+}  # fmt: skip
+_OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+_SAMPLE = 1 << 20  # characters looked at to decide how a TSV file is quoted
+_FIELD = r'(?:"[^"]*(?:""[^"]*)*"|[^"\t\r\n]*)'
+_QUOTED_RECORD = re.compile(rf"{_FIELD}(?:\t{_FIELD})*(?:\r?\n|\Z)")
+_CUT_RECORD = re.compile(rf'(?:{_FIELD}\t)*"[^"]*(?:""[^"]*)*"?\Z')
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what can go wrong in reading `path` into a `UserError` that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as e:
+        found = f"byte 0x{e.object[e.start]:02x}"
+        raise UserError(f"{path}: not UTF-8 ({found}); convert it, for instance with iconv -t UTF-8") from None
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as e:
+        raise UserError(f"{path}: damaged or cut short ({e})") from None
+    except (csv.Error, OSError) as e:
+        raise UserError(f"{path}: cannot be read ({e})") from None
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """The file's bytes, unpacked if it is .xz or .gz."""
+    return _OPENERS.get(path.suffix.lower(), open)(path, "rb")  # type: ignore[operator]
+
+
+def open_text(path: Path, newline: str | None = None) -> io.TextIOWrapper:
+    """The file as UTF-8 text, with or without a byte order mark."""
+    return io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline=newline)  # type: ignore[arg-type]
+
+
+def read_text(path: Path) -> str:
+    """A whole file, line ends as newlines. Raises `UserError` where it is missing, damaged or not UTF-8."""
+    with reading(path), open_text(path) as f:
+        return f.read()
+
+
+def suffix(path: Path) -> str:
+    """The suffix that tells the format: that of `a.tsv.xz` is `.tsv`."""
+    bare = path.with_suffix("") if path.suffix.lower() in _OPENERS else path
+    return bare.suffix.lower()
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Row:
+    """Chosen values of one row. `where` is its place ("line 12"); `problem` says why there are no values."""
+
+    where: str
+    values: Sequence[Any]
+    problem: str = ""
+
+
+class Table(abc.ABC):
+    """A file of rows. `named` is False where the columns have only numbers ("0", "1", ...)."""
+
+    path: Path
+    columns: list[str]
+    named = True
+
+    @abc.abstractmethod
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        """The values of `columns`, row by row, read as they are asked for."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the content."""
+        return [self.path]
+
+    def class_names(self, column: str) -> list[str] | None:
+        """Names of the numbers in `column`, where the file holds them."""
+        return None
+
+
+def open_table(path: Path, sep: str | None, header: bool | None, wanted: Sequence[str] = ()) -> Table:
+    """The table in `path`; only its first lines are read.
+
+    `sep` None: by the suffix, and for .txt a tab where the first line has one, else `LABEL text` lines. `header` None:
+    the first line is one where it holds a usual column name or one of the `wanted`. Raises `UserError`.
+    """
+    kind = KINDS.get(suffix(path))
+    if kind == "parquet":
+        return ParquetTable(path)
+    if kind == "json":
+        return JsonTable(path)
+    if sep is None:
+        if kind is None:
+            raise UserError(f"{path}: give sep= for this file; known suffixes: {', '.join(KINDS)}, with .xz or .gz")
+        sep = {"csv": ",", "tsv": "\t"}.get(kind) or _separator_of_txt(path)
+    sep = SEPARATORS.get(sep, sep)
+    if len(sep) != 1:
+        raise UserError(f"sep='{sep}': give one character or one of {', '.join(SEPARATORS)}")
+    return DelimitedTable(path, sep, header, wanted)
+
+
+def _separator_of_txt(path: Path) -> str:
+    with reading(path), open_text(path) as f:
+        return "\t" if "\t" in f.readline() else " "
+
+
+class DelimitedTable(Table):
+    """Fields between separators. With a space, a line is a label, a space and a text that may hold more of them."""
+
+    def __init__(self, path: Path, sep: str, header: bool | None, wanted: Sequence[str]):
+        self.path, self.sep = path, sep
+        self.quoted = sep not in "\t " or (sep == "\t" and _consistently_quoted(path))
+        first = next((fields for _, fields in self._records()), None)
+        if first is None:
+            raise UserError(f"{path}: empty file")
+        names = [name.strip() for name in first]
+        if header is None:
+            known = {*TEXT_NAMES, *LABEL_NAMES}
+            header = any(n.lower() in known for n in names) or any(not w.isdecimal() for w in wanted)
+            header = header and sep != " "
+        self.named = header
+        self.columns = names if header else [str(i) for i in range(len(first))]
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        at = [self.columns.index(c) for c in columns]
+        width = len(self.columns)
+        for number, fields in itertools.islice(self._records(), int(self.named), None):
+            if len(fields) == width:
+                yield Row(f"line {number}", [fields[i] for i in at])
+            else:
+                yield Row(f"line {number}", (), f"{len(fields)} fields where there should be {width}")
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        """(line number, fields) of every line that is not blank."""
+        if self.quoted:
+            csv.field_size_limit(2**31 - 1)
+            with reading(self.path), open_text(self.path, newline="") as f:
+                reader = csv.reader(f, delimiter=self.sep)
+                for fields in reader:
+                    if fields:
+                        yield reader.line_num, fields
+        else:
+            # Only "\n" ends a line here: a carriage return inside an unquoted text belongs to the text.
+            with reading(self.path), open_text(self.path, newline="\n") as f:
+                for number, line in enumerate(f, 1):
+                    if line := line.rstrip("\r\n"):
+                        yield number, line.split(self.sep, 1 if self.sep == " " else -1)
+
+
+def _consistently_quoted(path: Path) -> bool:
+    """Whether a TSV file quotes as CSV does: has quotes, and none that the rules of RFC 4180 do not explain.
+
+    Most TSV files are written without quoting and hold stray quotes, which a CSV reader would take for the start of a
+    field that ends many lines later.
+    """
+    with reading(path), open_text(path, newline="") as f:
+        sample = f.read(_SAMPLE)
+    if '"' not in sample:
+        return False
+    cut = len(sample) == _SAMPLE
+    at = 0
+    while at < len(sample):
+        match = _QUOTED_RECORD.match(sample, at)
+        if match is None:
+            # The end of the sample may cut a record short, inside its quotes.
+            return cut and at > _SAMPLE // 2 and bool(_CUT_RECORD.match(sample, at))
+        at = match.end()
+    return True
+
+
+class JsonTable(Table):
+    """JSON lines (an object per line), or one JSON array of objects."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.columns = []
+        for _, row in itertools.islice(self._objects(), 100):
+            if isinstance(row, dict):
+                self.columns.extend(key for key in row if key not in self.columns)
+        if not self.columns:
+            raise UserError(f'{path}: expected a JSON object per line, such as {{"text": "...", "label": "..."}}')
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        for where, row in self._objects():
+            if isinstance(row, dict):
+                yield Row(where, [row.get(c) for c in columns])
+            else:
+                yield Row(where, (), row if isinstance(row, str) else "not a JSON object")
+
+    def _objects(self) -> Iterator[tuple[str, Any]]:
+        """(place, object), or (place, what is wrong) where a line is not JSON."""
+        with reading(self.path), open_text(self.path, newline="\n") as f:
+            first = f.readline()
+            if first.lstrip().startswith("["):
+                yield from self._array(first + f.read())
+                return
+            for number, line in enumerate(itertools.chain([first], f), 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as e:
+                    row = f"not JSON ({e.msg})"
+                yield f"line {number}", row
+
+    def _array(self, text: str) -> Iterator[tuple[str, Any]]:
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise UserError(f"{self.path}: not JSON (line {e.lineno}: {e.msg})") from None
+        for number, row in enumerate(rows, 1):
+            yield f"row {number}", row
+
+
+class ParquetTable(Table):
+    """A Parquet file; class names are taken from the features that Hugging Face's `datasets` writes into it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        schema = self._open().schema_arrow
+        self.columns = list(schema.names)
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        self._names = {c: f["names"] for c, f in features.items() if isinstance(f, dict) and "names" in f}
+
+    def class_names(self, column: str) -> list[str] | None:
+        return self._names.get(column)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        number = 0
+        for batch in self._open().iter_batches(batch_size=4096, columns=list(dict.fromkeys(columns))):
+            for values in zip(*(batch.column(c).to_pylist() for c in columns), strict=True):
+                number += 1
+                yield Row(f"row {number}", values)
+
+    def _open(self) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
+        with reading(self.path):
+            try:
+                packed = self.path.suffix.lower() in _OPENERS
+                return pyarrow.parquet.ParquetFile(io.BytesIO(open_binary(self.path).read()) if packed else self.path)
+            except pyarrow.ArrowInvalid as e:
+                raise UserError(f"{self.path}: not a Parquet file ({e})") from None
+
+
+class ArrowTable(Table):
+    """A split of a data set of Hugging Face's `datasets`, named `path` in messages."""
+
+    def __init__(self, dataset: Any, path: Path):
+        self.path, self.dataset = path, dataset
+        self.columns = list(dataset.column_names)
+
+    @property
+    def files(self) -> list[Path]:
+        return [Path(f["filename"]) for f in self.dataset.cache_files]
+
+    def class_names(self, column: str) -> list[str] | None:
+        return getattr(self.dataset.features[column], "names", None)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        number = 0
+        chosen = self.dataset.select_columns(list(dict.fromkeys(columns))).with_format("arrow")
+        for batch in chosen.iter(batch_size=4096):
+            for values in zip(*(batch.column(c).to_pylist() for c in columns), strict=True):
+                number += 1
+                yield Row(f"row {number}", values)
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` wrote `folder` by `save_to_disk`."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def load_datasets(name: str, config: str | None) -> dict[str, Table]:
+    """The splits of a saved data set or of one of the hub (downloaded, or from its cache), by their own names."""
+    import datasets
+
+    folder = Path(name).expanduser()
+    try:
+        loaded = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(name, config)
+    except Exception as e:  # offline, no such set, no such config: each has its own
+        reason = str(e).strip().split("\n")[0][:200] or type(e).__name__
+        raise UserError(
+            f"cannot load '{name}' by Hugging Face datasets: {reason}\n"
+            "Offline, give a folder of Parquet files (train.parquet, test.parquet) or one written by save_to_disk"
+        ) from None
+    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+    return {split: ArrowTable(dataset, folder / split) for split, dataset in splits.items()}
+
+
+# --- columns and rows -------------------------------------------------------------------------------------------------
+
+
+def choose_columns(table: Table, text: str | None, label: str | None) -> tuple[str, str | None]:
+    """The columns of the text and of the label (None: there is none), found by their usual names where not given.
+
+    Without names, the text is the column with the longest fields, and of two columns the other one is the label.
+    Raises `UserError` for a column that is not there, with the nearest name, or where the text cannot be told.
+    """
+    by_lower = {c.lower(): c for c in reversed(table.columns)}
+    for given in (text, label):
+        if given is not None and given not in table.columns:
+            raise UserError(f"{table.path}: no column '{given}'{nearest(given, table.columns)}")
+    if label is None:
+        label = next((by_lower[n] for n in LABEL_NAMES if n in by_lower and by_lower[n] != text), None)
+    rest = [c for c in table.columns if c != label]
+    if text is None and not table.named:
+        text = rest[_longest(table, rest)]
+    if text is None:
+        usual = [by_lower[n] for n in TEXT_NAMES if by_lower.get(n) in rest]
+        if not usual and len(rest) != 1:
+            raise UserError(f"{table.path}: which column is the text? Give text=; there is: {', '.join(table.columns)}")
+        text = usual[0] if usual else rest[0]
+    if label is None and not table.named and len(table.columns) == 2:
+        label = next(c for c in table.columns if c != text)
+    return text, label
+
+
+def _longest(table: Table, columns: list[str]) -> int:
+    totals = [0] * len(columns)
+    for row in itertools.islice(table.rows(columns), 100):
+        for i, value in enumerate(row.values):
+            totals[i] += len(str(value))
+    return totals.index(max(totals))
+
+
+def read_rows(
+    table: Table, text: str, label: str | None, on_error: str
+) -> tuple[list[str], list[str] | None, list[str]]:
+    """All (texts, labels as strings or None, what was skipped).
+
+    A row without text or, where `label` names a column, without label is an error (`UserError` naming file and row),
+    or is left out with `on_error` "skip".
+    """
+    names = table.class_names(label) if label else None
+    texts: list[str] = []
+    labels: list[str] = []
+    skipped: list[str] = []
+    for row in table.rows([text, label] if label else [text]):
+        problem = row.problem or _text_problem(row.values[0])
+        name = None
+        if not problem and label:
+            name = label_name(row.values[1], names)
+            problem = "" if name is not None else _label_problem(row.values[1], label)
+        if problem:
+            refuse(f"{table.path}, {row.where}: {problem}", on_error, skipped)
+            continue
+        texts.append(str(row.values[0]))
+        if name is not None:
+            labels.append(name)
+    return texts, labels if label else None, skipped
+
+
+def refuse(message: str, on_error: str, skipped: list[str]) -> None:
+    """Stop with `message`, or note it in `skipped` with `on_error` "skip"."""
+    if on_error != "skip":
+        raise UserError(f"{message}\n(data.on_error=skip leaves it out)")
+    skipped.append(message)
+
+
+def _text_problem(value: Any) -> str:
+    if isinstance(value, (list, dict)):
+        return f"the text is a {type(value).__name__}"
+    return "" if value is not None and str(value).strip() else "empty text"
+
+
+def _label_problem(value: Any, label: str) -> str:
+    if isinstance(value, (list, dict)):
+        return f"the label in column '{label}' is a {type(value).__name__}, not one class"
+    return f"no label in column '{label}'"
+
+
+def label_name(value: Any, names: list[str] | None) -> str | None:
+    """A label as a string; None where it is missing (nothing, NaN, or -1 for a numbered class)."""
+    if value is None or isinstance(value, (list, dict)) or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if names is not None and not isinstance(value, str):
+        return names[int(value)] if 0 <= int(value) < len(names) else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # integers with gaps are stored as floats
+    return str(value).strip() or None

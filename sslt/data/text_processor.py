@@ -1,0 +1,321 @@
+"""From texts to batches of token ids: a tokenizer, and the tokens of a split stored once as flat arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from sslt.data import cache
+from sslt.data.base import Samples, Source
+from sslt.data.tokenizers import backend_spec, continues_word, special_ids, train_tokenizer
+from sslt.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("sslt")
+
+FORMAT = 1
+CHUNK = 1000  # texts tokenized at a time
+TRAINING_CHARACTERS = 50_000_000  # a tokenizer learned from more text than this is no better
+SETTINGS = "text_processor.json"
+
+
+class TextProcessor:
+    """Turns a source's splits into `TextSamples` of one tokenizer, cut to `max_length` tokens when batched.
+
+    Attributes: `cls_id`, `sep_id`, `pad_id`; `mask_id` (None where there is no mask token); `special_ids` (sorted ids
+    of tokens that stand for no text); `vocab_size` (largest id + 1). Raises `UserError` for a tokenizer without a
+    fast backend, or without tokens to start and end a text with.
+    """
+
+    modality = "text"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
+        if max_length < 3:
+            raise UserError(f"max_length={max_length}: give at least 3, a text's start, one token and its end")
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.digest = cache.digest(backend_spec(tokenizer))
+        tokenizer.model_max_length = max_length
+        self.cls_id = _first_id(tokenizer, "cls", "bos")
+        self.sep_id = _first_id(tokenizer, "sep", "eos")
+        self.pad_id = _first_id(tokenizer, "pad", "eos")
+        self.mask_id: int | None = tokenizer.mask_token_id
+        self.special_ids = special_ids(tokenizer)
+        self.vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+
+    @classmethod
+    def fit(cls, source: Source, vocab_size: int, max_length: int, lowercase: bool) -> TextProcessor:
+        """A processor with a WordPiece tokenizer trained on the source's unlabeled (or training) texts.
+
+        Kept in the cache by content and settings. Of very much text a seeded sample is used.
+        """
+
+        def train(folder: Path) -> dict[str, Any]:
+            texts = _sample(source.get("unlabeled").items, TRAINING_CHARACTERS)
+            log.info("training a tokenizer on %d texts", len(texts))
+            train_tokenizer(texts, vocab_size, lowercase).save_pretrained(str(folder))
+            return {"texts": len(texts)}
+
+        key = cache.digest(_content(source), vocab_size, lowercase, TRAINING_CHARACTERS, FORMAT)
+        return cls(_load_tokenizer(cache.get_or_make("tokenizers", key, train).path), max_length)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer as transformers does, and the length beside it."""
+        self.tokenizer.save_pretrained(str(folder))
+        cache.write_atomic(Path(folder) / SETTINGS, json.dumps({"max_length": self.max_length}))
+
+    @classmethod
+    def load(cls, folder: Path) -> TextProcessor:
+        """What `save` wrote. Raises `UserError` where it is not there."""
+        folder = Path(folder)
+        missing = [name for name in ("tokenizer.json", SETTINGS) if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder}: no text processor saved there ({', '.join(missing)} missing)")
+        return cls(_load_tokenizer(folder), json.loads((folder / SETTINGS).read_text())["max_length"])
+
+    def continues_word(self) -> np.ndarray:
+        """bool [vocab_size]: entries that continue the word before them (see `tokenizers.continues_word`)."""
+        return continues_word(self.tokenizer)
+
+    def prepare(self, source: Source, split: str) -> TextSamples:
+        """The tokens of a split, from the cache or put there. Raises what reading the source raises."""
+        key = cache.digest(_content(source), split, self.digest, FORMAT)
+        entry = cache.get_or_make("text", key, lambda folder: self._tokenize(source, split, folder))
+        if skipped := entry.meta["skipped"]:
+            log.warning("%s, %s: %d rows left out, the first: %s", source.name, split, len(skipped), skipped[0])
+        offsets = np.asarray(entry["offsets"])
+        return TextSamples(
+            tokens=entry["tokens"],
+            starts=offsets[:-1],
+            sizes=np.diff(offsets),
+            labels=np.array(entry["labels"]) if "labels" in entry else None,
+            classes=entry.meta["classes"],
+            fingerprint=key,
+            special=(self.cls_id, self.sep_id, self.pad_id),
+            max_length=self.max_length,
+            skipped=len(skipped),
+        )
+
+    def _tokenize(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
+        raw = source.get(split)
+        if not len(raw):
+            raise UserError(f"{source.name}: the {split} split is empty")
+        sizes: list[int] = []
+        with (folder / "tokens.raw").open("wb") as f, _progress(f"tokenizing {source.name} {split}", len(raw)) as done:
+            for ids in self._encode(raw.items):
+                sizes.extend(map(len, ids))
+                np.fromiter(chain.from_iterable(ids), dtype=np.int32).tofile(f)
+                done(len(ids))
+        _raw_to_npy(folder / "tokens.raw", folder / "tokens.npy", sum(sizes))
+        np.save(folder / "offsets.npy", np.cumsum([0, *sizes], dtype=np.int64))
+        if raw.labels is not None:
+            np.save(folder / "labels.npy", raw.labels.astype(np.int64))
+        return {"classes": source.classes if raw.labels is not None else None, "skipped": raw.skipped}
+
+    def _encode(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[int]]]:
+        """Ids of `CHUNK` texts at a time: whole texts, without special tokens."""
+        # Said explicitly, so that worker processes forked later do not warn about threads they never use.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        backend = cast(Any, self.tokenizer).backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        encode = getattr(backend, "encode_batch_fast", backend.encode_batch)  # without character offsets
+        for i in range(0, len(texts), CHUNK):
+            chunk = [texts[j] for j in range(i, min(i + CHUNK, len(texts)))]
+            yield [encoding.ids for encoding in encode(chunk, add_special_tokens=False)]
+
+
+class TextSamples(Samples):
+    """Tokenized texts of different lengths, in one flat array.
+
+    `tokens` int32 [T]; row i is `tokens[starts[i] : starts[i] + sizes[i]]`, without special tokens and not cut;
+    `special`: the ids that start a text, end it, and pad it.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        starts: np.ndarray,
+        sizes: np.ndarray,
+        labels: np.ndarray | None,
+        classes: list[str] | None,
+        fingerprint: str,
+        special: tuple[int, int, int],
+        max_length: int,
+        skipped: int,
+    ):
+        self.tokens, self.starts, self.sizes = tokens, starts, sizes
+        self.labels, self.classes, self.fingerprint, self.skipped = labels, classes, fingerprint, skipped
+        self.special, self.max_length = special, max_length
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row [N] in a batch: with start and end, at most `max_length`."""
+        return np.minimum(self.sizes + 2, self.max_length)
+
+    def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+        """`tokens` int64 [B, L], `mask` bool [B, L] (False on padding), `label` int64 [B], `index` int64 [B].
+
+        L is the longest row of the batch rounded up to a multiple of 8, at most `max_length`; `label` is there where
+        there are labels.
+        """
+        index = np.asarray(index, dtype=np.int64)
+        cls, sep, pad = self.special
+        lengths = self.lengths[index]
+        width = min(-(-int(lengths.max(initial=3)) // 8) * 8, self.max_length)
+        place = np.arange(width)
+        tokens = np.full((len(index), width), pad, dtype=np.int64)
+        inner = (place > 0) & (place < lengths[:, None] - 1)
+        tokens[inner] = self.tokens[(self.starts[index, None] + place - 1)[inner]]
+        tokens[:, 0] = cls
+        tokens[np.arange(len(index)), lengths - 1] = sep
+        result = {"tokens": tokens, "mask": place < lengths[:, None], "index": index}
+        if self.labels is not None:
+            result["label"] = self.labels[index]
+        return {name: torch.from_numpy(array) for name, array in result.items()}
+
+    def subset(self, index: np.ndarray) -> TextSamples:
+        return TextSamples(
+            tokens=self.tokens,
+            starts=self.starts[index],
+            sizes=self.sizes[index],
+            labels=None if self.labels is None else self.labels[index],
+            classes=self.classes,
+            fingerprint=cache.digest(self.fingerprint, np.asarray(index)),
+            special=self.special,
+            max_length=self.max_length,
+            skipped=self.skipped,
+        )
+
+    def packed(self, length: int) -> PackedSamples:
+        """All texts one after the other, in rows of exactly `length` tokens (see `PackedSamples`)."""
+        cls, sep, _ = self.special
+        key = cache.digest(self.fingerprint, "packed", sep, FORMAT)
+        stream = cache.get_or_make("packed", key, self._write_stream)["stream"]
+        return PackedSamples(stream, length, cls, cache.digest(key, cls, length))
+
+    def _write_stream(self, folder: Path) -> dict[str, Any]:
+        """`stream.npy`: the tokens of every row, each row followed by the token that ends a text."""
+        total = int(self.sizes.sum()) + len(self)
+        stream = np.lib.format.open_memmap(folder / "stream.npy", mode="w+", dtype=np.int32, shape=(total,))
+        at = 0
+        for i in range(0, len(self), CHUNK):
+            starts, sizes = self.starts[i : i + CHUNK], self.sizes[i : i + CHUNK]
+            ends = np.cumsum(sizes)
+            within = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+            tokens = self.tokens[np.repeat(starts, sizes) + within]
+            tokens = np.insert(tokens, ends, self.special[1])
+            stream[at : at + len(tokens)] = tokens
+            at += len(tokens)
+        stream.flush()
+        return {"tokens": total}
+
+
+class PackedSamples(Samples):
+    """Running text in full rows: texts joined by the token that ends one, cut every `length` - 1 tokens.
+
+    A row is the token that starts a text and the next `length` - 1 of the stream; nothing is padding, and the last
+    partial row is dropped. Raises `UserError` where the stream does not fill one row.
+    """
+
+    labels = None
+    classes = None
+
+    def __init__(self, stream: np.ndarray, length: int, cls_id: int, fingerprint: str, rows: np.ndarray | None = None):
+        step = length - 1
+        count = len(stream) // step if step > 0 else 0
+        if count == 0:
+            raise UserError(f"the texts have {len(stream)} tokens in all, less than one row of length {length}")
+        self.stream, self.length, self.cls_id, self.fingerprint = stream, length, cls_id, fingerprint
+        self.grid = stream[: count * step].reshape(count, step)
+        self.rows = np.arange(count) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+        """`tokens` int64 [B, length] and `index` int64 [B]."""
+        index = np.asarray(index, dtype=np.int64)
+        tokens = np.full((len(index), self.length), self.cls_id, dtype=np.int64)
+        tokens[:, 1:] = self.grid[self.rows[index]]
+        return {"tokens": torch.from_numpy(tokens), "index": torch.from_numpy(index)}
+
+    def subset(self, index: np.ndarray) -> PackedSamples:
+        fingerprint = cache.digest(self.fingerprint, np.asarray(index))
+        return PackedSamples(self.stream, self.length, self.cls_id, fingerprint, self.rows[index])
+
+
+def _content(source: Source) -> list[Any]:
+    """What the rows of a split depend on: the content, and how much of train is held out."""
+    return [source.fingerprint(), source.val_fraction, source.test_fraction]
+
+
+def _first_id(tokenizer: PreTrainedTokenizerBase, *roles: str) -> int:
+    for role in roles:
+        if (token_id := getattr(tokenizer, f"{role}_token_id")) is not None:
+            return token_id
+    raise UserError(f"the tokenizer has neither a {' nor a '.join(roles)} token; choose an encoder whose has one")
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder as its tokenizer.json says, whatever class wrote it: no code of a model is run."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+
+
+def _sample(texts: Sequence[Any] | np.ndarray, characters: int) -> list[str]:
+    """The texts, or a seeded random choice of about `characters` in all, in their order."""
+    sizes = np.array([len(text) for text in texts])
+    if sizes.sum() <= characters:
+        return list(texts)
+    order = np.random.default_rng(0).permutation(len(texts))
+    count = max(1, int(np.searchsorted(np.cumsum(sizes[order]), characters)))
+    return [texts[i] for i in np.sort(order[:count])]
+
+
+def _raw_to_npy(raw: Path, npy: Path, count: int) -> None:
+    """Put the header of an int32 array before numbers that were written as they came."""
+    with npy.open("wb") as f, raw.open("rb") as numbers:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(f, header)
+        shutil.copyfileobj(numbers, f, 1 << 20)
+    raw.unlink()
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, from the second second on; gives the function to report finished items to."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        progress = Progress(console=Console(stderr=True), transient=True)
+        task = progress.add_task(what, total=total)
+
+        def done(count: int) -> None:
+            progress.advance(task, count)
+            if not progress.live.is_started and time.monotonic() - started > 1:
+                stack.enter_context(progress)
+
+        yield done

@@ -1,0 +1,73 @@
+"""Views of text: which words are hidden."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslt.data.views import Views
+
+
+class MaskTokens(Views):
+    """Choose tokens to predict (Devlin et al., 2019): 15 % of a row, of these 80 % masked, 10 % random, 10 % kept.
+
+    Exactly K = round(rate · length) tokens a row are chosen, so that shapes are static (Geiping & Goldstein, 2023); special tokens
+    and padding are never chosen; a row with fewer real tokens has its surplus targets set to -100, which no loss counts.
+
+    whole_word: chosen tokens are taken word by word, until K; a word is a token and those that continue it.
+    """
+
+    modality = "text"
+
+    def __init__(self, rate: float, mask_share: float, random_share: float, whole_word: bool):
+        super().__init__()
+        self.rate, self.mask_share, self.random_share, self.whole_word = rate, mask_share, random_share, whole_word
+        self._special: Tensor | None = None
+        self._continues: Tensor | None = None
+
+    def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
+        tokens = batch["tokens"]
+        p = encoder.processor
+        special, continues = self._tables(p, tokens.device)
+        k = max(1, round(self.rate * tokens.shape[1]))
+        allowed = ~special[tokens]
+        if "mask" in batch:
+            allowed &= batch["mask"]
+            # rows are of different length: each gives its own 15 %, the widest row sets the shape
+            want = (self.rate * allowed.sum(1)).round().clamp(min=1)
+        else:
+            want = torch.full((len(tokens),), k, device=tokens.device)
+        score = torch.rand(tokens.shape, device=tokens.device)
+        if self.whole_word:
+            word = (~continues[tokens]).cumsum(1)
+            score = score.gather(1, word.clamp(max=tokens.shape[1] - 1))  # all tokens of a word share a draw
+            score = score + 1e-6 * word / tokens.shape[1]
+        score = score.masked_fill(~allowed, 2.0)
+        drawn, positions = score.topk(k, largest=False, sorted=True)
+        targets = tokens.gather(1, positions)
+        counted = (drawn < 1.5) & (torch.arange(k, device=tokens.device) < want.unsqueeze(1))
+        fate = torch.rand(targets.shape, device=tokens.device)
+        words = torch.randint(0, p.vocab_size, targets.shape, device=tokens.device)
+        shown = torch.where(fate < self.mask_share, p.mask_id, torch.where(fate < self.mask_share + self.random_share, words, targets))
+        masked = tokens.scatter(1, positions, torch.where(counted, shown, targets))
+        inputs = {"tokens": masked, **({"mask": batch["mask"]} if "mask" in batch else {})}
+        n = int(counted.sum()) if "mask" in batch else counted.numel()
+        return {**batch, "inputs": inputs, "positions": positions, "targets": targets.masked_fill(~counted, -100), "n_targets": n}
+
+    def _tables(self, processor: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._special is None or self._special.device != device:
+            import numpy as np
+
+            special = torch.zeros(processor.vocab_size, dtype=torch.bool)
+            special[torch.as_tensor(sorted(processor.special_ids))] = True
+            continues = np.zeros(processor.vocab_size, dtype=bool)
+            if self.whole_word:
+                from sslt.data.tokenizers import continues_word
+
+                found = continues_word(processor.tokenizer)
+                continues[: len(found)] = found
+            self._special, self._continues = special.to(device), torch.from_numpy(continues).to(device)
+        assert self._special is not None and self._continues is not None
+        return self._special, self._continues

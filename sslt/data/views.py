@@ -1,0 +1,31 @@
+"""What the objective sees of a batch: made for the whole batch at once, on its device, with parameters per sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+class Views(nn.Module):
+    """batch of prepared samples → batch with what an objective reads. `encoder` says what its inputs look like."""
+
+    modality: str | None = None  # None: any
+
+    def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class Plain(Views):
+    """The samples as they are, `n` times: `views` [n, B, ...].
+
+    With n=2 on text the two views differ by the encoder's dropout alone (SimCSE: Gao et al., 2021).
+    """
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.n = n
+
+    def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
+        inputs = encoder.inputs(batch)
+        return {**batch, "views": {k: x.unsqueeze(0).expand(self.n, *x.shape) for k, x in inputs.items()}}

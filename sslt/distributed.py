@@ -1,0 +1,175 @@
+"""Several processes as one: start-up, gathers that carry gradients, BatchNorm over all ranks.
+
+With one process every function here is the identity, so that callers need no branch.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def active() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    return dist.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if active() else 1
+
+
+def init(accelerator: str) -> None:
+    """Join the process group that the environment describes (WORLD_SIZE, RANK or LOCAL_RANK), if it does."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        os.environ.setdefault("RANK", os.environ.get("LOCAL_RANK", "0"))
+        if accelerator == "gpu":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group("nccl" if accelerator == "gpu" else "gloo")
+
+
+def close() -> None:
+    """Leave the process group."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if active():
+        dist.barrier()
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true on some rank."""
+    if not active():
+        return flag
+    t = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(t, dist.ReduceOp.MAX)
+    return bool(t.item())
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value` on every rank."""
+    if not active():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum over ranks, without gradient."""
+    if active():
+        dist.all_reduce(x := x.detach().clone())
+    return x
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows [N_r, ...] of all ranks in rank order, [ΣN_r, ...]; ranks may hold different numbers; no gradient."""
+    if not active():
+        return x
+    counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    sizes = [int(c) for c in counts]
+    padded = x.new_zeros((max(sizes), *x.shape[1:]))
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([p[:n] for p, n in zip(parts, sizes, strict=True)])
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous().clone()
+        dist.all_reduce(grad)  # every rank's loss depends on these rows
+        return grad.chunk(world_size())[rank()]
+
+
+class _SumWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        dist.all_reduce(out := x.detach().clone())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        dist.all_reduce(grad := grads[0].contiguous().clone())
+        return grad
+
+
+def gather(x: Tensor) -> Tensor:
+    """Equal-sized batches [B, ...] of all ranks in rank order, [W·B, ...], with gradient to every rank.
+
+    When each rank's loss is the mean over its own B rows and DDP averages gradients over ranks, the result is the
+    gradient of the mean over all W·B rows.
+    """
+    return cast(Tensor, _GatherWithGradient.apply(x)) if active() else x
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """The sum over ranks, with gradient."""
+    return cast(Tensor, _SumWithGradient.apply(x)) if active() else x
+
+
+class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm whose batch is that of all ranks, on any device.
+
+    torch's SyncBatchNorm refuses CPU tensors; this one needs only `all_reduce`. Mean and variance are reduced in two
+    passes, so that the variance does not suffer from cancellation. Ranks may hold different numbers of rows.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and active()):
+            return super().forward(input)
+        self._check_input_dim(input)
+        x = input.float()
+        dims = [0, *range(2, x.dim())]
+        shape = [1, -1, *([1] * (x.dim() - 2))]
+        rows = torch.full((1,), x.numel() / x.shape[1], dtype=x.dtype, device=x.device)
+        total = all_sum(torch.cat([x.sum(dims), rows]))
+        n = total[-1].detach()
+        mean = total[:-1] / n
+        centred = x - mean.view(shape)
+        var = all_sum((centred * centred).sum(dims)) / n
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                assert self.num_batches_tracked is not None
+                self.num_batches_tracked += 1
+                m = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), m)
+                self.running_var.lerp_((var * n / (n - 1)).to(self.running_var.dtype), m)
+        out = centred * torch.rsqrt(var.view(shape) + self.eps)
+        if self.affine:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(input.dtype)
+
+
+def span_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every BatchNorm inside `module` by one over all ranks, keeping parameters, buffers and subclass extras.
+
+    Subclasses that fuse an activation (timm's BatchNormAct2d) keep it: their normalisation alone is replaced.
+    """
+    for m in module.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, CrossRankBatchNorm):
+            if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+                m.__class__ = CrossRankBatchNorm
+            else:
+                raise TypeError(f"{type(m).__name__} cannot span ranks; set trainer.sync_batchnorm=false")
+    return module

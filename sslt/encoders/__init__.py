@@ -1,0 +1,1 @@
+"""What turns samples into features: the same interface for pixels and words."""

@@ -1,0 +1,147 @@
+"""The encoder's interface, and how one is written to and read from a folder."""
+
+from __future__ import annotations
+
+import abc
+import json
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sslt.errors import UserError
+
+FILE = "sslt.json"
+FORMAT = 1
+
+
+class Features(NamedTuple):
+    """What an encoder makes of a batch: `pooled` [B, D]; `tokens` [B, T, D]; `mask` [B, T], True where a token counts
+    (None: all of them)."""
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor | None = None
+
+
+class Encoder(nn.Module, abc.ABC):
+    """Samples → `Features`.
+
+    A subclass sets `modality` and `Processor` (which prepares samples for it), builds itself from a processor and plain
+    keyword arguments, and says where its blocks are. `args` are those arguments as plain data: with the processor and
+    the weights they are the whole encoder.
+    """
+
+    modality: ClassVar[str]
+    Processor: ClassVar[Any]
+
+    def __init__(self, processor: Any, **args: Any):
+        super().__init__()
+        self.processor = processor
+        self.args = args
+
+    dim: int
+
+    @abc.abstractmethod
+    def forward(self, inputs: dict[str, Tensor]) -> Features:
+        """Encode `inputs` as `inputs()` or a views module made them."""
+
+    @abc.abstractmethod
+    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `forward` takes, from a batch of prepared samples as they are, without augmentation."""
+
+    @abc.abstractmethod
+    def block_names(self) -> list[str]:
+        """Dotted names of the blocks, from input to output."""
+
+    # ---------------------------------------------------------------- layers in order
+    @property
+    def depth(self) -> int:
+        """Number of blocks; groups run from 0 (what comes before the first block) to depth."""
+        return len(self.block_names())
+
+    def group_of(self) -> dict[str, int]:
+        """Dotted name of every module, parameter and buffer → its group.
+
+        Group 0 is what stands before the first block (stem, embeddings), group i the i-th block; what follows the last
+        block (a final norm) moves with it.
+        """
+        blocks = self.block_names()
+        groups: dict[str, int] = {}
+        order = {n: i for i, (n, _) in enumerate(self.named_modules())}
+        tensors = [n for n, _ in (*self.named_parameters(), *self.named_buffers())]
+        first_block = min((order[b] for b in blocks if b in order), default=0)
+        for name in [*order, *tensors]:
+            owner = name
+            while owner not in order:
+                owner = owner.rpartition(".")[0]
+            inside = next((i + 1 for i, b in enumerate(blocks) if name == b or name.startswith(b + ".")), None)
+            if inside is not None:
+                groups[name] = inside
+            elif any(b.startswith(owner + ".") or owner == "" for b in blocks):
+                groups[name] = 0  # a container of blocks, and its own parameters (class token, positions)
+            else:
+                groups[name] = len(blocks) if order[owner] > first_block else 0
+        return groups
+
+    # ---------------------------------------------------------------- folders
+    def save(self, folder: Path, card: str = "") -> None:
+        """Write the encoder: weights (safetensors), plain config, processor, model card."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save_weights(folder)
+        cls = type(self)
+        about = {
+            "format": FORMAT,
+            "_target_": f"{cls.__module__}.{cls.__qualname__}",
+            "args": self.args,
+            "modality": self.modality,
+            "dim": self.dim,
+            "processor": self.processor_config(folder),
+        }
+        (folder / FILE).write_text(json.dumps(about, indent=1) + "\n")
+        (folder / "README.md").write_text(card or f"# {cls.__name__}\n")
+
+    @abc.abstractmethod
+    def save_weights(self, folder: Path) -> None:
+        """Write the weights (and the library's own config) in the format of the library the model comes from."""
+
+    @abc.abstractmethod
+    def load_weights(self, folder: Path) -> None:
+        """Read what `save_weights` wrote."""
+
+    @abc.abstractmethod
+    def processor_config(self, folder: Path) -> dict[str, Any]:
+        """Save the processor; returns what `load_processor` needs beside the folder."""
+
+    @classmethod
+    @abc.abstractmethod
+    def load_processor(cls, folder: Path, config: dict[str, Any]) -> Any:
+        """The processor that `processor_config` saved."""
+
+
+def pool_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of tokens [B, T, D] over the True positions of mask [B, T] → [B, D]."""
+    if mask is None:
+        return tokens.mean(1)
+    weight = mask.to(tokens.dtype).unsqueeze(-1)
+    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Digest of an encoder's weights, arguments and kind: the key of everything computed by it."""
+    from sslt.data.cache import digest
+
+    parts: list[Any] = [type(encoder).__qualname__, encoder.args]
+    for name, tensor in sorted(encoder.state_dict().items()):
+        parts += [name, tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy()]
+    return digest(*parts)
+
+
+def require(modality: str, source: Any, what: str) -> None:
+    """Raise `UserError` if a source is of another modality than what is to read it."""
+    if source.modality != modality:
+        other = {"image": "images", "text": "text"}
+        raise UserError(
+            f"{what} reads {other[modality]}, but {source.name} holds {other[source.modality]}: choose another data= or encoder="
+        )

@@ -1,0 +1,189 @@
+"""Image encoders: any model of timm or torchvision by name, with a stem that suits small images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslt.data.image_processor import ImageProcessor
+from sslt.encoders.base import Encoder, Features, require
+from sslt.errors import UserError, nearest
+
+WEIGHTS = "model.safetensors"
+
+
+class ImageEncoder(Encoder):
+    """A timm model without its classifier (Wightman, 2019).
+
+    name: a timm architecture, or `torchvision/NAME`. args: keyword arguments of the model, e.g. channels, layers.
+    stem: "standard", or "small" (3×3 convolution of stride 1, no pooling: Chen et al. 2020, B.9, for 32×32 images).
+    fixed_size: the model is built for one image size (a ViT's position embeddings).
+    pretrained: start from the library's published weights (needs a network or a filled cache).
+    """
+
+    modality = "image"
+    Processor = ImageProcessor
+
+    def __init__(
+        self,
+        processor: ImageProcessor,
+        name: str,
+        args: dict[str, Any],
+        stem: str,
+        fixed_size: bool,
+        pretrained: bool = False,
+    ):
+        super().__init__(processor, name=name, args=args, stem=stem, fixed_size=fixed_size)
+        given = dict(args)
+        if fixed_size:
+            given["img_size"] = processor.size
+        self.model = _create(name, processor.channels, given, pretrained)
+        if stem == "small":
+            _small_stem(self.model, name)
+        elif stem != "standard":
+            raise UserError(f"encoder.stem={stem}{nearest(stem, ['small', 'standard'])}")
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dim = int(self.model.num_features)
+
+    @classmethod
+    def build(cls, source: Any, processor: dict[str, Any], **args: Any) -> ImageEncoder:
+        """An encoder for `source`'s images, unless `processor` says another size or number of channels."""
+        require("image", source, f"encoder {args.get('name')}")
+        return cls(ImageProcessor.fit(source, **processor), **args)
+
+    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"image": self.processor.normalize(batch["image"])}
+
+    def forward(self, inputs: dict[str, Tensor]) -> Features:
+        x = self.model.forward_features(inputs["image"])
+        pooled = self.model.forward_head(x, pre_logits=True)
+        if x.dim() == 4:
+            tokens = x.flatten(2).transpose(1, 2)
+        else:
+            tokens = x[:, getattr(self.model, "num_prefix_tokens", 0) :]
+        return Features(pooled, tokens)
+
+    def block_names(self) -> list[str]:
+        names = []
+        for stage in ("blocks", "stages", "features", "layer1", "layer2", "layer3", "layer4"):
+            module = getattr(self.model, stage, None)
+            if not isinstance(module, nn.Module):
+                continue
+            for child, inner in module.named_children():
+                blocks = getattr(inner, "blocks", None)
+                if isinstance(blocks, nn.Module):
+                    names += [f"model.{stage}.{child}.blocks.{b}" for b, _ in blocks.named_children()]
+                elif isinstance(inner, nn.Sequential) and stage == "blocks":
+                    names += [f"model.{stage}.{child}.{b}" for b, _ in inner.named_children()]
+                else:
+                    names.append(f"model.{stage}.{child}")
+        return names
+
+    def save_weights(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        if not self.args["name"].startswith("torchvision/"):
+            p = self.processor
+            about = {
+                "architecture": self.args["name"],
+                "num_classes": 0,
+                "num_features": self.dim,
+                "model_args": {**self.args["args"], "in_chans": p.channels, **({"img_size": p.size} if self.args["fixed_size"] else {})},
+                "pretrained_cfg": {
+                    "input_size": [p.channels, p.size, p.size], "mean": list(p.mean), "std": list(p.std),
+                    "num_classes": 0, "interpolation": "bilinear", "crop_pct": 1.0,
+                },
+            }  # fmt: skip
+            (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+
+    def load_weights(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        try:
+            self.model.load_state_dict(load_file(folder / WEIGHTS))
+        except (RuntimeError, FileNotFoundError, OSError) as e:
+            raise UserError(f"{folder}: the weights do not fit the encoder's config ({str(e).splitlines()[0]})") from e
+
+    def processor_config(self, folder: Path) -> dict[str, Any]:
+        return self.processor.config()
+
+    @classmethod
+    def load_processor(cls, folder: Path, config: dict[str, Any]) -> ImageProcessor:
+        return ImageProcessor(**config)
+
+
+def _create(name: str, channels: int, args: dict[str, Any], pretrained: bool) -> nn.Module:
+    import timm
+
+    if name.startswith("torchvision/"):
+        return _TorchvisionModel(name.partition("/")[2], channels, args, pretrained)
+    name = name.removeprefix("timm/")
+    if not name.startswith("local-dir:") and not timm.is_model(name):
+        raise UserError(f"encoder '{name}' is no timm model{nearest(name, timm.list_models())}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **args)
+    except TypeError as e:
+        raise UserError(f"encoder {name}: {e}") from e
+    except Exception as e:
+        if pretrained:
+            raise UserError(_offline(name, e)) from e
+        raise
+
+
+def _offline(name: str, e: Exception) -> str:
+    return (
+        f"the published weights of '{name}' cannot be had ({type(e).__name__}): this machine is offline or they do not exist. "
+        f"Copy the model's folder here and say from=FOLDER, or fill the hub cache ($HF_HOME, $TORCH_HOME)"
+    )
+
+
+class _TorchvisionModel(nn.Module):
+    """A torchvision model, cut before its classifier, behind timm's two-step forward."""
+
+    def __init__(self, name: str, channels: int, args: dict[str, Any], pretrained: bool):
+        super().__init__()
+        import torchvision
+
+        try:
+            net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **args)
+        except ValueError as e:
+            raise UserError(f"encoder '{name}' is no torchvision model{nearest(name, torchvision.models.list_models())}") from e
+        except Exception as e:
+            raise UserError(_offline(name, e)) from e
+        if not isinstance(net, torchvision.models.ResNet):
+            raise UserError(f"torchvision/{name}: only its ResNets are read; timm has the same families: encoder.name={name}")
+        if channels != 3:
+            net.conv1 = _adapt_channels(net.conv1, channels)
+        self.num_features = net.fc.in_features
+        for child, module in net.named_children():
+            if child not in ("avgpool", "fc"):
+                setattr(self, child, module)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:
+        return x.mean((2, 3))
+
+
+def _adapt_channels(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """The same convolution for another number of input channels; weights are averaged over the old ones."""
+    new = nn.Conv2d(channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)  # type: ignore[arg-type]
+    new.weight.data = conv.weight.data.mean(1, keepdim=True).repeat(1, channels, 1, 1) * (conv.in_channels / channels)
+    return new
+
+
+def _small_stem(model: Any, name: str) -> None:
+    conv = getattr(model, "conv1", None)
+    if not isinstance(conv, nn.Conv2d) or not hasattr(model, "maxpool"):
+        raise UserError(f"encoder.stem=small is for ResNets; {name} has another stem: set encoder.stem=standard")
+    model.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()

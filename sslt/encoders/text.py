@@ -1,0 +1,130 @@
+"""Text encoders: any Hugging Face encoder, from its config or from existing weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sslt.data.text_processor import TextProcessor
+from sslt.encoders.base import Encoder, Features, pool_mean, require
+from sslt.errors import UserError, nearest
+
+
+class TextEncoder(Encoder):
+    """A transformers encoder (BERT: Devlin et al., 2019) without its task head.
+
+    model_type: transformers' name of the family (bert, roberta, distilbert, …). config: values of that family's config;
+    vocabulary and special tokens are the tokenizer's. pooling: "mean" over the real tokens, or "cls", the first token.
+    """
+
+    modality = "text"
+    Processor = TextProcessor
+
+    def __init__(
+        self, processor: TextProcessor, model_type: str, config: dict[str, Any], pooling: str, model: nn.Module | None = None
+    ):
+        super().__init__(processor, model_type=model_type, config=config, pooling=pooling)
+        if pooling not in ("mean", "cls"):
+            raise UserError(f"encoder.pooling={pooling}{nearest(pooling, ['mean', 'cls'])}")
+        self.model: Any = model if model is not None else _create(processor, model_type, config)
+        self.dim = int(self.model.config.hidden_size)
+        self.pooling = pooling
+
+    @classmethod
+    def build(cls, source: Any, processor: dict[str, Any], **args: Any) -> TextEncoder:
+        """An encoder whose tokenizer is trained on `source`."""
+        require("text", source, f"encoder {args.get('model_type')}")
+        return cls(TextProcessor.fit(source, **processor), **args)
+
+    @classmethod
+    def from_hub(cls, folder: str, max_length: int | None = None, pooling: str = "mean") -> TextEncoder:
+        """A Hugging Face folder or hub id; nothing of it is executed (no remote code, safetensors before pickle)."""
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModel.from_pretrained(folder, trust_remote_code=False, weights_only=True, **_no_pooler(folder))
+        except (OSError, ValueError) as e:
+            raise UserError(
+                f"from={folder}: no Hugging Face model can be read there ({str(e).splitlines()[0]}). "
+                f"Offline, copy the model's folder here and give its path"
+            ) from e
+        longest = int(getattr(model.config, "max_position_embeddings", 512))
+        if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
+            longest -= 2  # positions start after the padding index
+        wanted = min(max_length or 128, longest)
+        config = {k: v for k, v in model.config.to_diff_dict().items() if isinstance(v, (int, float, str, bool))}
+        return cls(TextProcessor(tokenizer, wanted), model.config.model_type, config, pooling, model)
+
+    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: batch[k] for k in ("tokens", "mask") if k in batch}
+
+    def forward(self, inputs: dict[str, Tensor]) -> Features:
+        mask = inputs.get("mask")
+        out = self.model(input_ids=inputs["tokens"], attention_mask=None if mask is None else mask.long())
+        tokens = out.last_hidden_state
+        return Features(tokens[:, 0] if self.pooling == "cls" else pool_mean(tokens, mask), tokens, mask)
+
+    @property
+    def token_embeddings(self) -> nn.Embedding:
+        """The input embeddings [V, D], to which a language-model head ties its weights."""
+        return self.model.get_input_embeddings()
+
+    def block_names(self) -> list[str]:
+        names = [n for n, m in self.named_modules() if isinstance(m, nn.ModuleList) and n.rpartition(".")[2] in ("layer", "layers", "h", "block")]
+        if not names:
+            return []
+        return [f"{names[0]}.{i}" for i in range(len(self.get_submodule(names[0])))]  # type: ignore[arg-type]
+
+    def save_weights(self, folder: Path) -> None:
+        from transformers.utils import logging
+
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        self.model.save_pretrained(folder)
+        if bars:
+            logging.enable_progress_bar()
+
+    def load_weights(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        try:
+            self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (RuntimeError, FileNotFoundError, OSError) as e:
+            raise UserError(f"{folder}: the weights do not fit the encoder's config ({str(e).splitlines()[0]})") from e
+
+    def processor_config(self, folder: Path) -> dict[str, Any]:
+        self.processor.save(folder)
+        return {}
+
+    @classmethod
+    def load_processor(cls, folder: Path, config: dict[str, Any]) -> TextProcessor:
+        return TextProcessor.load(folder)
+
+
+def _no_pooler(folder: str) -> dict[str, Any]:
+    """BERT's pooler is a head of its pretraining: unused here, and without a gradient it would stop DDP."""
+    from transformers import AutoConfig
+
+    family = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+    return {"add_pooling_layer": False} if family in ("bert", "roberta", "xlm-roberta", "camembert", "electra") else {}
+
+
+def _create(processor: TextProcessor, model_type: str, config: dict[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        made = AutoConfig.for_model(model_type, **{**config, "vocab_size": processor.vocab_size})
+    except ValueError as e:
+        raise UserError(f"encoder.model_type={model_type}: transformers knows no such family") from e
+    longest = getattr(made, "max_position_embeddings", None)
+    if longest is not None and processor.max_length > longest:
+        raise UserError(
+            f"encoder.processor.max_length={processor.max_length} is more than the model's {longest} positions: "
+            f"raise encoder.config.max_position_embeddings too"
+        )
+    made.pad_token_id = processor.tokenizer.pad_token_id
+    extra = {"add_pooling_layer": False} if model_type in ("bert", "roberta") else {}
+    return AutoModel.from_config(made, **extra)

@@ -1,0 +1,22 @@
+"""The one exception for what a user can mend, and the one way to propose a nearest name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user asked for: the message says what is wrong, where, and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the valid name closest to `name`, or the list of valid names, or nothing."""
+    names = sorted({str(n) for n in names})
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; there is: {', '.join(names)}" if 0 < len(names) <= 30 else ""

@@ -1,0 +1,1 @@
+"""Measures of predictions and of features, as pure functions on tensors."""

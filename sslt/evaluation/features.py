@@ -1,0 +1,102 @@
+"""One pass of an encoder over a split, shared by everything that measures it, and kept on disk by content."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sslt import distributed, precision
+from sslt.data import cache
+from sslt.data.base import Samples
+from sslt.encoders.base import Encoder, fingerprint
+
+FORMAT = 1
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every submodule has the mode it had (frozen ones stay frozen)."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def encode(encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = "auto") -> Tensor:
+    """Pooled features [N, D], float32 on the CPU, in the order of the samples. Ranks share the work; all get the result."""
+    return _over_batches(encoder, samples, device, batch_size, number_format, lambda inputs: encoder(inputs).pooled)
+
+
+def logits_of(
+    encoder: Encoder, objective: Any, samples: Samples, device: torch.device, batch_size: int, number_format: str = "auto"
+) -> Tensor:
+    """Logits [N, C] (float32, CPU) of a classification objective, in the order of the samples."""
+    with evaluating(objective):
+        return _over_batches(
+            encoder, samples, device, batch_size, number_format, lambda inputs: objective.logits(encoder(inputs).pooled)
+        )
+
+
+def _over_batches(
+    encoder: Encoder,
+    samples: Samples,
+    device: torch.device,
+    batch_size: int,
+    number_format: str,
+    compute: Callable[[dict[str, Tensor]], Tensor],
+) -> Tensor:
+    rank, world = distributed.rank(), distributed.world_size()
+    rows, parts = [], []
+    encoder.to(device)
+    with evaluating(encoder), precision.autocast(device, number_format):
+        for i, index in enumerate(samples.ordered_batches(batch_size)):
+            if i % world == rank:
+                batch = {k: v.to(device, non_blocking=True) for k, v in samples.batch(index).items()}
+                parts.append(compute(encoder.inputs(batch)).float())
+                rows.append(torch.from_numpy(np.ascontiguousarray(index)))
+    if world > 1:
+        width = torch.tensor([parts[0].shape[1] if parts else 0], device=device)
+        torch.distributed.all_reduce(width, torch.distributed.ReduceOp.MAX)
+        values = torch.cat(parts) if parts else torch.empty(0, int(width), device=device)
+        order = torch.cat(rows).to(device) if rows else torch.empty(0, dtype=torch.long, device=device)
+        values, order = distributed.gather_rows(values), distributed.gather_rows(order)
+    else:
+        values, order = torch.cat(parts), torch.cat(rows)
+    out = torch.empty_like(values, device="cpu")
+    out[order.cpu()] = values.cpu()
+    return out
+
+
+def cached_features(
+    encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = "auto", key: str | None = None
+) -> Tensor:
+    """`encode`, kept on disk under a key of the encoder's weights, the samples' content and the number format.
+
+    key: `fingerprint(encoder)`, where the caller has it already.
+    """
+    name = precision.resolve(number_format, "gpu" if device.type == "cuda" else "cpu")
+    entry_key = cache.digest(key or fingerprint(encoder), samples.fingerprint, name, FORMAT)
+    place = cache.cache_dir() / "features" / entry_key
+    there = distributed.broadcast_object((place / "meta.json").exists())
+    if there:
+        return torch.from_numpy(np.array(cache.Entry(place)["features"]))
+    x = encode(encoder, samples, device, batch_size, number_format)
+
+    def make(folder: Path) -> dict[str, Any]:
+        np.save(folder / "features.npy", x.numpy())
+        return {"n": len(x), "dim": x.shape[1]}
+
+    if distributed.rank() == 0:
+        cache.get_or_make("features", entry_key, make)
+    distributed.barrier()
+    return x

@@ -1,0 +1,261 @@
+"""Run one verb in one run folder: status, logs, helper processes, and which errors are whose."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sslt.errors import UserError
+from sslt.runs import Run
+
+log = logging.getLogger("sslt")
+
+
+class Interrupted(Exception):
+    """The user or the scheduler stopped a run at a step; its checkpoint is written."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped at step {step}")
+        self.step = step
+
+
+def execute(verb: str, cfg: Any, folder: Path, overrides: list[str], config_dir: str | None = None, resuming: bool = False) -> int:
+    """Run `verb` with a checked config in `folder`; returns the exit code."""
+    from sslt.data import cache
+
+    run = Run(folder)
+    if resuming and run.finished:
+        print(f"{run} is finished already")
+        return 0
+    cache.set_cache_dir(cfg.cache_dir)
+    run.start(verb, cfg, overrides)
+    with _logs(run), _status(run) as status:
+        if verb == "run":
+            from sslt.chain import run_chain
+
+            status["code"] = run_chain(cfg, run, config_dir, resuming)
+        else:
+            perform(verb, cfg, run)
+        extra = str(cfg.get("compare") or "")
+        if extra and verb == "finetune":
+            from sslt.stages.compare import compare
+
+            compare(cfg, run, overrides)
+    return int(status.get("code", 0))
+
+
+def perform(verb: str, cfg: Any, run: Run) -> None:
+    """Run a stage, with helper processes beside it when `trainer.devices` asks for them."""
+    world = devices(cfg.trainer)
+    if world > 1 and "LOCAL_RANK" not in os.environ:
+        with _workers(verb, cfg, run, world):
+            stage(verb, cfg, run)
+    else:
+        stage(verb, cfg, run)
+
+
+def stage(verb: str, cfg: Any, run: Run) -> None:
+    """What every process of a run does."""
+    _quiet_libraries()
+    import torch
+
+    from sslt import distributed
+
+    distributed.init(accelerator(cfg.trainer))
+    torch.manual_seed(int(cfg.seed))
+    if accelerator(cfg.trainer) == "gpu":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    try:
+        importlib.import_module(f"sslt.stages.{verb}").main(cfg, run)
+        distributed.barrier()
+    finally:
+        distributed.close()
+
+
+# -------------------------------------------------------------------- devices and processes
+def accelerator(trainer: Any) -> str:
+    """ "gpu" or "cpu", "auto" resolved."""
+    name = str(trainer.accelerator)
+    if name not in ("auto", "cpu", "gpu", "cuda"):
+        raise UserError(f"trainer.accelerator={name}: sslt trains on cpu or gpu (auto takes a gpu where there is one)")
+    if name == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "gpu"
+    if name == "auto":
+        return "cpu"
+    raise UserError(f"trainer.accelerator={name}: torch finds no GPU on this machine; set trainer.accelerator=cpu")
+
+
+def devices(trainer: Any) -> int:
+    """How many processes train: `trainer.devices`, where auto is every GPU, or one process on a CPU."""
+    wanted = trainer.devices
+    if wanted == "auto" or wanted == -1:
+        if accelerator(trainer) == "cpu":
+            return 1
+        import torch
+
+        return torch.cuda.device_count()
+    try:
+        n = int(wanted)
+    except (TypeError, ValueError):
+        n = 0
+    if n < 1:
+        raise UserError(f"trainer.devices={wanted}: give a number of devices, or auto")
+    if n > 1 and accelerator(trainer) == "gpu":
+        import torch
+
+        if n > torch.cuda.device_count():
+            raise UserError(f"trainer.devices={n}, but this machine has {torch.cuda.device_count()} GPUs")
+    return n
+
+
+@contextlib.contextmanager
+def _workers(verb: str, cfg: Any, run: Run, world: int) -> Iterator[None]:
+    """Start ranks 1…world-1 as processes of their own, and be rank 0.
+
+    They get the composed config by a file, not by repeating the command line: so a sweep, a changed working folder or
+    a time stamp in a path cannot make them do something else than rank 0.
+    """
+    from omegaconf import OmegaConf
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
+    if "OMP_NUM_THREADS" not in os.environ and accelerator(cfg.trainer) == "cpu":
+        shared["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // world))
+    (run / "logs").mkdir(exist_ok=True)
+    handed = run / "logs" / "workers.yaml"
+    handed.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    processes = []
+    for r in range(1, world):
+        with (run / "logs" / f"rank{r}.log").open("a") as out:
+            env = {**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}
+            command = [sys.executable, "-m", "sslt.worker", verb, str(handed), str(run.path.absolute())]
+            processes.append(subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT))
+    mine = {**shared, "RANK": "0", "LOCAL_RANK": "0"}
+    old = {k: os.environ.get(k) for k in mine}
+    os.environ.update(mine)
+    if "OMP_NUM_THREADS" in shared:
+        import torch
+
+        torch.set_num_threads(int(shared["OMP_NUM_THREADS"]))
+    threading.Thread(target=_watch, args=(processes, run), daemon=True).start()
+    try:
+        yield
+        for p in processes:
+            p.wait(60)
+    finally:
+        for p in processes:
+            if p.poll() is None:
+                p.terminate()
+        for k, v in old.items():
+            os.environ.pop(k, None)
+            if v is not None:
+                os.environ[k] = v
+
+
+def _watch(processes: list[subprocess.Popen], run: Run) -> None:
+    """If a worker dies, rank 0 would wait for it for ever: end it, naming the worker's log."""
+    while any(p.poll() is None for p in processes):
+        bad = next((i for i, p in enumerate(processes, 1) if p.poll() not in (None, 0)), None)
+        if bad is not None:
+            time.sleep(20)  # rank 0 usually fails by itself, with the same error and a better message
+            print(f"sslt: rank {bad} ended with code {processes[bad - 1].returncode}; see {run}/logs/rank{bad}.log", file=sys.stderr)
+            for p in processes:
+                p.kill()
+            run.update(status="failed")
+            os._exit(1)
+        time.sleep(1)
+
+
+# -------------------------------------------------------------------- status, logs
+@contextlib.contextmanager
+def _status(run: Run) -> Iterator[dict[str, Any]]:
+    from sslt.runs import now
+
+    box: dict[str, Any] = {}
+    try:
+        yield box
+        run.update(status="interrupted" if box.get("code") else "finished", ended=now())
+    except Interrupted as e:
+        run.update(status="interrupted", ended=now())
+        verb = run.info.get("verb")
+        print(f"sslt: stopped at step {e.step}; go on with: sslt {verb} resume={run}", file=sys.stderr)
+        box["code"] = 130
+    except KeyboardInterrupt:
+        run.update(status="interrupted", ended=now())
+        raise
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            run.update(status="failed", error=f"{type(e).__name__}: {e}", ended=now())
+        full = _find(e, lambda x: isinstance(x, OSError) and x.errno in (errno.ENOSPC, errno.EDQUOT))
+        if full is not None:
+            raise UserError(f"the disk is full ({getattr(full, 'filename', None) or run}): free some space, then go on with resume={run}") from e
+        mine = _find(e, lambda x: isinstance(x, UserError))
+        if mine is not None:
+            raise mine from None
+        if _find(e, lambda x: "out of memory" in str(x).lower()):
+            raise UserError("out of memory: lower batch_size, or set trainer.accumulate_grad_batches=2") from e
+        raise
+
+
+def _find(e: BaseException | None, wanted: Any) -> BaseException | None:
+    while e is not None:
+        if wanted(e):
+            return e
+        e = e.__cause__ or e.__context__
+    return None
+
+
+class _ConsoleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}"
+
+
+@contextlib.contextmanager
+def _logs(run: Run, console: bool = True) -> Iterator[None]:
+    """Messages of sslt go to the terminal and, with times, to logs/sslt.log."""
+    (run / "logs").mkdir(parents=True, exist_ok=True)
+    to_file = logging.FileHandler(run / "logs" / "sslt.log")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handlers: list[logging.Handler] = [to_file]
+    if console:
+        to_terminal = logging.StreamHandler(sys.stderr)
+        to_terminal.setFormatter(_ConsoleFormatter())
+        handlers.append(to_terminal)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    old, log.handlers = log.handlers, handlers
+    try:
+        yield
+    finally:
+        log.handlers = old
+        to_file.close()
+
+
+def _quiet_libraries() -> None:
+    """What libraries say to their own developers is not for ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for module in ("pytorch_lightning", "lightning_fabric", "torch", "timm", "transformers", "lightning_utilities"):
+        warnings.filterwarnings("ignore", module=module)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

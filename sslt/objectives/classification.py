@@ -1,0 +1,37 @@
+"""Supervised classification."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslt.encoders.base import Encoder
+from sslt.objectives.base import Loss, Objective, encode_views, n_views
+
+
+class Classification(Objective):
+    """Cross-entropy of a linear head on the pooled features.
+
+    Reads `views` [V, B, ...] and `label` [B]. dropout: on the features. label_smoothing: Szegedy et al. (2016), section 7.
+    """
+
+    def __init__(self, encoder: Encoder, n_classes: int, dropout: float, label_smoothing: float):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(encoder.dim, n_classes)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, encoder: Encoder, batch: dict) -> Loss:
+        labels = batch["label"].repeat(n_views(batch["views"]))
+        logits = self.head(self.dropout(encode_views(encoder, batch["views"]).pooled)).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        with torch.no_grad():
+            accuracy = (logits.argmax(-1) == labels).float().mean()
+        return Loss(loss, len(labels), {"accuracy": accuracy})
+
+    def logits(self, pooled: Tensor) -> Tensor:
+        """Scores [B, C] of pooled features [B, D]."""
+        return self.head(pooled.to(self.head.weight.dtype))

@@ -1,0 +1,56 @@
+"""The model card that lies beside an encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sslt.runs import Run
+
+
+def model_card(run: Run, encoder: Any, cfg: Any, source: Any, metrics: dict[str, Any]) -> str:
+    """What the encoder is, what it was trained on and how, how it is used, in Markdown."""
+    info = run.info
+    command = (run / "command.txt").read_text().splitlines()[-1] if (run / "command.txt").exists() else ""
+    numbers = "\n".join(f"| {k} | {v:.4g} |" for k, v in sorted(metrics.items()) if isinstance(v, (int, float)) and "class/" not in k)
+    name = encoder.args.get("name") or encoder.args.get("model_type") or type(encoder).__name__
+    library = _usage(encoder)
+    return f"""# {name}, {info.get("verb", "made")}ed on {source.name}
+
+{encoder.modality} encoder, {encoder.dim} features, {sum(p.numel() for p in encoder.parameters()):,} parameters.
+
+- made by: `{command}`
+- data: {source.name} (content {source.fingerprint()})
+- started from: {cfg["from"] or "random weights"}, seed {cfg.seed}
+- date: {info.get("started", "")}
+
+## Use
+
+    sslt evaluate from=FOLDER
+    sslt finetune +target=NAME from=FOLDER
+
+{library}
+
+## Numbers at the end of training
+
+| | |
+|---|---|
+{numbers}
+
+Intended use: features and fine-tuning for data like the above. What the data lack, or hold against somebody, the encoder has learned too.
+"""
+
+
+def _usage(encoder: Any) -> str:
+    if encoder.modality == "text":
+        return "    transformers.AutoModel.from_pretrained(FOLDER); transformers.AutoTokenizer.from_pretrained(FOLDER)"
+    if str(encoder.args.get("name", "")).startswith("torchvision/"):
+        return "Weights: `model.safetensors`, in torchvision's names without the classifier."
+    if encoder.args.get("stem") == "small":
+        return (
+            "The weights carry timm's names. The stem is a 3×3 convolution of stride 1 without pooling, which timm's model gets by\n\n"
+            f"    model = timm.create_model({encoder.args['name']!r}, num_classes=0, in_chans={encoder.processor.channels}, **{encoder.args['args']!r})\n"
+            f"    model.conv1 = torch.nn.Conv2d({encoder.processor.channels}, model.conv1.out_channels, 3, 1, 1, bias=False)\n"
+            "    model.maxpool = torch.nn.Identity()\n"
+            "    model.load_state_dict(safetensors.torch.load_file('model.safetensors'))"
+        )
+    return '    timm.create_model("local-dir:FOLDER", pretrained=True)'

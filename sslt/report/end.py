@@ -1,0 +1,63 @@
+"""The end of a run: its pictures, a small table, and what to type next."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+from sslt.runs import Run
+
+log = logging.getLogger("sslt")
+
+
+def write_plots(run: Run, learner: Any) -> None:
+    """The curves, and one batch of the views that the encoder really saw. A picture that fails never fails a run."""
+    if not run.is_main:
+        return
+    (run / "plots").mkdir(exist_ok=True)
+    with _reported("curves"):
+        from sslt.report.plots import curves
+
+        curves(run / "metrics.csv", run / "plots" / "curves.png")
+    for name, views in (learner.first_views or {}).items():
+        with _reported("views"):
+            if "image" in views:
+                from sslt.data.image_views import to_pixels
+                from sslt.report.plots import views_grid
+
+                p = learner.encoder.processor
+                shown = to_pixels(views["image"][:, :12].cpu(), list(p.mean), list(p.std))
+                views_grid(shown, run / "plots" / f"views_{name}.png")
+            elif "tokens" in views:
+                _write_texts(run, learner.encoder.processor.tokenizer, views["tokens"], name)
+
+
+def _write_texts(run: Run, tokenizer: Any, tokens: Any, name: str) -> None:
+    """The first rows of text as the encoder saw them; tokens [B, L], or [V, B, L] for views."""
+    rows = tokens.reshape(-1, tokens.shape[-1])[:8].cpu()
+    shown = "\n\n".join(tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in rows)
+    (run / "plots" / f"views_{name}.txt").write_text(shown + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _reported(what: str) -> Any:
+    try:
+        yield
+    except Exception as e:  # a picture is never worth a run
+        log.warning("the picture of the %s could not be drawn: %s", what, e)
+
+
+def say_next(run: Run, metrics: dict[str, Any], commands: list[str]) -> None:
+    """Print the headline numbers, where everything lies, and the next command to type."""
+    if not run.is_main:
+        return
+    from sslt.report.tables import print_table, summary
+
+    rows = summary(metrics)
+    if rows:
+        print_table(str(run), rows)
+    where = [p for p in ("metrics.json", "plots/", "encoder/") if (run / p).exists()]
+    print(f"{run}: {', '.join(where)}")
+    for command in commands:
+        print(f"  next: {command}")

@@ -1,0 +1,191 @@
+"""The run folder: what one command leaves behind, written so that nothing in it is ever lost or executed.
+
+    config.yaml      the resolved config            run.json      verb, status, parents, data fingerprint
+    command.txt      what was typed, every time     versions.json python, packages, machine
+    metrics.json     flat final numbers             metrics.csv   curves, one scalar a line
+    logs/            text logs, one a rank          plots/        pictures
+    checkpoints/     last.ckpt (resume=)            encoder/      the result (from=)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sslt.errors import UserError
+
+RUN_FILE = "run.json"
+
+
+class Run:
+    """A run folder. `is_main` is true on the one process that writes into it."""
+
+    def __init__(self, path: str | os.PathLike[str], is_main: bool = True):
+        self.path = Path(path)
+        self.is_main = is_main
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def __str__(self) -> str:
+        return display(self.path)
+
+    # ---------------------------------------------------------------- identity and status
+    @property
+    def info(self) -> dict[str, Any]:
+        """What run.json says."""
+        return read_json(self.path / RUN_FILE)
+
+    def update(self, **values: Any) -> None:
+        """Set keys of run.json."""
+        if self.is_main:
+            write_json(self.path / RUN_FILE, {**self.info, **values})
+
+    @property
+    def finished(self) -> bool:
+        return self.info.get("status") == "finished"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.json says."""
+        return read_json(self.path / "metrics.json")
+
+    def add_metrics(self, values: dict[str, Any]) -> None:
+        """Add to metrics.json; keys given again are replaced."""
+        if self.is_main:
+            write_json(self.path / "metrics.json", {**self.metrics, **values})
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The newest whole checkpoint."""
+        last = self.path / "checkpoints" / "last.ckpt"
+        return last if last.is_file() else None
+
+    @property
+    def config(self) -> Any:
+        """The resolved config, as plain data in a DictConfig."""
+        from omegaconf import OmegaConf
+
+        return OmegaConf.load(self.path / "config.yaml")
+
+    def start(self, verb: str, config: Any, overrides: list[str]) -> None:
+        """Fill a new folder, or note in an existing one that it goes on."""
+        from omegaconf import OmegaConf
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "command.txt").open("a") as f:
+            f.write(shlex.join(["sslt", verb, *overrides]) + "\n")
+        if self.info:
+            self.update(status="running", resumed=[*self.info.get("resumed", []), now()])
+            return
+        resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+        (self.path / "config.yaml").write_text(OmegaConf.to_yaml(resolved))
+        write_json(self.path / "versions.json", versions())
+        write_json(
+            self.path / RUN_FILE,
+            {"verb": verb, "status": "running", "started": now(), "overrides": overrides, "from": config.get("from")},
+        )
+
+
+def open_run(path: str | os.PathLike[str], purpose: str = "from") -> Run:
+    """An existing run folder. Raises `UserError` if it is none."""
+    p = Path(path).expanduser()
+    if not (p / RUN_FILE).is_file():
+        near = [str(q.parent) for q in p.glob(f"*/{RUN_FILE}")] if p.is_dir() else []
+        hint = f"; did you mean {near[0]}?" if near else " (a run is a folder with a run.json; `sslt list runs` shows yours)"
+        raise UserError(f"{purpose}={path} is no run folder{hint}")
+    return Run(p)
+
+
+def all_runs(root: str | os.PathLike[str] = "runs") -> list[Run]:
+    """Every run below `root`, oldest first."""
+    found = [Run(p.parent) for p in Path(root).glob(f"**/{RUN_FILE}")]
+    return sorted(found, key=lambda r: (r.info.get("started", ""), str(r.path)))
+
+
+def find_resumable(verb: str, overrides: list[str], root: str = "runs") -> Run | None:
+    """The newest unfinished run of the same command, for `resume=auto`."""
+    wanted = comparable(overrides)
+    for run in reversed(all_runs(root)):
+        info = run.info
+        if info.get("verb") == verb and comparable(info.get("overrides", [])) == wanted and not run.finished:
+            return run
+    return None
+
+
+def comparable(overrides: list[str]) -> list[str]:
+    """Overrides without what only says where and whether to go on, in a fixed order."""
+    return sorted(o for o in overrides if not o.startswith(("resume=", "hydra.run.dir=", "+resume=", "debug=")))
+
+
+def refuse_overwrite(path: Path) -> None:
+    """Raise `UserError` if `path` already holds something a new run would mix with or overwrite."""
+    if path.is_dir() and any(p.name not in (".hydra", "logs") for p in path.iterdir()):
+        raise UserError(
+            f"{display(path)} already holds files; choose another hydra.run.dir=, or go on with that run by resume={display(path)}"
+        )
+
+
+def display(path: Path) -> str:
+    """A path as a user would type it: relative when it is below the working folder."""
+    with contextlib.suppress(ValueError):
+        return str(path.resolve().relative_to(Path.cwd()))
+    return str(path)
+
+
+def now() -> str:
+    """Local time with its offset, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} if there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        tmp.write_text(json.dumps(value, indent=1, default=str) + "\n")
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, Any]:
+    """Python, the packages that matter and the machine, found without importing them."""
+    import importlib.metadata
+    import platform
+
+    packages = {}
+    for name in ("sslt", "torch", "torchvision", "pytorch-lightning", "hydra-core", "transformers", "timm", "tokenizers", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": packages,
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the user's working folder, read from .git without running git."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        head = folder / ".git" / "HEAD"
+        if head.is_file():
+            text = head.read_text().strip()
+            ref = folder / ".git" / text.removeprefix("ref: ")
+            return ref.read_text().strip() if text.startswith("ref: ") and ref.is_file() else text
+    return None

@@ -1,0 +1,153 @@
+"""What a `_target_` accepts, read from its source without importing it.
+
+Composing a config must not cost the import of torch, yet a key that nothing reads must be an error at composition.
+So the class or function is found as a file and its signature is read from the syntax tree; re-exports
+(`from x import Y` in an `__init__`) and base classes without an `__init__` of their own are followed.
+What cannot be found this way (compiled modules, generated classes) is not checked here; building it will.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """Parameter names with their annotation (as a syntax tree, or None), and whether `**kwargs` takes any other."""
+
+    parameters: dict[str, ast.expr | None]
+    open: bool
+    required: frozenset[str]
+
+
+@functools.cache
+def signature(target: str) -> Signature | None:
+    """The signature of the dotted name `target`, or None where it cannot be read without importing."""
+    found = _find(target)
+    return _signature_of(*found) if found else None
+
+
+def exists(target: str) -> bool:
+    """Whether the module that holds `target` can be found (nothing is imported)."""
+    return _module_file(target.rpartition(".")[0]) is not None or _find(target) is not None
+
+
+def _module_file(module: str) -> Path | None:
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for root in spec.submodule_search_locations or ():
+        place = Path(root).joinpath(*rest)
+        for candidate in (place.with_suffix(".py"), place / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _find(target: str, depth: int = 0) -> tuple[str, ast.AST] | None:
+    """(module, definition) of a dotted name."""
+    module, _, name = target.rpartition(".")
+    path = _module_file(module) if module else None
+    if path is None or depth > 8:
+        return None
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return module, node
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    origin = _absolute(module, path, node)
+                    if found := _find(f"{origin}.{alias.name}", depth + 1):
+                        return found
+    return None
+
+
+def _absolute(module: str, path: Path, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    keep = len(parts) - node.level + (path.name == "__init__.py")
+    return ".".join([*parts[:keep], *([node.module] if node.module else [])])
+
+
+def _signature_of(module: str, node: ast.AST, depth: int = 0) -> Signature | None:
+    if isinstance(node, ast.FunctionDef):
+        return _arguments(node, skip=0)
+    assert isinstance(node, ast.ClassDef)
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return _arguments(item, skip=1)
+    if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+        fields = [i for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)]
+        names = {i.target.id: i.annotation for i in fields if isinstance(i.target, ast.Name)}
+        required = frozenset(i.target.id for i in fields if i.value is None and isinstance(i.target, ast.Name))
+        return Signature(dict(names), False, required)
+    for base in node.bases:
+        found = _find(f"{module}.{ast.unparse(base)}") or _find(ast.unparse(base))
+        if found and depth < 8:
+            return _signature_of(*found, depth + 1)
+    return None
+
+
+def _arguments(node: ast.FunctionDef, skip: int) -> Signature:
+    positional = [*node.args.posonlyargs, *node.args.args]
+    with_default = len(node.args.defaults)
+    required = [a.arg for a in positional[skip : len(positional) - with_default]]
+    required += [a.arg for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d is None]
+    arguments = [*positional[skip:], *node.args.kwonlyargs]
+    return Signature({a.arg: a.annotation for a in arguments}, node.args.kwarg is not None, frozenset(required))
+
+
+_SIMPLE: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
+def type_error(value: Any, annotation: ast.expr | None) -> str | None:
+    """What `annotation` asks for, if the plain `value` cannot be that; None if it fits or cannot be told."""
+    if annotation is None or isinstance(value, dict):
+        return None
+    try:
+        options = _options(annotation)
+    except ValueError:
+        return None
+    for option in options:
+        if option == "None":
+            if value is None:
+                return None
+        elif option in _SIMPLE:
+            if isinstance(value, _SIMPLE[option]) and not (isinstance(value, bool) and option != "bool"):
+                return None
+        elif option.split("[")[0] in ("list", "tuple", "Sequence", "Iterable", "List", "Tuple"):
+            if isinstance(value, (list, tuple)):
+                return None
+        else:
+            return None
+    return " or ".join(o.replace("None", "null") for o in options)
+
+
+def _options(annotation: ast.expr) -> list[str]:
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return _options(annotation.left) + _options(annotation.right)
+    if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
+        if annotation.value.id == "Optional":
+            return [*_options(annotation.slice), "None"]
+        if annotation.value.id == "Union" and isinstance(annotation.slice, ast.Tuple):
+            return [o for e in annotation.slice.elts for o in _options(e)]
+    return [ast.unparse(annotation)]

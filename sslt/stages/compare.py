@@ -1,0 +1,38 @@
+"""`compare=scratch`: the same fine-tuning from fresh weights, beside the run and under the same budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sslt.errors import UserError
+from sslt.execute import perform
+from sslt.runs import Run
+
+
+def compare(cfg: Any, run: Run, overrides: list[str]) -> None:
+    """Run the baseline in `RUN/scratch`, then print both with the difference."""
+    from sslt.report.end import say_next
+    from sslt.report.tables import print_table
+
+    if cfg.compare != "scratch":
+        raise UserError(f"compare={cfg.compare}: what can be compared with is 'scratch'")
+    start = str(cfg["from"])
+    if start.startswith("scratch"):
+        raise UserError("compare=scratch compares a start from weights with fresh ones: give from=RUN")
+    baseline = Run(run / "scratch")
+    same = OmegaConf.merge(cfg, {"from": f"scratch:{run.path}", "compare": "baseline"})
+    if not baseline.finished:
+        baseline.start("finetune", same, [o for o in overrides if not o.startswith(("from=", "compare="))] + [f"from=scratch:{run.path}"])
+        perform("finetune", same, baseline)
+        baseline.update(status="finished")
+    ours, theirs = run.metrics, baseline.metrics
+    rows = []
+    for key in ("test/accuracy", "test/f1", "val/accuracy", "train/steps", "train/seconds"):
+        if key in ours and key in theirs:
+            gain = ours[key] - theirs[key]
+            rows.append({"metric": key, "from": ours[key], "scratch": theirs[key], "difference": gain})
+    run.add_metrics({f"scratch/{r['metric']}": r["scratch"] for r in rows} | {"gain/test/accuracy": rows[0]["difference"]})
+    print_table(f"from {start}, against scratch", rows)
+    say_next(run, {}, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"])

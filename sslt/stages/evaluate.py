@@ -1,0 +1,80 @@
+"""`sslt evaluate`: measure a run or an encoder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sslt.config import build, check_trusted
+from sslt.encoders.base import Encoder
+from sslt.encoders.load import fresh_like, load_encoder
+from sslt.errors import UserError
+from sslt.report.end import say_next
+from sslt.runs import RUN_FILE, Run
+from sslt.stages import common, measure
+
+log = logging.getLogger("sslt")
+
+
+def main(cfg: Any, run: Run) -> dict[str, Any]:
+    """Test metrics of a fine-tuned run, probes of an encoder. Returns the metrics, which are also in metrics.json."""
+    source = source_of(cfg)
+    encoder, head = load(cfg, source.modality)
+    device = common.device_of(cfg)
+    batch = common.eval_batch_size(cfg)
+    if head is not None and not cfg.probes:
+        objective, classes = head
+        if source.classes != classes:
+            raise UserError(_mismatch(classes, source))
+        samples = common.prepare(encoder, source, cfg.split)
+        metrics = measure.classifier(encoder, objective, samples, device, batch, cfg.split, plots=run)
+    else:
+        metrics = measure.encoder_probes(cfg, run, encoder, source, device, batch)
+    run.add_metrics(metrics)
+    say_next(run, metrics, [])
+    return metrics
+
+
+def source_of(cfg: Any) -> Any:
+    """The data set of `data=`, else the one the run was made on."""
+    if cfg.data is not None:
+        return build(cfg.data)
+    path = Path(str(cfg["from"]).removeprefix("scratch:")).expanduser()
+    if not (path / RUN_FILE).is_file():
+        raise UserError(f"from={cfg['from']} is no run, so its data are not known: say data=… (`sslt list data`)")
+    node = Run(path).config.get("data")
+    if node is None:
+        raise UserError(f"from={cfg['from']} names no data set: say data=…")
+    check_trusted({"data": _plain(node)}, list(cfg.trust), f"{path}/config.yaml")
+    for key, value in (cfg.data_overrides or {}).items():
+        node[key] = value
+    return build(node)
+
+
+def load(cfg: Any, modality: str | None) -> tuple[Encoder, tuple[Any, list[str]] | None]:
+    """The encoder of `from=`, and the head of a fine-tuned run with its classes."""
+    what = str(cfg["from"])
+    trust = list(cfg.trust)
+    if what.startswith("scratch:"):
+        import torch
+
+        torch.manual_seed(int(cfg.seed))
+        return fresh_like(what.partition(":")[2], trust), None
+    encoder = load_encoder(what, modality, trust)
+    folder = Path(what).expanduser() / "head"
+    return encoder, (common.load_head(folder, encoder, trust) if (folder / "head.json").is_file() else None)
+
+
+def _mismatch(classes: list[str], source: Any) -> str:
+    theirs = source.classes or []
+    return (
+        f"the head knows {len(classes)} classes ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}), but {source.name} has "
+        f"{len(theirs)} ({', '.join(theirs[:5])}{', …' if len(theirs) > 5 else ''}): fine-tune on it first, or measure the encoder alone by probes=true"
+    )
+
+
+def _plain(node: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(node, resolve=True)

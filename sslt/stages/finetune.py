@@ -1,0 +1,101 @@
+"""`sslt finetune`: carry an encoder to a labelled task."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from sslt import distributed
+from sslt.callbacks.probes import Validation
+from sslt.config import build
+from sslt.data.base import Samples, stratified
+from sslt.data.streams import Stream
+from sslt.errors import UserError
+from sslt.learner import Term
+from sslt.report.end import say_next, write_plots
+from sslt.runs import Run
+from sslt.stages import common, measure
+
+log = logging.getLogger("sslt")
+
+
+def main(cfg: Any, run: Run) -> dict[str, Any]:
+    """Train on labels, measure on the test split once; write encoder/, head/, metrics.json, plots/. Returns the metrics."""
+    if cfg.data is None:
+        raise UserError("which task? Choose a target: +target=digits, +target=imdb, +target=text_csv data.path=FILE (`sslt list targets`)")
+    source = build(cfg.data)
+    if source.classes is None:
+        raise UserError(f"{source.name} has no labels to fine-tune on: for text_csv name the column, data.label=…")
+    encoder = common.starting_encoder(cfg, source)
+    train = label_subset(common.prepare(encoder, source, "train"), cfg.label_fraction, cfg.labels_per_class, cfg.seed)
+    val = common.prepare(encoder, source, "val")
+    objective = build(cfg.objective, encoder, n_classes=len(source.classes))
+    stream = Stream(
+        train,
+        _batch_size(cfg, train),
+        seed=cfg.seed,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        drop_last=objective.needs_full_batches,
+        views=build(cfg.views),
+    )
+    adaptation = build(cfg.adaptation)
+    best = run / "checkpoints" / "best.safetensors"
+    if cfg.report not in ("last", "best"):
+        raise UserError(f"report={cfg.report}: 'last' reports the last epoch's weights, 'best' those of the best validation accuracy")
+    keep = (lambda: _save_best(best, encoder, objective, run)) if cfg.report == "best" else None
+    batch = common.eval_batch_size(cfg)
+    watchers = lambda curves: [Validation(curves, val, objective, cfg.val_every_n_epochs, batch, keep)]  # noqa: E731
+    learner = common.fit(cfg, run, encoder, {"finetune": Term(objective, "finetune")}, {"finetune": stream}, adaptation, watchers)
+    if cfg.report == "best" and best.exists():
+        _load_best(best, encoder, objective)
+
+    device = common.device_of(cfg)
+    metrics = {**learner.run_metrics, "train/labels": len(train)}
+    metrics |= measure.classifier(encoder, objective, val, device, batch, "val", detail=False)
+    metrics |= measure.classifier(encoder, objective, common.prepare(encoder, source, "test"), device, batch, "test", plots=run)
+    common.save_result(run, encoder, cfg, source, metrics)
+    common.save_head(run, objective, cfg.objective, source.classes)
+    run.add_metrics(metrics)
+    common.log_final(learner, metrics)
+    write_plots(run, learner)
+    if cfg.compare is None:
+        say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"])
+    return metrics
+
+
+def label_subset(samples: Samples, fraction: float, per_class: int | None, seed: int) -> Samples:
+    """The seeded, stratified part of the labels that may be used."""
+    if per_class is None and fraction == 1:
+        return samples
+    assert samples.labels is not None
+    labels = np.asarray(samples.labels)
+    index = stratified(labels, per_class=per_class, seed=seed) if per_class else stratified(labels, fraction=fraction, seed=seed)
+    log.info("%d of %d labels are used", len(index), len(samples))
+    return samples.subset(index)
+
+
+def _batch_size(cfg: Any, train: Samples) -> int:
+    share = max(len(train) // distributed.world_size(), 1)
+    if cfg.batch_size > share:
+        log.info("batch_size=%d is larger than the %d labelled samples: batches of %d are used", cfg.batch_size, len(train), share)
+    return min(cfg.batch_size, share)
+
+
+def _save_best(path: Any, encoder: Any, objective: Any, run: Run) -> None:
+    if run.is_main:
+        from safetensors.torch import save_file
+
+        path.parent.mkdir(exist_ok=True)
+        state = {f"{n}.{k}": v.detach().cpu().contiguous().clone() for n, m in (("e", encoder), ("o", objective)) for k, v in m.state_dict().items()}
+        save_file(state, path)
+
+
+def _load_best(path: Any, encoder: Any, objective: Any) -> None:
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    for prefix, module in (("e.", encoder), ("o.", objective)):
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

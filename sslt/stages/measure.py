@@ -1,0 +1,87 @@
+"""The measurements of the stages: a classifier on a split, an encoder by probes on its features."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from sslt.data.base import Samples
+from sslt.encoders.base import Encoder, fingerprint
+from sslt.errors import UserError
+from sslt.evaluation.classification import classification_metrics, confusion_matrix
+from sslt.evaluation.features import cached_features, logits_of
+from sslt.runs import Run
+from sslt.stages import common
+
+log = logging.getLogger("sslt")
+
+
+def classifier(
+    encoder: Encoder, objective: Any, samples: Samples, device: torch.device, batch: int, split: str,
+    *, detail: bool = True, plots: Run | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Metrics of a classifier over a whole split, named `<split>/accuracy` and so on; with `plots`, its confusion matrix."""
+    objective.to(device)
+    logits, labels = logits_of(encoder, objective, samples, device, batch), common.labels_of(samples)
+    assert samples.classes is not None
+    found = classification_metrics(logits, labels, samples.classes)
+    if plots is not None and plots.is_main:
+        from sslt.report.plots import confusion, reliability
+
+        (plots / "plots").mkdir(exist_ok=True)
+        matrix = confusion_matrix(logits.argmax(1), labels, len(samples.classes))
+        confusion(matrix, samples.classes, plots / "plots" / "confusion.png")
+        reliability(logits, labels, plots / "plots" / "reliability.png")
+        from sslt.runs import write_json
+
+        write_json(plots / f"confusion_{split}.json", {"classes": samples.classes, "rows_true_columns_predicted": matrix.tolist()})
+    return {f"{split}/{k}": float(v) for k, v in found.items() if detail or not k.startswith("class/")}
+
+
+def encoder_probes(cfg: Any, run: Run, encoder: Encoder, source: Any, device: torch.device, batch: int) -> dict[str, float]:
+    """kNN, linear and k-shot probes, spectrum, alignment and uniformity, all from one feature pass a split."""
+    from sslt.evaluation import few_shot, knn, linear, spectrum
+
+    key = fingerprint(encoder)
+    features = lambda split: _features(encoder, source, split, device, batch, key)  # noqa: E731
+    if source.classes is None:
+        x, _ = features("unlabeled")
+        if not run.is_main:
+            return {}
+        log.info("%s has no labels: only the spectrum of the features is measured", source.name)
+        _map(run, x, None, None)
+        return _named("features", spectrum.collapse_report(x)) | {"features/uniformity": spectrum.uniformity(x)}
+    (x, y), (vx, vy), (tx, ty) = features("train"), features("val"), features("test")
+    if not run.is_main:
+        return {}
+    n = len(source.classes)
+    found: dict[str, float] = {"knn/accuracy": float(knn.knn_accuracy(x, y, tx, ty, n, k=cfg.knn.k, temperature=cfg.knn.temperature))}
+    probe = linear.linear_probe(x, y, vx, vy, tx, ty, n)
+    found |= {"linear/accuracy": float(probe.accuracy), "linear/val_accuracy": float(probe.val_accuracy), "linear/l2": float(probe.l2)}
+    found |= {k: float(v) for k, v in few_shot.few_shot_probe(x, y, tx, ty, n, shots=tuple(cfg.shots), draws=cfg.draws, seed=cfg.seed).items()}
+    found |= _named("features", spectrum.collapse_report(tx))
+    found["features/uniformity"] = float(spectrum.uniformity(tx))
+    found["features/alignment"] = float(spectrum.class_alignment(tx, ty, cfg.seed))
+    _map(run, tx, ty, source.classes)
+    return found
+
+
+def _features(encoder: Encoder, source: Any, split: str, device: torch.device, batch: int, key: str) -> tuple[torch.Tensor, Any]:
+    samples = common.prepare(encoder, source, split)
+    if not len(samples):
+        raise UserError(f"{source.name} has no samples in its '{split}' split")
+    x = cached_features(encoder, samples, device, batch, key=key)
+    return x, (None if samples.labels is None else common.labels_of(samples))
+
+
+def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{k}": float(v) for k, v in values.items()}
+
+
+def _map(run: Run, x: torch.Tensor, labels: Any, classes: list[str] | None) -> None:
+    from sslt.report.plots import embedding_map
+
+    (run / "plots").mkdir(exist_ok=True)
+    embedding_map(x, labels, classes, run / "plots" / "embeddings.png", seed=0)

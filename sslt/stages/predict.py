@@ -1,0 +1,73 @@
+"""`sslt predict`: labels with their probabilities for new files, or features where there is no head."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from sslt import groups
+from sslt.config import build
+from sslt.errors import UserError
+from sslt.evaluation.features import encode, logits_of
+from sslt.runs import Run, display
+from sslt.stages import common
+from sslt.stages.evaluate import load
+
+log = logging.getLogger("sslt")
+
+
+def main(cfg: Any, run: Run) -> dict[str, Any]:
+    """Write predictions.csv (row, name, label, probability), or features.npy [N, D] for an encoder without a head."""
+    encoder, head = load(cfg, None if cfg.data is None else build(cfg.data).modality)
+    source = _source(cfg, encoder.modality)
+    split = "unlabeled" if "unlabeled" in source.own_splits() else cfg.split
+    samples = common.prepare(encoder, source, split)
+    device, batch = common.device_of(cfg), common.eval_batch_size(cfg)
+    if head is None:
+        x = encode(encoder, samples, device, batch)
+        out = run / "features.npy"
+        if run.is_main:
+            np.save(out, x.numpy())
+            print(f"features of {len(x)} samples, {x.shape[1]} numbers each: {display(out)}")
+        return {}
+    objective, classes = head
+    probabilities = logits_of(encoder, objective.to(device), samples, device, batch).softmax(1)
+    out = run / "predictions.csv"
+    if run.is_main:
+        names = source.row_names(split) if hasattr(source, "row_names") else None
+        best, label = probabilities.max(1)
+        with out.open("w", newline="", encoding="utf-8") as f:
+            writer = csv.writer(f)
+            writer.writerow(["row", *(["name"] if names else []), "label", "probability"])
+            for i in range(len(label)):
+                writer.writerow([i, *([names[i]] if names else []), classes[int(label[i])], f"{float(best[i]):.4f}"])
+        counts = np.bincount(label.numpy(), minlength=len(classes))
+        print(f"{len(label)} predictions: {display(out)}")
+        print("  " + "  ".join(f"{c} {n}" for c, n in zip(classes, counts, strict=True) if n)[:200])
+    return {"predict/rows": len(probabilities)}
+
+
+def _source(cfg: Any, modality: str) -> Any:
+    """The data of `data=`, or a source made for the file or folder `input=`."""
+    if cfg.data is not None:
+        return build(cfg.data)
+    if cfg.input is None:
+        raise UserError("predict what? input=FILE_OR_FOLDER, or data=… with its settings")
+    path = Path(str(cfg.input)).expanduser()
+    if not path.exists():
+        raise UserError(f"input={cfg.input}: there is no such file or folder")
+    node = OmegaConf.load(groups.CONFIG_DIR / f"{_group_for(path, modality)}.yaml")
+    whole = {k: 0.0 for k in ("val_fraction", "test_fraction") if k in node}  # every row is predicted, none held out
+    return build(OmegaConf.merge(node, {"path": str(path)}, whole))
+
+
+def _group_for(path: Path, modality: str) -> str:
+    stem = path.name.removesuffix(".xz").removesuffix(".gz")
+    if modality == "image":
+        return "data/arrays" if stem.endswith(".npz") else "data/image_folder"
+    return "data/text_csv" if stem.endswith((".csv", ".tsv", ".jsonl", ".json", ".parquet")) else "data/text_lines"

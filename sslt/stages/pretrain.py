@@ -1,0 +1,72 @@
+"""`sslt pretrain`: learn an encoder from unlabelled data."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sslt import distributed
+from sslt.adaptation.base import Full
+from sslt.callbacks.probes import OnlineProbe
+from sslt.config import build
+from sslt.data.streams import Stream
+from sslt.data.views import Views
+from sslt.errors import UserError
+from sslt.learner import Term
+from sslt.report.end import say_next, write_plots
+from sslt.runs import Run
+from sslt.stages import common
+
+log = logging.getLogger("sslt")
+
+
+def main(cfg: Any, run: Run) -> dict[str, Any]:
+    """Train; write encoder/, metrics.json and plots/. Returns the metrics."""
+    if cfg.objective is None:
+        raise UserError("what shall be learned? Choose a task: +task=simclr (images), +task=mlm or +task=simcse (text)")
+    source = build(cfg.data)
+    views: Views = build(cfg.views)
+    if views.modality not in (None, source.modality):
+        raise UserError(
+            f"{cfg.get('name') or 'this task'} makes views of {views.modality}s, but {source.name} holds {source.modality}s: "
+            f"choose another data= (`sslt list data`) or +task="
+        )
+    encoder = common.starting_encoder(cfg, source)
+    objective = build(cfg.objective, encoder)
+    samples = common.prepare(encoder, source, "unlabeled")
+    if cfg.pack:
+        samples = samples.packed(encoder.processor.max_length)
+    stream = Stream(
+        samples, cfg.batch_size, seed=cfg.seed, rank=distributed.rank(), world=distributed.world_size(), drop_last=True, views=views
+    )
+    probes: list[OnlineProbe] = []
+
+    def watchers(curves: Any) -> list[Any]:
+        probe = _probe(cfg, encoder, source, curves)
+        probes.extend(probe)
+        return list(probe)
+
+    learner = common.fit(cfg, run, encoder, {"pretrain": Term(objective, "pretrain")}, {"pretrain": stream}, Full(), watchers)
+    metrics = {**learner.run_metrics, **(probes[0].last if probes else {})}
+    common.save_result(run, encoder, cfg, source, metrics)
+    run.add_metrics(metrics)
+    common.log_final(learner, metrics)
+    write_plots(run, learner)
+    say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt finetune +target={_target(source)} from={run}"])
+    return metrics
+
+
+def _probe(cfg: Any, encoder: Any, source: Any, curves: Any) -> list[OnlineProbe]:
+    o = cfg.online_probe
+    if not o.every_n_epochs:
+        return []
+    labelled = source.classes is not None and "val" in source.splits()
+    bank = common.prepare(encoder, source, "train" if labelled else "unlabeled")
+    queries = common.prepare(encoder, source, "val") if labelled else None
+    return [OnlineProbe(curves, bank, queries, o.every_n_epochs, o.samples, common.eval_batch_size(cfg))]
+
+
+def _target(source: Any) -> str:
+    from sslt import groups
+
+    return source.name if source.name in groups.options("target") else ("image_folder" if source.modality == "image" else "text_csv")
