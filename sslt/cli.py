@@ -14,6 +14,7 @@ from sslt import groups, guide
 from sslt.errors import UserError, nearest
 
 INTERRUPTED = 130
+_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -169,7 +170,7 @@ def _split(args: list[str]) -> tuple[list[str], list[str]]:
     for a in args:
         if takes_value or a.startswith("-"):
             flags.append(a)
-            takes_value = not takes_value and a in ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
+            takes_value = not takes_value and a in _WITH_VALUE
         elif "=" in a or a.startswith("~"):
             overrides.append(a)
         else:

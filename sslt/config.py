@@ -42,7 +42,7 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
     Groups of which nothing was chosen are there afterwards, as null.
     """
     known = groups.top_level_keys(verb) | set(groups.names(config_dir))
-    for key in cfg:
+    for key in map(str, cfg):
         if key not in known:
             raise UserError(f"nothing reads '{key}' in `sslt {verb}`{nearest(str(key), known)}")
     with open_dict(cfg):
@@ -138,7 +138,7 @@ def build(node: Any, /, *args: Any, **kwargs: Any) -> Any:
         cause = e.__cause__
         if isinstance(cause, UserError):
             raise cause from e
-        name = OmegaConf.to_container(node).get("_target_") if isinstance(node, DictConfig) else node.get("_target_")
+        name = node["_target_"]
         raise UserError(f"cannot build {name}: {cause or e}".splitlines()[0]) from e
 
 
@@ -146,7 +146,8 @@ def check_trusted(plain: Any, trust: list[str], where: str) -> None:
     """Refuse a config that came with somebody's files and names code outside sslt and the `trust`ed packages."""
     for path, node in targets(plain):
         target = node["_target_"]
-        if not any(target == p or target.startswith(p + ".") for p in ["sslt", *trust]):
+        ours = target.startswith("sslt.") and signatures.defined_in(target)
+        if not ours and target.split(".")[0] not in trust:
             raise UserError(
                 f"{where} asks to run {target} (at {path}), which is not part of sslt. "
                 f"If you know and trust it, say trust=[{target.split('.')[0]}]"

@@ -207,7 +207,8 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
             run.update(status="failed", error=f"{type(e).__name__}: {e}", ended=now())
         full = _find(e, lambda x: isinstance(x, OSError) and x.errno in (errno.ENOSPC, errno.EDQUOT))
         if full is not None:
-            raise UserError(f"the disk is full ({getattr(full, 'filename', None) or run}): free some space, then go on with resume={run}") from e
+            where = getattr(full, "filename", None) or run
+            raise UserError(f"the disk is full ({where}): free some space, then go on with resume={run}") from e
         mine = _find(e, lambda x: isinstance(x, UserError))
         if mine is not None:
             raise mine from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def complete(args: list[str]) -> list[str]:
     """Candidates for the last word of a command line."""
     words = (args[0] if args else "").split(" ")
     word, before = words[-1], [w for w in words[1:-1] if w]
-    config_dir = next((b for a, b in zip(before, before[1:], strict=False) if a == "--config-dir"), None)
+    config_dir = next((b for a, b in itertools.pairwise(before) if a == "--config-dir"), None)
     if not before:
         return [v for v in [*VERBS, "list", "completion"] if v.startswith(word)]
     if before[0] == "list":

@@ -90,7 +90,7 @@ class Learner(pl.LightningModule):
             part = term.weight * loss.value
             total = part if total is None else total + part
             if i == 0:
-                count = loss.count
+                count = loss.units
             prefix = f"{name}/" if len(self.terms) > 1 else ""
             self.last.update({f"{prefix}{k}": v for k, v in loss.logs.items()})
             if prefix:
@@ -168,12 +168,20 @@ class Learner(pl.LightningModule):
     @property
     def epoch_position(self) -> float:
         """Epochs of the first stream that were seen, with fraction."""
-        return self.batches_seen / len(next(iter(self.streams.values())))
+        return self.batches_seen / self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch of the first stream has."""
+        return len(next(iter(self.streams.values())))
 
 
 def seed_step(seed: int, step: int) -> None:
     """Set torch's generators (CPU and devices) for step `step` of this rank."""
     import numpy as np
 
-    state = np.random.SeedSequence([seed, distributed.rank(), step]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state[0]))
+    state = int(np.random.SeedSequence([seed, distributed.rank(), step]).generate_state(1, np.uint64)[0])
+    # torch.manual_seed also visits every absent backend, at half a millisecond a call
+    torch.default_generator.manual_seed(state)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(state)

@@ -37,6 +37,13 @@ def exists(target: str) -> bool:
     return _module_file(target.rpartition(".")[0]) is not None or _find(target) is not None
 
 
+def defined_in(target: str) -> bool:
+    """Whether `target` is a class defined in the very module it names: not a function, an import or an attribute of one."""
+    module, _, name = target.rpartition(".")
+    path = _module_file(module)
+    return path is not None and any(isinstance(n, ast.ClassDef) and n.name == name for n in _tree(path).body)
+
+
 def _module_file(module: str) -> Path | None:
     top, *rest = module.split(".")
     try:

@@ -59,13 +59,13 @@ class Checkpoint(pl.Callback):
             trainer.should_stop = True
         due = distributed.broadcast_object(time.monotonic() - self._last > self.period) if self.period else False
         between_steps = pl_module.batches_seen % trainer.accumulate_grad_batches == 0
-        last_of_epoch = pl_module.batches_seen % len(trainer.train_dataloader) == 0  # saved at the end of the epoch instead
+        last_of_epoch = pl_module.batches_seen % pl_module.steps_per_epoch == 0  # saved at the end of the epoch instead
         if (stop or due) and between_steps and not last_of_epoch:
             self.save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        whole = pl_module.batches_seen % len(trainer.train_dataloader) == 0
-        epoch = pl_module.batches_seen // len(trainer.train_dataloader)
+        whole = pl_module.batches_seen % pl_module.steps_per_epoch == 0
+        epoch = pl_module.batches_seen // pl_module.steps_per_epoch
         due = distributed.broadcast_object(time.monotonic() - self._last > min(self.period, 30))
         if whole and (due or self.signal is not None):
             self.save(trainer, pl_module)

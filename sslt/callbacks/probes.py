@@ -34,8 +34,7 @@ class OnlineProbe(pl.Callback):
         self.last: dict[str, float] = {}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        epoch = round(pl_module.epoch_position)
-        if self.every and epoch and epoch % self.every == 0:
+        if _epoch_due(pl_module, self.every):
             self.measure(trainer, pl_module)
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -45,9 +44,7 @@ class OnlineProbe(pl.Callback):
         values = {f"online/{k}": float(now[k]) for k in ("rankme", "std") if k in now}
         if self.queries is not None and self.bank.labels is not None and self.bank.classes is not None:
             q = encode(pl_module.encoder, self.queries, pl_module.device, self.batch_size)
-            values["online/knn_accuracy"] = float(
-                knn_accuracy(x, _labels(self.bank), q, _labels(self.queries), len(self.bank.classes))
-            )
+            values["online/knn_accuracy"] = float(knn_accuracy(x, _labels(self.bank), q, _labels(self.queries), len(self.bank.classes)))
         self.last = values
         self.curves.record(trainer, pl_module, values)
         self.start = self.start or {k: float(v) for k, v in now.items()}
@@ -76,8 +73,7 @@ class Validation(pl.Callback):
         self.last: dict[str, float] = {}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        epoch = round(pl_module.epoch_position)
-        if self.every and epoch % self.every == 0:
+        if _epoch_due(pl_module, self.every):
             self.measure(trainer, pl_module)
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -97,6 +93,12 @@ class Validation(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.last = state_dict["best"], state_dict["last"]
+
+
+def _epoch_due(learner: Any, every: int) -> bool:
+    """Whether a whole number of epochs was just ended (a stopped run ends its epoch early) and it is one to measure after."""
+    epoch, rest = divmod(learner.batches_seen, learner.steps_per_epoch)
+    return bool(every) and rest == 0 and epoch % every == 0
 
 
 def _subset(samples: Samples, n: int) -> Samples:

@@ -45,13 +45,13 @@ class _Taken(Sequence):
     """A lazy subset, so that choosing rows of a folder does not open its files."""
 
     def __init__(self, items: Sequence[Any], index: np.ndarray):
-        self.items, self.index = items, index
+        self.items, self.rows = items, index
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.rows)
 
     def __getitem__(self, i):  # type: ignore[override]
-        return self.items[int(self.index[i])]
+        return self.items[int(self.rows[i])]
 
 
 class Source(abc.ABC):
@@ -137,7 +137,8 @@ def stratified(
     """Sorted indices of a seeded subset that keeps the class proportions, or takes `per_class` of each.
 
     With `fraction`, the sizes are apportioned by largest remainder, so that they add up to round(fraction · N), unless
-    that leaves a class with fewer than `at_least` samples, which it then has. Raises `UserError` where a class has fewer than `per_class` samples.
+    that leaves a class with fewer than `at_least` samples, which it then has.
+    Raises `UserError` where a class has fewer than `per_class` samples.
     """
     rng = np.random.default_rng([seed, 0x5B5E7])
     classes, counts = np.unique(labels, return_counts=True)
@@ -186,6 +187,10 @@ class Samples(abc.ABC):
     @abc.abstractmethod
     def subset(self, index: np.ndarray) -> Samples:
         """The rows `index`, sharing storage."""
+
+    def packed(self, length: int) -> Samples:
+        """The same tokens in rows of `length` without padding. Text only."""
+        raise UserError("pack=true joins texts into rows: images have none to join, set pack=false")
 
     def ordered_batches(self, size: int) -> Iterator[np.ndarray]:
         """Indices of all rows in batches that waste little padding (longest first), for evaluation."""

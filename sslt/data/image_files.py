@@ -103,9 +103,7 @@ def to_nhwc(images: np.ndarray, where: str) -> np.ndarray:
         return images
     if images.ndim == 4 and images.shape[1] in (1, 3, 4):
         return images.transpose(0, 2, 3, 1)
-    raise UserError(
-        f"{where} has shape {list(images.shape)}: give [N,H,W], [N,H,W,C] or [N,C,H,W], of 1, 3 or 4 channels"
-    )
+    raise UserError(f"{where} has shape {list(images.shape)}: give [N,H,W], [N,H,W,C] or [N,C,H,W], of 1, 3 or 4 channels")
 
 
 def to_uint8(images: np.ndarray, where: str) -> np.ndarray:

@@ -137,9 +137,7 @@ class ImageProcessor:
                 rows = range(start, min(start + CHUNK, len(raw)))
                 file.write(self._chunk(source, raw, rows, pool, seen, unreadable).data)
         if len(unreadable) == len(raw):
-            raise UserError(
-                f"none of the {len(raw)} images of {source.name} ({split}) can be read; first: {unreadable[0]}"
-            )
+            raise UserError(f"none of the {len(raw)} images of {source.name} ({split}) can be read; first: {unreadable[0]}")
         if unreadable:
             np.save(folder / "readable.npy", ~np.isin(np.arange(len(raw)), list(unreadable)))
         if raw.labels is not None:

@@ -56,9 +56,7 @@ class ParquetTable:
         schema = self.parts[0].schema_arrow
         for file, part in zip(self.files, self.parts, strict=True):
             if part.schema_arrow.names != schema.names:
-                raise UserError(
-                    f"{file} has other columns than {self.files[0].name}: {', '.join(part.schema_arrow.names)}"
-                )
+                raise UserError(f"{file} has other columns than {self.files[0].name}: {', '.join(part.schema_arrow.names)}")
         features = [_features(part.schema_arrow) for part in self.parts]
         self._features = features[0]
         for file, other in zip(self.files, features, strict=True):
@@ -222,16 +220,12 @@ class TableSource(ImageSource):
         image = self._column(self.image, kinds, ("image", "img", "images", "picture"), ("image",))
         if image is None:
             raise UserError(f"{self.name} has no column of images: set data.image to one of {', '.join(kinds)}")
-        label = self._column(
-            self.label, kinds, ("label", "labels", "fine_label", "class", "target"), ("label", "values")
-        )
+        label = self._column(self.label, kinds, ("label", "labels", "fine_label", "class", "target"), ("label", "values"))
         if (image, label) != (self.image, self.label):
             log.info("columns of %s: images '%s', labels %s", self.name, image, f"'{label}'" if label else "none")
         return image, label
 
-    def _column(
-        self, wanted: str | None, kinds: dict[str, str], usual: Sequence[str], taken: Sequence[str]
-    ) -> str | None:
+    def _column(self, wanted: str | None, kinds: dict[str, str], usual: Sequence[str], taken: Sequence[str]) -> str | None:
         """The wanted column, else one of a usual name, else the first that is declared to be of that kind."""
         if wanted is not None:
             if wanted not in kinds:
@@ -267,9 +261,7 @@ class TableSource(ImageSource):
         return Raw(table.images(image), labels)
 
     def fingerprint(self) -> str:
-        return cache.digest(
-            "table", self._columns, [[split, self._tables[split].digest()] for split in self.own_splits()]
-        )
+        return cache.digest("table", self._columns, [[split, self._tables[split].digest()] for split in self.own_splits()])
 
     @cached_property
     def image_shape(self) -> tuple[int, int]:  # type: ignore[override]

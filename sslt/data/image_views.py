@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sslt.data.resampling import blur_matrices, cut, resample
 from sslt.data.views import Views
 
 # Rows of the batch worked on at a time on a CPU: their intermediate results then stay in the cache.
-_CPU_CHUNK_PIXELS = 1 << 18
+_CPU_CHUNK_PIXELS = 1 << 16
 
 
 class ImageViews(Views):
     """`n` random views of each image: resized crop, flip, colour jitter, grey, blur; then the encoder's normalisation.
 
-    Two passes over pixels for geometry and one for colour. Crop, resize and flip are one separable resampling: a matrix
+    Two passes over pixels for geometry and one for colour. Crop, resize, flip and blur are one separable resampling: a matrix
     [out, in] per sample and axis, with a triangle filter that widens when shrinking (as Pillow's antialiased bilinear).
     Brightness, contrast, saturation, hue, grey and normalisation are affine in RGB, so they are multiplied into one 3×4
     matrix per sample. Against torchvision's chain of uint8 operations: hue turns in YIQ instead of HSV, the order of the four is
@@ -59,22 +61,23 @@ class ImageViews(Views):
 
     def augment(self, images: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
         """uint8 [B, C, H, W] → normalised float [n, B, C, size, size], channels last in memory."""
-        b = len(images)
-        boxes = self._boxes(self.n * b, images.shape[-2], images.shape[-1], images.device)
-        colour = self._colour(self.n * b, images.device)
-        sigma = self._sigma(self.n * b, size, images.device)
-        step = max(1, _CPU_CHUNK_PIXELS // (images.shape[-1] * images.shape[-2])) if images.device.type == "cpu" else b
-        out = torch.empty(
-            (self.n * b, images.shape[1], size, size), device=images.device, memory_format=torch.channels_last
-        )
-        for v in range(self.n):
+        b, c, h, w = images.shape
+        device = images.device
+        ys, xs = self._boxes(self.n * b, h, w, device)
+        colour = self._colour(self.n * b, device)
+        sigma = self._sigma(self.n * b, size, device)
+        scale, shift = _moments(tuple(mean), tuple(std), device)
+        on_cpu = device.type == "cpu"
+        step = max(1, _CPU_CHUNK_PIXELS // (h * w)) if on_cpu else b
+        out = torch.empty((self.n * b, c, size, size), device=device, memory_format=torch.channels_last)
+        for first in range(0, self.n * b, b):
             for i in range(0, b, step):
-                rows = slice(v * b + i, v * b + min(i + step, b))
-                x = images[i : i + step]
-                x = resample(x, boxes[0][rows], boxes[1][rows], size)
-                if sigma is not None:
-                    x = gaussian_blur(x, sigma[rows])
-                out[rows] = self._recolour(x, colour, rows, mean, std)
+                rows = slice(first + i, first + min(i + step, b))
+                x, y_range, x_range = images[i : i + step], ys[rows], xs[rows]
+                if on_cpu:
+                    x, y_range, x_range = cut(x, y_range, x_range, size)
+                blur = None if sigma is None or (on_cpu and not sigma[rows].any()) else blur_matrices(sigma[rows], size, self._radius(size))
+                out[rows] = self._recolour(resample(x, y_range, x_range, size, blur), colour, rows, scale, shift)
         return out.unflatten(0, (self.n, b))
 
     # ---------------------------------------------------------------- geometry
@@ -105,24 +108,23 @@ class ImageViews(Views):
             "grey": (torch.rand(n, device=device) < self.grey).float(),
         }  # fmt: skip
 
-    def _recolour(
-        self, x: Tensor, colour: dict[str, Tensor] | None, rows: slice, mean: list[float], std: list[float]
-    ) -> Tensor:
-        """Jitter and normalise x [b, C, H, W] in 0..255."""
-        scale = 1 / (255 * x.new_tensor(std))
-        shift = -x.new_tensor(mean) / x.new_tensor(std)
+    def _recolour(self, x: Tensor, colour: dict[str, Tensor] | None, rows: slice, scale: Tensor, shift: Tensor) -> Tensor:
+        """Jitter x [b, C, H, W] in 0..255, then normalise it by scale and shift [C]."""
+        scale, shift = scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
         if colour is None:
-            return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1))
+            return torch.addcmul(shift, x, scale)
         if x.shape[1] == 1:  # grey images: brightness and contrast are all there is
             gain = colour["contrast"][rows] * colour["brightness"][rows]
             offset = (1 - colour["contrast"][rows]) * colour["brightness"][rows] * x.mean((1, 2, 3))
             x = torch.addcmul(offset.view(-1, 1, 1, 1), x, gain.view(-1, 1, 1, 1)).clamp_(0, 255)
-            return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1))
-        matrix, offset = colour_matrix(
-            x.mean((2, 3)), *(colour[k][rows] for k in ("brightness", "contrast", "saturation", "angle", "grey"))
-        )
+            return torch.addcmul(shift, x, scale)
+        factors = (colour[k][rows] for k in ("brightness", "contrast", "saturation", "angle", "grey"))
+        matrix, offset = colour_matrix(x.mean((2, 3)), *factors)
         flat = torch.baddbmm(offset.unsqueeze(2), matrix, x.flatten(2)).clamp_(0, 255)
-        return torch.addcmul(shift.view(1, -1, 1), flat, scale.view(1, -1, 1)).view_as(x)
+        return torch.addcmul(shift, flat.view_as(x), scale)
+
+    def _radius(self, size: int) -> int:
+        return max(1, math.ceil(3 * self.blur_sigma[1] * size / 224))
 
     def _sigma(self, n: int, size: int, device: torch.device) -> Tensor | None:
         if not self.blur:
@@ -135,6 +137,20 @@ _LUMA = (0.299, 0.587, 0.114)
 _YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
 
 
+@functools.cache
+def _colour_constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Luma weights [3], RGB → YIQ and back [3, 3]: copied to a device once, for a copy makes a GPU wait."""
+    yiq = torch.tensor(_YIQ)
+    return torch.tensor(_LUMA, device=device), yiq.to(device), torch.linalg.inv(yiq).to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _moments(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(scale, shift) [C] that normalise pixels in 0..255."""
+    m, s = torch.tensor(mean), torch.tensor(std)
+    return (1 / (255 * s)).to(device), (-m / s).to(device)
+
+
 def colour_matrix(
     means: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, angle: Tensor, grey: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -144,11 +160,9 @@ def colour_matrix(
     Returns M [b, 3, 3] and o [b, 3].
     """
     b = len(means)
-    luma = means.new_tensor(_LUMA)
-    eye = torch.eye(3, device=means.device)
+    luma, yiq, back = (t.to(means.dtype) for t in _colour_constants(means.device))
+    eye = torch.eye(3, device=means.device, dtype=means.dtype)
     to_grey = luma.expand(3, 3)
-    yiq = means.new_tensor(_YIQ)
-    back = torch.linalg.inv(yiq)
     cos, sin = angle.cos(), angle.sin()
     turn = means.new_zeros(b, 3, 3)
     turn[:, 0, 0] = 1
@@ -160,57 +174,6 @@ def colour_matrix(
     centre = (1 - contrast) * brightness * (means @ luma)
     matrix = linear * (contrast * brightness).view(-1, 1, 1)
     return matrix, (linear @ centre.view(-1, 1, 1).expand(-1, 3, 1)).squeeze(2)
-
-
-def resample(x: Tensor, y_range: Tensor, x_range: Tensor, size: int) -> Tensor:
-    """Resize the box [y_range] × [x_range] (each [B, 2], input pixels) of x [B, C, H, W] to [B, C, size, size], float32."""
-    wy = resize_weights(y_range, x.shape[-2], size)  # [B, size, H]
-    wx = resize_weights(x_range, x.shape[-1], size)  # [B, size, W]
-    b, c, h, w = x.shape
-    x = x.float()
-    if x.is_contiguous(memory_format=torch.channels_last) and c > 1:
-        rows = wy @ x.permute(0, 2, 3, 1).reshape(b, h, w * c)  # [B, size, W·C]
-        rows = rows.view(b, size, w, c).permute(0, 3, 1, 2)
-    else:
-        rows = wy.unsqueeze(1) @ x
-    return rows.reshape(b, c * size, w).bmm(wx.transpose(1, 2)).view(b, c, size, size)
-
-
-def resize_weights(bounds: Tensor, n_in: int, n_out: int) -> Tensor:
-    """Rows of interpolation weights [B, n_out, n_in] that resize bounds [B, 2] = (start, end) of an axis to n_out points.
-
-    A triangle filter, widened when shrinking; start > end mirrors; weight beyond the image goes to what is inside.
-    """
-    start, end = bounds[:, :1], bounds[:, 1:]
-    step = (end - start) / n_out  # [B, 1], negative when mirrored
-    out = torch.arange(n_out, device=bounds.device, dtype=torch.float32) + 0.5
-    centre = start + out * step  # [B, n_out]
-    pixel = torch.arange(n_in, device=bounds.device, dtype=torch.float32) + 0.5
-    support = step.abs().clamp(min=1.0).unsqueeze(2)
-    weights = (1 - (pixel - centre.unsqueeze(2)).abs() / support).clamp_(min=0)
-    total = weights.sum(2, keepdim=True)
-    return weights / total.clamp(min=1e-6)
-
-
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Blur x [B, C, H, W] with a standard deviation of sigma [B] pixels per sample; 0 leaves a sample as it is."""
-    size = x.shape[-1]
-    radius = min(max(1, math.ceil(3 * float(sigma.max()))), size - 1)
-    offset = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3).unsqueeze(1)) ** 2)
-    kernel = kernel / kernel.sum(1, keepdim=True)  # [B, K]; sigma → 0 is the identity
-    blur = banded(kernel, size)  # [B, size, size]
-    return blur.unsqueeze(1) @ x @ blur.transpose(1, 2).unsqueeze(1)
-
-
-def banded(kernel: Tensor, size: int) -> Tensor:
-    """The matrices [B, size, size] that convolve with kernel [B, K], repeating the border pixel."""
-    b, k = kernel.shape
-    radius = k // 2
-    rows = torch.arange(size, device=kernel.device)
-    columns = (rows.unsqueeze(1) + torch.arange(-radius, radius + 1, device=kernel.device)).clamp(0, size - 1)
-    out = kernel.new_zeros(b, size, size)
-    return out.scatter_add_(2, columns.expand(b, -1, -1), kernel.unsqueeze(1).expand(b, size, k))
 
 
 def _uniform(n: int, low: float, high: float, device: torch.device) -> Tensor:

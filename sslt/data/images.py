@@ -249,9 +249,7 @@ class ImageFolder(ImageSource):
     @cached_property
     def _parts(self) -> dict[str, tuple[list[Path], list[str] | None]]:
         """For each split its files and their class folders."""
-        inner = {
-            SPLIT_NAMES[d.name.lower()]: d for d in image_files.subfolders(self.path) if d.name.lower() in SPLIT_NAMES
-        }
+        inner = {SPLIT_NAMES[d.name.lower()]: d for d in image_files.subfolders(self.path) if d.name.lower() in SPLIT_NAMES}
         if not inner.keys() & {"train", "unlabeled"}:
             inner = {"": self.path}
         parts: dict[str, tuple[list[Path], list[str] | None]] = {}
@@ -281,9 +279,7 @@ class ImageFolder(ImageSource):
         index = {name: i for i, name in enumerate(self.classes)}
         for name in names:
             if name not in index:
-                raise UserError(
-                    f"{self.path}: {split} has a class folder '{name}', train has none{nearest(name, index)}"
-                )
+                raise UserError(f"{self.path}: {split} has a class folder '{name}', train has none{nearest(name, index)}")
         return Raw(items, np.array([index[name] for name in names], np.int64))
 
     def fingerprint(self) -> str:
@@ -385,7 +381,5 @@ class Arrays(ImageSource):
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{x}.npy") as file:  # the header alone: cheap
             np.lib.format.read_magic(file)
             shape = np.lib.format.read_array_header_1_0(file)[0]  # numpy writes 2.0 for structured arrays only
-        _, height, width, channels = image_files.to_nhwc(
-            np.broadcast_to(np.uint8(0), shape), f"{self.path}, '{x}'"
-        ).shape
+        _, height, width, channels = image_files.to_nhwc(np.broadcast_to(np.uint8(0), shape), f"{self.path}, '{x}'").shape
         return min(height, width), 1 if channels == 1 else 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
 
 class Views(nn.Module):
     """batch of prepared samples → batch with what an objective reads. `encoder` says what its inputs look like."""

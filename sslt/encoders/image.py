@@ -41,6 +41,7 @@ class ImageEncoder(Encoder):
         given = dict(args)
         if fixed_size:
             given["img_size"] = processor.size
+        self.model: Any
         self.model = _create(name, processor.channels, given, pretrained)
         if stem == "small":
             _small_stem(self.model, name)
@@ -61,10 +62,8 @@ class ImageEncoder(Encoder):
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         x = self.model.forward_features(inputs["image"])
         pooled = self.model.forward_head(x, pre_logits=True)
-        if x.dim() == 4:
-            tokens = x.flatten(2).transpose(1, 2)
-        else:
-            tokens = x[:, getattr(self.model, "num_prefix_tokens", 0) :]
+        prefix = getattr(self.model, "num_prefix_tokens", 0)
+        tokens = x.flatten(2).transpose(1, 2) if x.dim() == 4 else x[:, prefix:]
         return Features(pooled, tokens)
 
     def block_names(self) -> list[str]:
@@ -118,7 +117,7 @@ class ImageEncoder(Encoder):
         return ImageProcessor(**config)
 
 
-def _create(name: str, channels: int, args: dict[str, Any], pretrained: bool) -> nn.Module:
+def _create(name: str, channels: int, args: dict[str, Any], pretrained: bool) -> Any:
     import timm
 
     if name.startswith("torchvision/"):
@@ -166,8 +165,9 @@ class _TorchvisionModel(nn.Module):
                 setattr(self, child, module)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for part in self.children():
+            x = part(x)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:
         return x.mean((2, 3))

@@ -22,8 +22,7 @@ def build_encoder(node: Any, source: Any) -> Encoder:
 
     if node is None:
         raise UserError("no encoder is chosen: encoder=resnet_small for images, encoder=bert_tiny for text, or from=")
-    args = OmegaConf.to_container(node, resolve=True) if not isinstance(node, dict) else dict(node)
-    assert isinstance(args, dict)
+    args: Any = OmegaConf.to_container(node, resolve=True) if not isinstance(node, dict) else dict(node)
     cls = _locate(args.pop("_target_"))
     return cls.build(source, args.pop("processor", {}), **args)
 

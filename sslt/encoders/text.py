@@ -22,13 +22,12 @@ class TextEncoder(Encoder):
     modality = "text"
     Processor = TextProcessor
 
-    def __init__(
-        self, processor: TextProcessor, model_type: str, config: dict[str, Any], pooling: str, model: nn.Module | None = None
-    ):
+    def __init__(self, processor: TextProcessor, model_type: str, config: dict[str, Any], pooling: str, model: nn.Module | None = None):
         super().__init__(processor, model_type=model_type, config=config, pooling=pooling)
         if pooling not in ("mean", "cls"):
             raise UserError(f"encoder.pooling={pooling}{nearest(pooling, ['mean', 'cls'])}")
-        self.model: Any = model if model is not None else _create(processor, model_type, config)
+        self.model: Any
+        self.model = model if model is not None else _create(processor, model_type, config)
         self.dim = int(self.model.config.hidden_size)
         self.pooling = pooling
 
@@ -73,7 +72,8 @@ class TextEncoder(Encoder):
         return self.model.get_input_embeddings()
 
     def block_names(self) -> list[str]:
-        names = [n for n, m in self.named_modules() if isinstance(m, nn.ModuleList) and n.rpartition(".")[2] in ("layer", "layers", "h", "block")]
+        stacks = ("layer", "layers", "h", "block")
+        names = [n for n, m in self.named_modules() if isinstance(m, nn.ModuleList) and n.rpartition(".")[2] in stacks]
         if not names:
             return []
         return [f"{names[0]}.{i}" for i in range(len(self.get_submodule(names[0])))]  # type: ignore[arg-type]

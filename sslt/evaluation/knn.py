@@ -15,9 +15,7 @@ from sslt.errors import UserError
 CHUNK_BYTES = 256 * 2**20  # upper bound of one chunk's similarity matrix
 
 
-def knn_predict(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, n_classes: int, k: int = 20, temperature: float = 0.07
-) -> Tensor:
+def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, n_classes: int, k: int = 20, temperature: float = 0.07) -> Tensor:
     """Class scores [M, C] of `queries` [M, D] by the vote of their nearest neighbours in `bank` [N, D].
 
     Each of the k nearest neighbours by cosine similarity s votes for its label (`bank_labels` [N], 0..C-1) with weight

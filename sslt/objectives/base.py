@@ -12,13 +12,13 @@ from sslt.encoders.base import Encoder, Features
 
 
 class Loss(NamedTuple):
-    """`value`: scalar mean over `count` units (samples, masked tokens). `logs`: scalars to record, detached.
+    """`value`: scalar mean over `units` (samples, masked tokens). `logs`: scalars to record, detached.
 
-    The count lets the learner weigh batches of different size rightly when gradients are accumulated or averaged over ranks.
+    The number of units lets the learner weigh batches of different size rightly when gradients are accumulated or averaged over ranks.
     """
 
     value: Tensor
-    count: int
+    units: int
     logs: dict[str, Tensor]
 
 

@@ -46,10 +46,11 @@ def _usage(encoder: Any) -> str:
     if str(encoder.args.get("name", "")).startswith("torchvision/"):
         return "Weights: `model.safetensors`, in torchvision's names without the classifier."
     if encoder.args.get("stem") == "small":
+        channels, args = encoder.processor.channels, encoder.args["args"]
         return (
             "The weights carry timm's names. The stem is a 3×3 convolution of stride 1 without pooling, which timm's model gets by\n\n"
-            f"    model = timm.create_model({encoder.args['name']!r}, num_classes=0, in_chans={encoder.processor.channels}, **{encoder.args['args']!r})\n"
-            f"    model.conv1 = torch.nn.Conv2d({encoder.processor.channels}, model.conv1.out_channels, 3, 1, 1, bias=False)\n"
+            f"    model = timm.create_model({encoder.args['name']!r}, num_classes=0, in_chans={channels}, **{args!r})\n"
+            f"    model.conv1 = torch.nn.Conv2d({channels}, model.conv1.out_channels, 3, 1, 1, bias=False)\n"
             "    model.maxpool = torch.nn.Identity()\n"
             "    model.load_state_dict(safetensors.torch.load_file('model.safetensors'))"
         )

@@ -67,10 +67,12 @@ def load(cfg: Any, modality: str | None) -> tuple[Encoder, tuple[Any, list[str]]
 
 
 def _mismatch(classes: list[str], source: Any) -> str:
-    theirs = source.classes or []
+    def some(names: list[str]) -> str:
+        return f"{len(names)} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+
     return (
-        f"the head knows {len(classes)} classes ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}), but {source.name} has "
-        f"{len(theirs)} ({', '.join(theirs[:5])}{', …' if len(theirs) > 5 else ''}): fine-tune on it first, or measure the encoder alone by probes=true"
+        f"the head knows {some(classes)} classes, but {source.name} has {some(source.classes or [])}: "
+        f"fine-tune on it first, or measure the encoder alone by probes=true"
     )
 
 

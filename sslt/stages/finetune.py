@@ -89,8 +89,8 @@ def _save_best(path: Any, encoder: Any, objective: Any, run: Run) -> None:
         from safetensors.torch import save_file
 
         path.parent.mkdir(exist_ok=True)
-        state = {f"{n}.{k}": v.detach().cpu().contiguous().clone() for n, m in (("e", encoder), ("o", objective)) for k, v in m.state_dict().items()}
-        save_file(state, path)
+        parts = {**{f"e.{k}": v for k, v in encoder.state_dict().items()}, **{f"o.{k}": v for k, v in objective.state_dict().items()}}
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in parts.items()}, path)
 
 
 def _load_best(path: Any, encoder: Any, objective: Any) -> None:

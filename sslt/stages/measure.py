@@ -60,7 +60,7 @@ def encoder_probes(cfg: Any, run: Run, encoder: Encoder, source: Any, device: to
     found: dict[str, float] = {"knn/accuracy": float(knn.knn_accuracy(x, y, tx, ty, n, k=cfg.knn.k, temperature=cfg.knn.temperature))}
     probe = linear.linear_probe(x, y, vx, vy, tx, ty, n)
     found |= {"linear/accuracy": float(probe.accuracy), "linear/val_accuracy": float(probe.val_accuracy), "linear/l2": float(probe.l2)}
-    found |= {k: float(v) for k, v in few_shot.few_shot_probe(x, y, tx, ty, n, shots=tuple(cfg.shots), draws=cfg.draws, seed=cfg.seed).items()}
+    found |= few_shot.few_shot_probe(x, y, tx, ty, n, shots=tuple(cfg.shots), draws=cfg.draws, seed=cfg.seed)
     found |= _named("features", spectrum.collapse_report(tx))
     found["features/uniformity"] = float(spectrum.uniformity(tx))
     found["features/alignment"] = float(spectrum.class_alignment(tx, ty, cfg.seed))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from sslt.data import cache, docs, texts
+from sslt.data import cache, docs, text_sets, texts
 from sslt.data.tables import label_name
 from sslt.errors import UserError
 
@@ -273,7 +273,7 @@ def test_imdb_folder_and_tables(tmp_path):
         write(tmp_path / "2" / f"imdb_{split}.tsv.xz", "label\trating\tid\ttext\n" + body)
     write(tmp_path / "1" / "aclImdb" / "train" / "unsup" / "0_0.txt", '"Unknown')
     write(tmp_path / "2" / "imdb_unsup.tsv.gz", 'label\trating\tid\ttext\n-1\t0\t0\t"Unknown\n')
-    one, two = (texts.Imdb(str(tmp_path / i), "fail") for i in "12")
+    one, two = (text_sets.Imdb(str(tmp_path / i), "fail", 0.1) for i in "12")
     for split in ("train", "test"):
         assert rows(one, split) == rows(two, split)
     assert rows(one) == (['A "bad" train film', "Good\ntrain film"], ["negative", "positive"])
@@ -281,7 +281,7 @@ def test_imdb_folder_and_tables(tmp_path):
         assert source.own_splits() == ("train", "test", "unlabeled")
         assert source.get("unlabeled").items == ['"Unknown']
     with pytest.raises(UserError, match="aclImdb_v1"):
-        texts.Imdb(str(tmp_path / "3"), "fail").own_splits()
+        text_sets.Imdb(str(tmp_path / "3"), "fail", 0.1).own_splits()
 
 
 @pytest.mark.parametrize("header", ["", "Class Index,Title,Description\n"])
@@ -289,13 +289,13 @@ def test_ag_news(tmp_path, header):
     """AG News with and without header: classes 1 to 4, title and description joined."""
     for split in ("train", "test"):
         write(tmp_path / "ag_news" / f"{split}.csv", header + '"3","Title, one","Some\\""news"""\n4,T,D\n')
-    source = texts.AgNews(str(tmp_path))
+    source = text_sets.AgNews(str(tmp_path), 0.1)
     assert rows(source, "test") == (['Title, one Some "news"', "T D"], ["Business", "Sci/Tech"])
     write(tmp_path / "ag_news" / "train.csv", "5,T,D\n")
     with pytest.raises(UserError, match=r"train\.csv, line 1"):
         source.read("train")
     with pytest.raises(UserError, match=r"put train\.csv and test\.csv there"):
-        texts.AgNews(str(tmp_path / "no")).own_splits()
+        text_sets.AgNews(str(tmp_path / "no"), 0.1).own_splits()
 
 
 def hugging_face(name, **settings) -> texts.HuggingFaceText:

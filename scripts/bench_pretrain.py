@@ -1,0 +1,187 @@
+"""Speed of pretraining against a bare PyTorch loop, LightlySSL and Hugging Face's Trainer, in one process and one run.
+
+    python scripts/bench_pretrain.py [--rounds 5] [--only simclr,mlm,augment,start] [--json FILE] [--data FOLDER]
+
+Contenders take turns (A B C A B C ...); a ratio is the median over rounds of theirs / ours in the same round. Set-up and
+the first steps of a round are not counted. With a GPU, ResNet-50 at 224 pixels and BERT-base are measured too.
+The peers are an extra: pip install -e '.[peers]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench import ours, peers
+from bench.rounds import Comparison, Contender, Watch, measure
+from bench.start import measure_start
+
+from sslt.data import cache
+
+GPU = torch.cuda.is_available()
+WARM = 10 if GPU else 2  # steps of a round that are not counted
+
+
+def main() -> None:
+    """Measure what was asked for, print one table each, and write the numbers."""
+    args = _arguments()
+    found: dict[str, Any] = {"machine": machine(), "rounds": args.rounds, "comparisons": [], "start": []}
+    print("  ".join(f"{k}: {v}" for k, v in found["machine"].items()))
+    with tempfile.TemporaryDirectory(prefix="sslt-bench-") as name:
+        folder = Path(name)
+        cache.set_cache_dir(folder / "cache")
+        for make in _comparisons(args, folder):
+            result = measure(make(), args.rounds)
+            found["comparisons"].append(result)
+            show(result)
+        if "start" in args.only:
+            found["start"] = measure_start(args.rounds, folder)
+            show_start(found["start"])
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parts = ("simclr", "mlm", "augment", "start")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every contender")
+    parser.add_argument("--only", default=",".join(parts), help="some of: " + ",".join(parts))
+    parser.add_argument("--json", type=Path, help="file for all numbers, round by round")
+    parser.add_argument("--data", type=lambda p: str(Path(p).resolve()), help="folder with CIFAR-10, instead of generated images")
+    parser.add_argument("--steps", type=int, help="counted steps a round, instead of each comparison's own number")
+    parser.add_argument("--batch", type=int, help="batch size of SimCLR, instead of 128 (512 on a GPU)")
+    args = parser.parse_args()
+    args.only = args.only.split(",")
+    if unknown := set(args.only) - set(parts):
+        parser.error(f"--only {','.join(sorted(unknown))}: there is {', '.join(parts)}")
+    return args
+
+
+def _comparisons(args: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Comparison]]:
+    """What to compare, built one at a time, so that each has the memory to itself."""
+    if "simclr" in args.only:
+        batch = args.batch or (512 if GPU else 128)
+        yield lambda: simclr("CIFAR ResNet-18", "resnet18", 32, batch, args.steps or (40 if GPU else 6), folder, args.data)
+        if GPU:
+            yield lambda: simclr("ResNet-50", "resnet50", 224, args.batch or 256, args.steps or 20, folder, None)
+    if "mlm" in args.only:
+        yield lambda: mlm("BERT-mini", "bert_mini", 256 if GPU else 32, 128, args.steps or (60 if GPU else 15), folder)
+        if GPU:
+            yield lambda: mlm("BERT-base", "bert_base", 64, 512, args.steps or 20, folder)
+    if "augment" in args.only:
+        yield lambda: augment(32, 32, 256, args.steps or 8, target=8.0)
+        yield lambda: augment(256, 224, 32, args.steps or 4, target=1.0)
+
+
+def simclr(title: str, encoder: str, size: int, batch: int, steps: int, folder: Path, data: str | None) -> Comparison:
+    """SimCLR by sslt, by a loop without data path, and by LightlySSL at its own and at our precision."""
+    job = ours.simclr(encoder, size, batch, WARM + steps, folder, data)
+    workers = peers.best_workers(job, job.precision)
+    contenders = [
+        Contender("sslt", job.precision, job.run, tuned=True),
+        Contender("bare loop, views ready", job.precision, peers.bare_simclr(job), 0.92, tuned=True),
+        Contender(f"LightlySSL ({workers} workers)", "32-true", peers.lightly_simclr(job, "32-true", workers), 2.0),
+    ]
+    if job.precision != "32-true":
+        run = peers.lightly_simclr(job, job.precision, workers)
+        contenders.append(Contender(f"LightlySSL ({workers} workers), same precision", job.precision, run, 2.0))
+    images = "CIFAR-10" if data else "generated images"
+    return Comparison(f"SimCLR, {title}, {size} px, {images}, batch {batch}", "images", batch, contenders, WARM, steps)
+
+
+def mlm(title: str, encoder: str, batch: int, length: int, steps: int, folder: Path) -> Comparison:
+    """Masked language modelling by sslt, by a loop without data path, and by Hugging Face at its own and at our precision."""
+    job = ours.mlm(encoder, batch, length, WARM + steps, folder)
+    small = encoder == "bert_mini"  # the targets are set for it: in a large model the vocabulary weighs less
+    contenders = [
+        Contender("sslt", job.precision, job.run, tuned=True),
+        Contender("bare loop, tokens masked", job.precision, peers.bare_mlm(job), 0.92, tuned=True),
+        Contender("Hugging Face Trainer", "32-true", peers.hf_mlm(job, False, folder / "hf"), 4.5 if small else None),
+    ]
+    if job.precision.startswith("bf16"):
+        run = peers.hf_mlm(job, True, folder / "hf")
+        contenders.append(Contender("Hugging Face Trainer, same precision", job.precision, run, 3.0 if small else None))
+    return Comparison(f"MLM, {title}, {batch} x {length} tokens", "tokens", batch * length, contenders, WARM, steps)
+
+
+def augment(size_in: int, size: int, batch: int, steps: int, target: float) -> Comparison:
+    """Two views of every image on one core: batched, and image by image."""
+    images = ours.smooth_images(batch, size_in)
+    ready = torch.from_numpy(images).permute(0, 3, 1, 2)
+    views = ours.augmenter(blur=0.5 if size > 32 else 0.0)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+    def batched(watch: Watch) -> None:
+        with torch.no_grad():
+            watch.drive(lambda: views.augment(ready, size, mean, std))
+
+    theirs = peers.lightly_augment(images, size)
+    contenders = [Contender("sslt", "32-true", batched), Contender("LightlySSL", "32-true", theirs, target)]
+    title = f"two SimCLR views, {size_in} to {size} px{', blur 0.5' if size > 32 else ''}, batch {batch}, one core"
+    return Comparison(title, "images", batch, contenders, warm=1, steps=steps, threads=1)
+
+
+# ---------------------------------------------------------------- what is printed
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    from importlib.metadata import version
+
+    about = {name: version(name) for name in ("torch", "pytorch-lightning", "lightly", "transformers", "timm")}
+    gpu = torch.cuda.get_device_name(0) if GPU else "none"
+    return {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "gpu": gpu, "python": platform.python_version(), **about}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def show(result: dict[str, Any]) -> None:
+    """One comparison as a Markdown table."""
+    unit = result["unit"]
+    rows = []
+    for row in result["rows"]:
+        cells = [row["name"], row["precision"], f"{row['per_second']:,.0f}", "", "", ""]
+        if "ratio" in row:
+            low, high = row["ratio_range"]
+            cells[3:5] = [f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}"]
+            if row["target"] is not None:
+                cells[5] = f"{row['target']:g}: {'reached' if row['ratio'] >= row['target'] else 'missed'}"
+        rows.append(cells)
+    title = f"{result['title']}, {result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    _table(title, ["", "precision", f"{unit}/s", "sslt / this", "over rounds", "target"], rows)
+
+
+def show_start(rows: list[dict[str, Any]]) -> None:
+    """Start-up as a Markdown table."""
+    cells = [[r["name"], f"{r['cpu_seconds']:.2f}", f"{r['wall_seconds']:.2f}", f"{r['wall_of_imports']:.2f}"] for r in rows]
+    _table("start, caches filled", ["command", "CPU s", "wall s", "wall / imports"], cells)
+
+
+def _table(title: str, head: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.MARKDOWN)
+    for i, name in enumerate(head):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(f"\n{title}\n")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Protects configs: every shipped one composes and fits what it builds, and every mistake is one line with the way out."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from sslt import config, groups, signatures
+from sslt.errors import UserError
+
+FILES = sorted(groups.CONFIG_DIR.glob("*/*.yaml"))
+NAMES = [f"{p.parent.name}/{p.stem}" for p in FILES]
+VERBS = ("pretrain", "finetune", "evaluate", "predict", "run")
+# What the code gives, not the config: an objective's encoder and classes, a logger's folder, weights that exist already
+GIVEN = {"encoder", "n_classes", "save_dir", "model", "params"}
+
+
+def nodes() -> list[tuple[str, dict[str, Any]]]:
+    """(file, node) of everything with a `_target_` in the shipped groups."""
+    found = []
+    for name, path in zip(NAMES, FILES, strict=True):
+        found += [(name, node) for _, node in config.targets(yaml.safe_load(path.read_text(encoding="utf-8")) or {})]
+    return found
+
+
+NODES = nodes()
+
+
+def parameters_of(target: str) -> dict[str, inspect.Parameter]:
+    module, _, name = target.rpartition(".")
+    return dict(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+
+
+# -------------------------------------------------------------------- the shipped files
+def test_there_are_configs():
+    """The folder is found, and the groups are those the guide and this file speak of."""
+    assert {"data", "encoder", "objective", "views", "optimizer", "schedule", "adaptation", "logger"} <= set(groups.names())
+    assert len(NODES) > 25
+
+
+@pytest.mark.parametrize(("file", "node"), NODES, ids=[f"{f}:{n['_target_'].rpartition('.')[2]}" for f, n in NODES])
+def test_a_config_lists_what_its_target_takes(file, node):
+    """No key that the target does not take, and no type it does not want."""
+    found = signatures.signature(node["_target_"])
+    keys = set(node) - {"_target_"}
+    parameters = parameters_of(node["_target_"])
+    assert keys <= set(parameters), "a key nothing reads"
+    if found is not None:
+        for key in keys:
+            if node[key] != "???" and "${" not in str(node[key]):
+                assert signatures.type_error(node[key], found.parameters[key]) is None, key
+
+
+OWN = [(f, n) for f, n in NODES if n["_target_"].startswith("sslt.")]
+
+
+@pytest.mark.parametrize(("file", "node"), OWN, ids=[f for f, _ in OWN])
+def test_a_config_lists_all_its_target_takes(file, node):
+    """What can be set is seen in the file: every parameter of sslt's own classes is in the YAML."""
+    assert set(parameters_of(node["_target_"])) - GIVEN <= set(node)
+
+
+@pytest.mark.parametrize(("file", "node"), OWN, ids=[f for f, _ in OWN])
+def test_a_default_lives_in_one_place(file, node):
+    """A parameter whose value the YAML gives has no second default in Python.
+
+    But for `pretrained`, which is no part of a saved encoder: one that is loaded is built without naming it.
+    """
+    twice = {k for k, p in parameters_of(node["_target_"]).items() if k in node and p.default is not p.empty} - {"pretrained"}
+    assert twice == set()
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("encoder/")])
+def test_an_encoders_processor_settings_are_taken(name):
+    """`processor:` is handed to the processor's `fit`: the keys are its parameters, all of them."""
+    node = yaml.safe_load(FILES[NAMES.index(name)].read_text(encoding="utf-8"))
+    module, _, kind = node["_target_"].rpartition(".")
+    fit = getattr(importlib.import_module(module), kind).Processor.fit
+    assert set(inspect.signature(fit).parameters) - {"source"} == set(node["processor"])
+
+
+@pytest.mark.parametrize("path", [*FILES, *groups.CONFIG_DIR.glob("*.yaml")], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_file_says_what_it_is(path):
+    """The first comment is what `sslt list` shows: one line, not empty, not too long for a terminal."""
+    text = groups.describe(path)
+    assert 5 <= len(text) <= 120
+
+
+# -------------------------------------------------------------------- composing
+@pytest.mark.parametrize("task", sorted(groups.options("task")))
+def test_every_task_composes(task):
+    """A task is complete: objective, views, encoder and data are chosen, and it is named."""
+    cfg = config.compose("pretrain", [f"+task={task}"])
+    assert cfg.name == task
+    for part in ("objective", "views", "encoder", "data", "optimizer", "schedule", "trainer"):
+        assert cfg[part]["_target_"], part
+
+
+@pytest.mark.parametrize("target", sorted(groups.options("target")))
+def test_every_target_composes(target):
+    """A target needs nothing but what to start from, and the place of your own data."""
+    own = {"image_folder": ["data.path=x"], "text_csv": ["data.path=x"]}.get(target, [])
+    cfg = config.compose("finetune", [f"+target={target}", "from=x", *own])
+    assert cfg.data["_target_"] and cfg.objective["_target_"] == "sslt.objectives.classification.Classification"
+
+
+@pytest.mark.parametrize(
+    ("verb", "overrides"),
+    [("evaluate", ["from=x"]), ("predict", ["from=x", "input=y"]), ("run", []), ("pretrain", ["+task=mlm", "logger=wandb"])],
+)
+def test_other_verbs_compose(verb, overrides):
+    """Groups of which nothing was chosen are there, as null."""
+    cfg = config.compose(verb, overrides)
+    for key in groups.top_level_keys(verb):
+        assert key in cfg
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.split("/")[0] not in ("task", "target")])
+def test_every_option_can_be_chosen(name):
+    """Each shipped option fits into a verb that reads its group, once its missing values are given."""
+    group, option = name.split("/")
+    content = yaml.safe_load(FILES[NAMES.index(name)].read_text(encoding="utf-8")) or {}
+    missing = [f"{group}.{k}=x" for k, v in content.items() if v == "???"]
+    verb = "finetune" if group == "adaptation" else "pretrain"
+    start = ["from=x"] if verb == "finetune" else []
+    cfg = config.compose(verb, [*start, f"{group}={option}", *missing])
+    assert set(content) <= set(cfg[group])
+
+
+def test_composing_imports_nothing_heavy():
+    """Help, mistakes and `--cfg` must answer at once: no torch, Lightning or transformers to compose any verb."""
+    code = (
+        "import sys; from sslt import cli, config;"
+        "config.compose('pretrain', ['+task=simclr']); config.compose('pretrain', ['+task=mlm', 'logger=tensorboard']);"
+        "config.compose('finetune', ['+target=docs', 'from=x', 'adaptation=partial']); config.compose('evaluate', ['from=x']);"
+        "heavy = {'torch', 'pytorch_lightning', 'transformers', 'timm', 'sklearn', 'matplotlib', 'wandb', 'numpy'};"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_composes_inside_a_running_hydra_job():
+    """A chain composes its stages while Hydra runs it: the outer state is as it was afterwards, also after a mistake."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    with initialize_config_dir(str(groups.CONFIG_DIR), version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        config.compose("pretrain", ["+task=mlm"])
+        with pytest.raises(UserError):
+            config.compose("pretrain", ["+task=nothing"])
+        assert GlobalHydra.instance().hydra is outer
+        compose("evaluate", overrides=["from=x"])
+
+
+# -------------------------------------------------------------------- mistakes
+SIMCLR = ["+task=simclr"]
+
+
+MISTAKES = [
+    # a key that nothing reads
+    ("pretrain", [*SIMCLR, "optimizer.lrr=1"], r"optimizer\.lrr.*did you mean 'lr'"),
+    ("pretrain", [*SIMCLR, "+optimizer.lrr=1"], r"optimizer\.lrr.*AdamW does not take it.*did you mean 'lr'"),
+    ("pretrain", [*SIMCLR, "+objective.temprature=1"], r"objective\.temprature.*did you mean 'temperature'"),
+    ("pretrain", [*SIMCLR, "batchsize=3"], r"batchsize.*did you mean 'batch_size'"),
+    ("pretrain", [*SIMCLR, "+batchsize=3"], r"batchsize.*did you mean 'batch_size'"),
+    ("pretrain", [*SIMCLR, "trainer.max_epoch=3"], r"trainer\.max_epoch.*did you mean 'max_epochs'"),
+    ("finetune", ["+target=digits", "from=x", "label_frac=0.1"], r"label_frac.*did you mean 'label_fraction'"),
+    ("evaluate", ["from=x", "knn.kk=3"], r"knn\.kk"),
+    ("pretrain", [*SIMCLR, "data.path=x"], r"data\.path"),
+    ("finetune", ["+target=digits", "from=x", "adaptation=probe", "+adaptation.blocks=2"], r"adaptation\.blocks"),
+    ("pretrain", [*SIMCLR, "+encoder.processor.sizes=32"], r"encoder\.processor\.sizes"),
+    # a group or an option that is not there
+    ("pretrain", ["+taks=simclr"], r"taks.*did you mean 'task'"),
+    ("pretrain", [*SIMCLR, "dota=digits"], r"dota.*did you mean 'data'"),
+    ("pretrain", ["+task=simclrr"], r"no task 'simclrr'.*did you mean 'simclr'"),
+    ("pretrain", [*SIMCLR, "data=digit"], r"no data 'digit'.*did you mean 'digits'"),
+    ("pretrain", [*SIMCLR, "encoder=resnet_smal"], r"no encoder 'resnet_smal'.*did you mean 'resnet_small'"),
+    ("finetune", ["+target=dgits", "from=x"], r"no target 'dgits'.*did you mean 'digits'"),
+    ("pretrain", ["task=simclr"], r"\+task="),
+    # a value that is missing
+    ("finetune", ["+target=digits"], r"'from' has no value.*from="),
+    ("pretrain", [*SIMCLR, "data=image_folder"], r"'data\.path' has no value.*data\.path="),
+    ("pretrain", ["encoder=timm"], r"'encoder\.name' has no value"),
+    # a value of the wrong type
+    ("pretrain", [*SIMCLR, "objective.temperature=hot"], r"objective\.temperature='hot'.*wrong type.*float"),
+    ("pretrain", [*SIMCLR, "objective.norm=1"], r"objective\.norm=1.*wrong type.*bool"),
+    ("pretrain", [*SIMCLR, "objective.hidden=1.5"], r"objective\.hidden=1\.5.*wrong type.*int"),
+    ("pretrain", [*SIMCLR, "views.scale=0.2"], r"views\.scale=0\.2.*wrong type.*list"),
+    ("pretrain", [*SIMCLR, "trainer.accumulate_grad_batches=two"], r"trainer\.accumulate_grad_batches='two'.*int"),
+    ("pretrain", [*SIMCLR, "batch_size=many"], r"batch_size='many'.*wrong type"),
+    ("finetune", ["+target=digits", "from=x", "label_fraction=half"], r"label_fraction='half'.*wrong type"),
+    # what cannot be read or built
+    ("pretrain", [*SIMCLR, "views.scale=[1"], r"cannot read an override"),
+    ("pretrain", [*SIMCLR, "objective._target_=no_such_package.Thing"], r"objective\._target_=no_such_package\.Thing.*installed"),
+    ("pretrain", [*SIMCLR, "objective._target_=sslt.objectives.contrastive.NTXnt"], r"NTXnt"),
+]
+
+
+@pytest.mark.parametrize(("verb", "overrides", "says"), MISTAKES, ids=[f"{v} {o[-1]}" for v, o, _ in MISTAKES])
+def test_a_mistake_is_one_clear_line(verb, overrides, says):
+    """What is wrong, where, and the nearest name that would be right; never Hydra's own traceback or paragraphs."""
+    with pytest.raises(UserError) as caught:
+        config.compose(verb, overrides)
+    message = str(caught.value)
+    assert re.search(says, message), message
+    assert len(message.splitlines()) == 1 and len(message) < 400
+
+
+def test_a_users_own_folder_of_configs(tmp_path):
+    """`--config-dir` adds options; mistakes in them and nearest names among them are found too."""
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective" / "mine.yaml").write_text(
+        "# my own\n_target_: sslt.objectives.contrastive.NTXent\ntemperature: 0.1\nhidden: 8\nout: 8\nnorm: true\n"
+    )
+    (tmp_path / "objective" / "broken.yaml").write_text("_target_: sslt.objectives.contrastive.NTXent\ntemp: 0.1\n")
+    folder = str(tmp_path)
+    assert config.compose("pretrain", [*SIMCLR, "objective=mine"], folder).objective.temperature == 0.1
+    assert groups.options("objective", folder)["mine"] == "my own"
+    with pytest.raises(UserError, match=r"objective\.temp"):
+        config.compose("pretrain", [*SIMCLR, "objective=broken"], folder)
+    with pytest.raises(UserError, match="did you mean 'mine'"):
+        config.compose("pretrain", [*SIMCLR, "objective=minee"], folder)
+
+
+# -------------------------------------------------------------------- building
+def test_build_makes_nested_objects_of_plain_values():
+    """Lists and dicts arrive as Python's own, arguments of the call are added."""
+    node = OmegaConf.create({"_target_": "sslt.schedules.Cosine", "warmup": 0.1, "final": 0.0})
+    assert config.build(node)(1.0) == pytest.approx(0.0)
+    views = config.build(OmegaConf.load(groups.CONFIG_DIR / "views" / "light.yaml"))
+    assert type(views.scale) is list
+
+
+def test_build_lets_the_users_mistakes_through():
+    """A UserError raised while building keeps its message; another error names what could not be built."""
+    node = OmegaConf.create({"_target_": "sslt.adaptation.base.Partial", "blocks": 0})
+    with pytest.raises(UserError, match=r"adaptation\.blocks=0"):
+        config.build(node)
+    with pytest.raises(UserError, match=r"cannot build sslt\.schedules\.Cosine"):
+        config.build(OmegaConf.create({"_target_": "sslt.schedules.Cosine", "warmup": 0.1}))
+
+
+# -------------------------------------------------------------------- configs of others
+def test_own_and_trusted_targets_pass():
+    """What sslt wrote can be read again; a package that the user names is trusted, and its submodules."""
+    own = {"_target_": "sslt.objectives.classification.Classification", "dropout": 0.1, "label_smoothing": 0.0}
+    config.check_trusted(own, [], "run")
+    config.check_trusted({"a": [{"_target_": "friends.models.Head"}]}, ["friends"], "run")
+    for path in FILES:
+        if path.parent.name in ("data", "objective"):
+            config.check_trusted(yaml.safe_load(path.read_text(encoding="utf-8")), [], "run")
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "builtins.eval", "subprocess.run", "ssltx.Thing", "sslt_evil.Thing", "friendsx.Thing", "hydra.utils.get_method"],
+)
+def test_foreign_targets_are_refused(target):
+    """At the top, nested, and in lists; the message says what would be run, where, and how to allow it."""
+    for node in ({"_target_": target}, {"head": {"x": [{"_target_": target}]}}):
+        with pytest.raises(UserError, match=rf"somebody's run.*{target}.*trust=\["):
+            config.check_trusted(node, ["friends"], "somebody's run")
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["sslt.data.cache.shutil.rmtree", "sslt.data.cache.os.system", "sslt.execute.subprocess.run", "sslt.data.cache.Path"],
+)
+def test_what_sslt_merely_imports_is_refused(target):
+    """A dotted name that walks through a module of sslt to somebody else's function is not part of sslt."""
+    with pytest.raises(UserError, match="not part of sslt"):
+        config.check_trusted({"_target_": target}, [], "somebody's run")
+
+
+@pytest.mark.parametrize("path", [Path("objective/ntxent"), Path("data/digits")], ids=str)
+def test_a_target_hidden_in_an_argument_is_found(path):
+    """An argument of an innocent node may be a node itself."""
+    node = yaml.safe_load((groups.CONFIG_DIR / path.with_suffix(".yaml")).read_text(encoding="utf-8"))
+    with pytest.raises(UserError):
+        config.check_trusted({**node, "extra": {"deep": [{"_target_": "os.system"}]}}, [], "run")

@@ -1,0 +1,472 @@
+"""Protects training on several ranks: gathers, BatchNorm and gradients are those of one process with the joined batch.
+
+Two real processes, joined by gloo, are each given their half of the data; what they compute is compared here with what
+one process makes of all of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sslt import distributed
+from sslt.data.base import Samples
+from sslt.encoders.base import Encoder, Features
+from sslt.errors import UserError
+from sslt.objectives.base import Loss, Objective
+from sslt.objectives.contrastive import NTXent, nt_xent
+
+N = 6  # samples per rank of what is split evenly
+ROWS = (5, 3)  # rows per rank of what is not
+
+
+class Toy(nn.Module):
+    """A convolution, BatchNorm and a mean: an encoder small enough to check."""
+
+    dim = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> Features:
+        pooled = self.out(self.norm(self.conv(inputs["image"])).relu().mean((2, 3)))
+        return Features(pooled, pooled.unsqueeze(1))
+
+
+class Contrast(nn.Module):
+    """Encoder and objective as one module, as a trainer wraps them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = Toy()
+        self.objective = NTXent(self.encoder, temperature=0.2, hidden=16, out=8, norm=True)  # type: ignore[arg-type]
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        return self.objective(self.encoder, {"views": {"image": views}}).value
+
+
+def views() -> torch.Tensor:
+    """[2, 2N, 3, 6, 6]; the second half (rank 1's) has other colours, so that statistics of a half are not the whole's."""
+    x = torch.randn(2, 2 * N, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    x[:, N:] = 2 * x[:, N:] + 1
+    return x
+
+
+def projections() -> torch.Tensor:
+    """float64 [2, 2N, 5]"""
+    return torch.randn(2, 2 * N, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def unequal(*shape: int) -> torch.Tensor:
+    """[sum(ROWS), *shape]: ROWS[0] for rank 0, the rest, of another scale, for rank 1."""
+    x = torch.randn(sum(ROWS), *shape, generator=torch.Generator().manual_seed(3)) + 10
+    x[ROWS[0] :] *= 3
+    return x
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: b.clone() for n, b in model.named_buffers()}
+
+
+# -------------------------------------------------------------------- what one rank does
+def _rank(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init("cpu")
+    try:
+        out = {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm)}
+    finally:
+        distributed.close()
+    torch.save(out, Path(folder) / f"{rank}.pt")
+
+
+def _helpers(rank: int) -> dict[str, Any]:
+    cpu = torch.device("cpu")
+    distributed.barrier()
+    kept = torch.tensor([rank + 1.0])
+    return {
+        "place": (distributed.active(), distributed.rank(), distributed.world_size()),
+        "any": (distributed.any_rank(rank == 1, cpu), distributed.any_rank(False, cpu)),
+        "object": distributed.broadcast_object({"from": rank}),
+        "sum": distributed.sum_over_ranks(kept),
+        "kept": kept,
+    }
+
+
+def _rows(rank: int) -> dict[str, Any]:
+    whole = torch.arange(sum(ROWS) * 2).view(-1, 2)
+    own = whole[: ROWS[0]] if rank == 0 else whole[ROWS[0] :]
+    none = whole[:4] if rank == 1 else whole[:0]
+    return {
+        "unequal": distributed.gather_rows(own),
+        "empty": distributed.gather_rows(none),
+        "flags": distributed.gather_rows(own[:, 0] > 4),
+        "strided": distributed.gather_rows(own.T.contiguous().T),
+    }
+
+
+def _ntxent(rank: int) -> dict[str, Any]:
+    z = projections()[:, rank * N : (rank + 1) * N].clone().requires_grad_()
+    loss, accuracy = nt_xent(z, 0.2)
+    loss.backward()
+    return {"loss": loss.detach(), "accuracy": accuracy, "grad": z.grad}
+
+
+def _contrast(rank: int) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name in ("spanning", "local"):
+        model = Contrast()
+        if name == "spanning":
+            distributed.span_batch_norm(model)
+        wrapped = nn.parallel.DistributedDataParallel(model)  # averages gradients, as in training
+        loss = wrapped(views()[:, rank * N : (rank + 1) * N])
+        loss.backward()
+        out[name] = {"loss": loss.detach(), "grads": gradients(model), "buffers": buffers(model)}
+    return out
+
+
+def _norm(rank: int) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, module, shape in _norms():
+        x = unequal(*shape)
+        x = (x[: ROWS[0]] if rank == 0 else x[ROWS[0] :]).requires_grad_()
+        y = distributed.span_batch_norm(module)(x)
+        (y * _weights(y.shape[1:])).sum().backward()
+        evaluated = module.eval()(x)
+        out[name] = {"y": y.detach(), "x_grad": x.grad, "grads": gradients(module), "buffers": buffers(module), "eval": evaluated.detach()}
+    return out
+
+
+def _norms() -> list[tuple[str, nn.Module, tuple[int, ...]]]:
+    return [
+        ("1d", nn.BatchNorm1d(4), (4,)),
+        ("tokens", nn.BatchNorm1d(4), (4, 3)),
+        ("2d", nn.BatchNorm2d(4, momentum=0.3), (4, 3, 2)),
+        ("cumulative", nn.BatchNorm2d(4, momentum=None), (4, 3, 2)),
+        ("plain", nn.BatchNorm2d(4, affine=False), (4, 3, 2)),
+    ]
+
+
+def _weights(shape: torch.Size) -> torch.Tensor:
+    """Of the outputs in the loss: not constant, or BatchNorm's gradient would be zero."""
+    return torch.linspace(-1, 2, shape.numel()).view(shape) ** 2
+
+
+# -------------------------------------------------------------------- the comparison
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict[str, Any]]:
+    """The results of two processes that ran every check, each on its own data."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_rank, args=(r, port, str(folder))) for r in range(2)]
+    for p in processes:
+        p.start()
+    for p in processes:
+        p.join(100)
+        if p.is_alive():
+            p.kill()
+    assert [p.exitcode for p in processes] == [0, 0]
+    return [torch.load(folder / f"{r}.pt") for r in range(2)]
+
+
+def flat(grads: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([grads[n].flatten().double() for n in sorted(grads)])
+
+
+def assert_same_direction_and_length(got: torch.Tensor, expected: torch.Tensor, length: float = 1e-3) -> None:
+    assert torch.cosine_similarity(got, expected, dim=0) >= 0.9999
+    assert float(got.norm() / expected.norm()) == pytest.approx(1, abs=length)
+
+
+def test_each_rank_knows_its_place(ranks):
+    """Joined by the environment; flags, objects and sums reach every rank; the summand stays as it was."""
+    for r, out in enumerate(ranks):
+        got = out["_helpers"]
+        assert got["place"] == (True, r, 2)
+        assert got["any"] == (True, False)
+        assert got["object"] == {"from": 0}
+        assert got["sum"].item() == 3 and got["kept"].item() == r + 1
+
+
+def test_gather_rows_of_unequal_numbers(ranks):
+    """Rows of all ranks in rank order on every rank; a rank may have none; flags and strided rows too."""
+    whole = torch.arange(sum(ROWS) * 2).view(-1, 2)
+    for out in ranks:
+        got = out["_rows"]
+        assert torch.equal(got["unequal"], whole) and torch.equal(got["strided"], whole)
+        assert torch.equal(got["empty"], whole[:4])
+        assert torch.equal(got["flags"], whole[:, 0] > 4)
+
+
+def test_ntxent_is_that_of_the_joined_batch(ranks):
+    """In float64: the mean of the ranks' losses is the joint loss, the averaged gradient its gradient."""
+    z = projections().requires_grad_()
+    loss, accuracy = nt_xent(z, 0.2)
+    loss.backward()
+    halves = [out["_ntxent"] for out in ranks]
+    assert torch.allclose((halves[0]["loss"] + halves[1]["loss"]) / 2, loss, rtol=1e-12)
+    assert torch.allclose((halves[0]["accuracy"] + halves[1]["accuracy"]) / 2, accuracy)
+    # each rank holds the gradient of the ranks' sum; DDP divides by their number
+    assert torch.allclose(torch.cat([h["grad"] for h in halves], 1) / 2, z.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_encoder_projector_and_norm_under_ddp(ranks):
+    """SimCLR's whole chain: DDP's gradient with BatchNorm over ranks is one process's with twice the batch."""
+    model = Contrast()
+    loss = model(views())
+    loss.backward()
+    results = [out["_contrast"]["spanning"] for out in ranks]
+    assert float((results[0]["loss"] + results[1]["loss"]) / 2) == pytest.approx(loss.item(), rel=1e-5)
+    for got in results:
+        assert got["grads"].keys() == gradients(model).keys()
+        assert_same_direction_and_length(flat(got["grads"]), flat(gradients(model)))
+        # the weight before a BatchNorm and the like, one by one: none is hidden behind larger ones
+        for name, expected in gradients(model).items():
+            if expected.norm() > 1e-4 * flat(gradients(model)).norm():
+                assert_same_direction_and_length(got["grads"][name].flatten(), expected.flatten(), 1e-2)
+        for name, expected in buffers(model).items():
+            assert torch.allclose(got["buffers"][name], expected, rtol=1e-4, atol=1e-5), name
+    assert torch.equal(flat(results[0]["grads"]), flat(results[1]["grads"]))
+
+
+def test_norms_of_each_rank_alone_are_something_else(ranks):
+    """The data are such that BatchNorm per rank would be noticed: the test above is worth something."""
+    model = Contrast()
+    model(views()).backward()
+    got = ranks[0]["_contrast"]["local"]
+    assert torch.cosine_similarity(flat(got["grads"]), flat(gradients(model)), dim=0) < 0.999
+
+
+@pytest.mark.parametrize("kind", [name for name, _, _ in _norms()])
+def test_batch_norm_over_unequal_rows(ranks, kind):
+    """Outputs, gradients and running statistics are those of a plain BatchNorm on all rows."""
+    module, shape = next((m, s) for n, m, s in _norms() if n == kind)
+    x = unequal(*shape).requires_grad_()
+    y = module(x)
+    (y * _weights(y.shape[1:])).sum().backward()
+    halves = [out["_norm"][kind] for out in ranks]
+    assert torch.allclose(torch.cat([h["y"] for h in halves]), y, atol=1e-5)
+    assert torch.allclose(torch.cat([h["x_grad"] for h in halves]), x.grad, atol=1e-5)
+    for name, expected in gradients(module).items():
+        assert torch.allclose(halves[0]["grads"][name] + halves[1]["grads"][name], expected, rtol=1e-4, atol=1e-4), name
+    for half in halves:
+        for name, expected in buffers(module).items():
+            assert torch.allclose(half["buffers"][name], expected, rtol=1e-5), name
+    evaluated = module.eval()(x)
+    assert torch.allclose(torch.cat([h["eval"] for h in halves]), evaluated, atol=1e-5)
+
+
+# -------------------------------------------------------------------- one process
+def test_alone_everything_is_the_identity():
+    """Callers need no branch: without other ranks nothing happens, and no copy is made."""
+    x = torch.randn(3, 2)
+    for f in (distributed.gather, distributed.gather_rows, distributed.sum_over_ranks, distributed.all_sum):
+        assert f(x) is x
+    assert (distributed.active(), distributed.rank(), distributed.world_size()) == (False, 0, 1)
+    assert distributed.broadcast_object("x") == "x" and distributed.any_rank(True, x.device)
+    distributed.barrier()
+    distributed.close()
+
+
+def test_span_batch_norm_keeps_what_a_norm_has_learned():
+    """Parameters and buffers stay the very same tensors, so that an optimizer made before still moves them."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm1d(4)))
+    module[1](torch.randn(2, 4, 5, 5))
+    tensors = {n: t for n, t in (*module.named_parameters(), *module.named_buffers())}
+    x = torch.randn(6, 4, 5, 5)
+    expected = copy.deepcopy(module[1])(x)
+    assert distributed.span_batch_norm(module) is module
+    assert all(t is tensors[n] for n, t in (*module.named_parameters(), *module.named_buffers()))
+    assert sum(isinstance(m, distributed.CrossRankBatchNorm) for m in module.modules()) == 2
+    assert torch.equal(module[1](x), expected)
+
+
+def test_a_norm_that_cannot_span_ranks_is_named():
+    """A subclass with more to it than normalisation (timm's fused norms) is not replaced silently: one line, with the way out."""
+
+    class Fused(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    with pytest.raises(UserError, match=r"Fused.*trainer\.sync_batchnorm=false"):
+        distributed.span_batch_norm(nn.Sequential(Fused(4)))
+
+
+# -------------------------------------------------------------------- the learner's weighing of unequal batches
+class Line(Encoder):
+    """One linear map of vectors: all that a gradient needs."""
+
+    modality = "image"
+    Processor = None
+    dim = 4
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, inputs):
+        tokens = self.layer(inputs["x"])
+        return Features(tokens.mean(1), tokens)
+
+    def inputs(self, batch):
+        return batch
+
+    def block_names(self):
+        return ["layer"]
+
+    save_weights = load_weights = processor_config = load_processor = None  # type: ignore[assignment]
+
+
+class Units(Objective):
+    """Mean square of the tokens that count, of which each sample has its own number."""
+
+    def forward(self, encoder, batch):
+        squares = encoder(batch).tokens.square().sum(-1)[batch["mask"]]
+        return Loss(squares.mean(), len(squares), {})
+
+
+class Ragged(Samples):
+    """11 samples of 1 to 6 tokens, of growing size: to weigh batches alike would be to err."""
+
+    labels = classes = None
+    fingerprint = "ragged"
+
+    def __init__(self) -> None:
+        g = torch.Generator().manual_seed(5)
+        self.x = torch.randn(11, 6, 4, generator=g) * torch.arange(1, 12).view(-1, 1, 1) / 4
+        self.mask = torch.arange(6) < torch.randint(1, 7, (11, 1), generator=g)
+
+    def __len__(self) -> int:
+        return 11
+
+    def batch(self, index):
+        return {"x": self.x[index], "mask": self.mask[index]}
+
+    def subset(self, index):
+        raise NotImplementedError
+
+
+def make_learner():
+    """A learner on batches of 8 and 3 samples, under SGD of rate 0.1; and the gradient of all 11 at once."""
+    from sslt.adaptation.base import Full
+    from sslt.data.streams import Stream
+    from sslt.learner import Learner, Term  # brings Lightning, which the other processes need not import
+    from sslt.schedules import Constant
+
+    samples = Ragged()
+    learner = Learner(
+        Line(),
+        {"main": Term(Units(), "main")},
+        {"main": Stream(samples, 8, seed=0, drop_last=False)},
+        Full(),
+        lambda groups: torch.optim.SGD(groups, lr=0.1),
+        Constant(0.0),
+        weight_decay=0.0,
+        progress=lambda _: 0.5,
+        seed=0,
+        log_every=1,
+    )
+    reference = Line()
+    Units()(reference, samples.batch(list(range(11)))).value.backward()
+    return learner, flat(gradients(reference))
+
+
+def train_one_step(learner, **settings) -> torch.Tensor:
+    """The change of the weights by one optimizer step of a real Trainer."""
+    import pytorch_lightning as pl
+
+    before = {n: p.detach().clone() for n, p in learner.encoder.named_parameters()}
+    trainer = pl.Trainer(
+        max_steps=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **settings,
+    )  # fmt: skip
+    trainer.fit(learner)
+    assert trainer.global_step == 1
+    return flat({n: p.detach() - before[n] for n, p in learner.encoder.named_parameters()})
+
+
+def test_accumulated_batches_of_unequal_size_are_the_joined_batch():
+    """Two batches, of 8 and 3 samples with 1 to 6 units each, accumulated: the step is that of the mean over all units."""
+    learner, gradient = make_learner()
+    change = train_one_step(learner, accumulate_grad_batches=2)
+    assert learner.batches_seen == 2
+    assert torch.allclose(change, -0.1 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_mean_of_the_batches_means_is_something_else():
+    """The data are such that weighing batches alike would be noticed."""
+    learner, gradient = make_learner()
+    parts = []
+    for step in range(2):
+        learner.encoder.zero_grad()
+        learner.objectives["main"](learner.encoder, learner.streams["main"].at(step)).value.backward()
+        parts.append(flat(gradients(learner.encoder)))
+    assert not torch.allclose((parts[0] + parts[1]) / 2, gradient, rtol=0.05)
+
+
+def test_clipping_sees_the_weighed_gradient():
+    """The norm that is recorded and clipped is the joint gradient's, not that of a sum before it is weighed."""
+    learner, gradient = make_learner()
+    limit = float(gradient.norm()) / 3
+    change = train_one_step(learner, accumulate_grad_batches=2, gradient_clip_val=limit)
+    assert float(learner.last["grad_norm"]) == pytest.approx(float(gradient.norm()), rel=1e-4)
+    assert torch.allclose(change, -0.1 * gradient / 3, rtol=1e-3, atol=1e-6)
+
+
+def test_one_batch_is_not_weighed():
+    """Without accumulation and other ranks the gradient is the batch's own."""
+    learner, _ = make_learner()
+    batch = learner.streams["main"].at(0)
+    twin = copy.deepcopy(learner.encoder)
+    learner.objectives["main"](twin, batch).value.backward()
+    assert torch.allclose(train_one_step(learner), -0.1 * flat(gradients(twin)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ranks_with_unequal_batches_are_the_joined_batch(monkeypatch, accumulate):
+    """The same arithmetic over ranks: two learners take a rank's share each, DDP's mean of their gradients is weighed."""
+    ranks, gradient = [], torch.empty(0)
+    for _ in range(2):
+        learner, gradient = make_learner()
+        learner.trainer = SimpleNamespace(accumulate_grad_batches=accumulate)
+        ranks.append(learner)
+    monkeypatch.setattr(distributed, "active", lambda: True)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "broadcast_object", lambda value: value)
+    samples = Ragged()
+    shares = [[range(0, 5), range(5, 6)], [range(6, 10), range(10, 11)]]  # [rank][batch]
+    if accumulate == 1:
+        shares = [[range(0, 8)], [range(8, 11)]]
+    for learner, batches in zip(ranks, shares, strict=True):
+        learner.on_fit_start()
+        for rows in batches:  # as Lightning does: the loss divided by the number of batches
+            (learner.training_step({"main": samples.batch(list(rows))}, 0) / accumulate).backward()
+    mean = {n: (g + gradients(ranks[1].encoder)[n]) / 2 for n, g in gradients(ranks[0].encoder).items()}
+    total = torch.tensor(float(sum(learner._count for learner in ranks)))
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda x: total)
+    for learner in ranks:
+        for name, p in learner.encoder.named_parameters():
+            p.grad = mean[name].clone()
+        learner.on_before_optimizer_step(learner.configure_optimizers())
+        assert torch.allclose(flat(gradients(learner.encoder)), gradient, rtol=1e-4, atol=1e-6)

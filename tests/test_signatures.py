@@ -1,0 +1,143 @@
+"""Protects the reading of signatures without importing: it must say what Python itself would say."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from sslt import signatures
+from sslt.errors import nearest
+
+# One of each kind: own class, inherited constructor, re-export, open signature, function, nested re-export
+TARGETS = [
+    "sslt.objectives.contrastive.NTXent",
+    "sslt.schedules.Constant",
+    "sslt.schedules.Cosine",
+    "sslt.encoders.image.ImageEncoder",
+    "sslt.encoders.text.TextEncoder",
+    "sslt.data.image_views.ImageViews",
+    "sslt.data.texts.TextTable",
+    "sslt.loggers.wandb_logger",
+    "torch.optim.AdamW",
+    "torch.optim.SGD",
+    "pytorch_lightning.Trainer",
+    "pytorch_lightning.loggers.CSVLogger",
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_agrees_with_inspect(target):
+    """Names in order, which are required, and whether any other is taken, as the imported object says."""
+    module, _, name = target.rpartition(".")
+    thing = getattr(importlib.import_module(module), name)
+    parameters = inspect.signature(thing).parameters.values()
+    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    found = signatures.signature(target)
+    assert found is not None
+    assert list(found.parameters) == [p.name for p in named]
+    assert found.required == {p.name for p in named if p.default is p.empty}
+    assert found.open == any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+@pytest.mark.parametrize("target", ["sslt.adaptation.base.Probe", "sslt.adaptation.base.Full"])
+def test_a_class_without_constructor_takes_nothing(target):
+    """A class that has no `__init__`, nor has any base, takes no argument: a key for it is one that nothing reads."""
+    found = signatures.signature(target)
+    assert found == signatures.Signature({}, False, frozenset())
+
+
+def test_dataclasses(tmp_path, monkeypatch):
+    """Fields are parameters; those with a value are optional."""
+    (tmp_path / "own_package.py").write_text(
+        "import dataclasses\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass A:\n    x: int\n    y: float = 1.0\n"
+        "@dataclasses.dataclass(frozen=True)\nclass B(A):\n    pass\n"
+        "class C(A):\n    def __init__(self, z, *, w=1, **rest): ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    a = signatures.signature("own_package.A")
+    assert list(a.parameters) == ["x", "y"] and a.required == {"x"} and not a.open
+    c = signatures.signature("own_package.C")
+    assert list(c.parameters) == ["z", "w"] and c.required == {"z"} and c.open
+
+
+def test_follows_relative_re_exports(tmp_path, monkeypatch):
+    """`from .inner import Thing as Other` in a package's `__init__`."""
+    package = tmp_path / "own_other_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .inner import Thing as Other\n")
+    (package / "inner.py").write_text("from .deep import Base\nclass Thing(Base):\n    pass\n")
+    (package / "deep.py").write_text("class Base:\n    def __init__(self, a, b=2): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = signatures.signature("own_other_package.Other")
+    assert list(found.parameters) == ["a", "b"] and found.required == {"a"}
+
+
+def test_what_is_not_there():
+    """A module that cannot be found does not exist; one that can, does, and nothing is imported to tell."""
+    assert not signatures.exists("no_such_package.Thing")
+    assert not signatures.exists("sslt.no_such_module.Thing")
+    assert signatures.exists("sslt.schedules.Cosine") and signatures.exists("torch.optim.AdamW")
+    assert signatures.signature("no_such_package.Thing") is None
+
+
+def test_reads_without_importing():
+    """Asking for torch's and Lightning's signatures imports neither."""
+    code = (
+        "import sys; from sslt import signatures as s;"
+        "assert s.signature('torch.optim.AdamW') and s.signature('pytorch_lightning.Trainer');"
+        "assert s.signature('sslt.encoders.image.ImageEncoder');"
+        "assert not {'torch', 'pytorch_lightning', 'sslt.encoders.image'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "fits", "wrong"),
+    [
+        ("int", [1, -1], [1.5, "1", True, None, [1]]),
+        ("float", [1, 1.5, float("inf")], ["1", True, None, [1.0]]),
+        ("str", ["a", ""], [1, None, True]),
+        ("bool", [True, False], [0, 1, "true", None]),
+        ("int | None", [1, None], ["1", 1.5]),
+        ("Optional[float]", [1, None, 0.5], ["x"]),
+        ("Union[int, str]", [1, "a"], [1.5, None]),
+        ("list[float]", [[1.0], []], [1.0, "12", None]),
+        ("tuple[int, int]", [[1, 2], (1, 2)], [3]),
+        ("'int | None'", [None, 3], ["x"]),
+    ],
+)
+def test_types(annotation, fits, wrong):
+    """Plain values against plain annotations; a bool is no number, a whole number is a float."""
+    tree = ast.parse(annotation, mode="eval").body
+    for value in fits:
+        assert signatures.type_error(value, tree) is None, value
+    for value in wrong:
+        assert signatures.type_error(value, tree), value
+
+
+def test_what_cannot_be_told_is_let_through():
+    """Own classes, callables and nodes are built later; None of an unknown annotation, too."""
+    for annotation in ("Encoder", "Callable[[int], int]", "dict[str, Any]", "Any", "int | Encoder"):
+        tree = ast.parse(annotation, mode="eval").body
+        assert signatures.type_error("x", tree) is None
+    assert signatures.type_error(3, None) is None
+    assert signatures.type_error({"_target_": "x.Y"}, ast.parse("int", mode="eval").body) is None
+
+
+def test_the_message_names_what_is_wanted():
+    """Python's None is YAML's null."""
+    assert signatures.type_error("x", ast.parse("int | None", mode="eval").body) == "int or null"
+
+
+def test_nearest_names():
+    """The closest name where one is close, else what there is, else nothing: never a wrong guess."""
+    assert nearest("resnet_smal", ["resnet_small", "bert_tiny"]) == "; did you mean 'resnet_small'?"
+    assert nearest("qqqq", ["b", "a"]) == "; there is: a, b"
+    assert nearest("qqqq", [f"name{i}" for i in range(50)]) == ""
+    assert nearest("x", []) == ""
