@@ -31,17 +31,17 @@ PRETRAIN = {
 # data set → (name of the share of labels, its settings): the budget is the same from any start
 LABELS: dict[str, list[tuple[str, list[str]]]] = {
     "cifar10": [
-        ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=300", *VISION]),
-        ("10 %", ["label_fraction=0.1", "batch_size=128", "trainer.max_steps=350", *VISION]),
+        ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=200", *VISION]),
+        ("10 %", ["label_fraction=0.1", "batch_size=128", "trainer.max_steps=200", *VISION]),
     ],
     "fashion_mnist": [
-        ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=300", *VISION]),
-        ("10 %", ["label_fraction=0.1", "batch_size=128", "trainer.max_steps=350", *VISION]),
+        ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=200", *VISION]),
+        ("10 %", ["label_fraction=0.1", "batch_size=128", "trainer.max_steps=200", *VISION]),
     ],
     "imdb": [
         ("500", ["labels_per_class=250", "trainer.max_steps=160", *TEXT]),
-        ("2,500", ["labels_per_class=1250", "trainer.max_steps=400", *TEXT]),
-        ("25,000", ["trainer.max_steps=1400", "data.val_fraction=0.0001", *TEXT]),
+        ("2,500", ["labels_per_class=1250", "trainer.max_steps=300", *TEXT]),
+        ("25,000", ["trainer.max_steps=1000", "data.val_fraction=0.0001", *TEXT]),
     ],
 }
 

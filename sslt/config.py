@@ -48,6 +48,9 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
     with open_dict(cfg):
         for key in groups.top_level_keys(verb) - set(cfg):
             cfg[key] = None
+    for key, default in groups.plain_values(verb).items():
+        if key in cfg and not OmegaConf.is_missing(cfg, key) and not _alike(cfg[key], default):
+            raise UserError(f"{key}={cfg[key]!r} is of the wrong type: it takes {type(default).__name__}, for instance {default}")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e:
@@ -55,6 +58,13 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
     assert isinstance(plain, dict)
     for path, node in targets(plain):
         _check_node(path, node)
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a top-level value is of the kind that its default is of."""
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -72,10 +82,16 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 def _check_node(path: str, node: dict[str, Any]) -> None:
     target = node["_target_"]
     if not signatures.exists(target):
-        raise UserError(f"{path}._target_={target}: no such class or function can be found; is its package installed?")
-    found = signatures.signature(target)
-    if found is None:
-        return
+        module, _, name = target.rpartition(".")
+        hint = nearest(name, signatures.names_in(module)) or "; is its package installed?"
+        raise UserError(f"{path}._target_={target}: no such class or function can be found{hint}")
+    if isinstance(node.get("processor"), dict) and (fit := signatures.processor_signature(target)):
+        _check_keys(f"{path}.processor", f"{target}'s processor", node["processor"], fit)
+    if found := signatures.signature(target):
+        _check_keys(path, target, node, found)
+
+
+def _check_keys(path: str, target: str, node: dict[str, Any], found: signatures.Signature) -> None:
     for key, value in node.items():
         if key.startswith("_") and key.endswith("_"):
             continue
@@ -146,7 +162,7 @@ def check_trusted(plain: Any, trust: list[str], where: str) -> None:
     """Refuse a config that came with somebody's files and names code outside sslt and the `trust`ed packages."""
     for path, node in targets(plain):
         target = node["_target_"]
-        ours = target.startswith("sslt.") and signatures.defined_in(target)
+        ours = target.startswith("sslt.") and signatures.is_own_class(target)
         if not ours and target.split(".")[0] not in trust:
             raise UserError(
                 f"{where} asks to run {target} (at {path}), which is not part of sslt. "

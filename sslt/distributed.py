@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sslt.errors import UserError
+
 
 def active() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -87,8 +89,9 @@ def gather_rows(x: Tensor) -> Tensor:
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
+        dist.all_gather(parts, x)
         return torch.cat(parts)
 
     @staticmethod
@@ -139,7 +142,7 @@ class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not (self.training and active()):
             return super().forward(input)
         self._check_input_dim(input)
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         dims = [0, *range(2, x.dim())]
         shape = [1, -1, *([1] * (x.dim() - 2))]
         rows = torch.full((1,), x.numel() / x.shape[1], dtype=x.dtype, device=x.device)
@@ -162,14 +165,14 @@ class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def span_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace every BatchNorm inside `module` by one over all ranks, keeping parameters, buffers and subclass extras.
+    """Make every BatchNorm inside `module` one over all ranks, keeping its parameters and buffers.
 
-    Subclasses that fuse an activation (timm's BatchNormAct2d) keep it: their normalisation alone is replaced.
+    Raises `UserError` for a subclass that does more than normalise (timm's BatchNormAct2d).
     """
     for m in module.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, CrossRankBatchNorm):
             if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
                 m.__class__ = CrossRankBatchNorm
             else:
-                raise TypeError(f"{type(m).__name__} cannot span ranks; set trainer.sync_batchnorm=false")
+                raise UserError(f"{type(m).__name__} cannot span ranks on a CPU; set trainer.sync_batchnorm=false")
     return module

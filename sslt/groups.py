@@ -63,6 +63,16 @@ def top_level_keys(verb: str) -> set[str]:
     return keys - {"hydra"}
 
 
+def plain_values(verb: str) -> dict[str, bool | int | float]:
+    """A verb's own numbers and switches with their defaults."""
+    found = {}
+    for name in (verb, "common"):
+        path = CONFIG_DIR / f"{name}.yaml"
+        if path.exists():
+            found.update({k: v for k, v in _load(path).items() if isinstance(v, (bool, int, float))})
+    return found
+
+
 def keys_of(path: str, config_dir: str | None = None) -> set[str]:
     """The keys any option of the group at the head of a dotted path has there (`optimizer` → lr, weight_decay, …)."""
     group, *rest = path.split(".")

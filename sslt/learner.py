@@ -62,8 +62,8 @@ class Learner(pl.LightningModule):
         self.first_views: dict[str, Any] | None = None  # by stream: what the encoder saw in the first step
         self.run_metrics: dict[str, Any] = {}
         self.loggers_used: list[Any] = []
-        self._nominal: int | None = None
-        self._count = 0
+        self._nominal: int | Tensor | None = None
+        self._count: int | Tensor = 0
         adaptation.prepare(encoder)
 
     # ---------------------------------------------------------------- data
@@ -99,7 +99,7 @@ class Learner(pl.LightningModule):
         self.last["loss"] = total.detach()
         self.batches_seen += 1
         if self._weighs:
-            self._nominal = self._nominal or count
+            self._nominal = count if self._nominal is None else self._nominal
             self._count += count
             return total * (count / self._nominal)
         return total
@@ -114,7 +114,7 @@ class Learner(pl.LightningModule):
             return
         assert self._nominal is not None
         world = distributed.world_size()
-        total = distributed.sum_over_ranks(torch.tensor(float(self._count), device=self.device))
+        total = distributed.sum_over_ranks(torch.as_tensor(self._count, dtype=torch.float32, device=self.device))
         factor = self.trainer.accumulate_grad_batches * world * self._nominal / total
         for group in optimizer.param_groups:
             for p in group["params"]:

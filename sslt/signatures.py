@@ -33,15 +33,36 @@ def signature(target: str) -> Signature | None:
 
 
 def exists(target: str) -> bool:
-    """Whether the module that holds `target` can be found (nothing is imported)."""
-    return _module_file(target.rpartition(".")[0]) is not None or _find(target) is not None
+    """Whether `target` can be found; of other packages than sslt, whose names may be made at import, only the module."""
+    module = target.rpartition(".")[0]
+    if target.startswith("sslt."):
+        return _find(target) is not None
+    return _module_file(module) is not None or _find(target) is not None
 
 
-def defined_in(target: str) -> bool:
-    """Whether `target` is a class defined in the very module it names: not a function, an import or an attribute of one."""
-    module, _, name = target.rpartition(".")
+def names_in(module: str) -> list[str]:
+    """The classes and functions a module defines."""
     path = _module_file(module)
-    return path is not None and any(isinstance(n, ast.ClassDef) and n.name == name for n in _tree(path).body)
+    return [n.name for n in _tree(path).body if isinstance(n, (ast.ClassDef, ast.FunctionDef))] if path else []
+
+
+def processor_signature(target: str) -> Signature | None:
+    """What the `processor:` of an encoder takes: the arguments of its `Processor.fit` beside the source."""
+    found = _find(target)
+    for node in getattr(found[1], "body", []) if found else []:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Name):
+            names = [t.id for t in (node.targets if isinstance(node, ast.Assign) else [node.target]) if isinstance(t, ast.Name)]
+            processor = _find(f"{found[0]}.{node.value.id}") if found and "Processor" in names else None
+            for item in getattr(processor[1], "body", []) if processor else []:
+                if isinstance(item, ast.FunctionDef) and item.name == "fit":
+                    return _arguments(item, skip=2)
+    return None
+
+
+def is_own_class(target: str) -> bool:
+    """Whether `target` is a class of sslt itself: not a function, and nothing that its modules import from elsewhere."""
+    found = _find(target)
+    return found is not None and isinstance(found[1], ast.ClassDef) and found[0].split(".")[0] == "sslt"
 
 
 def _module_file(module: str) -> Path | None:
@@ -106,10 +127,12 @@ def _signature_of(module: str, node: ast.AST, depth: int = 0) -> Signature | Non
         required = frozenset(i.target.id for i in fields if i.value is None and isinstance(i.target, ast.Name))
         return Signature(dict(names), False, required)
     for base in node.bases:
-        found = _find(f"{module}.{ast.unparse(base)}") or _find(ast.unparse(base))
-        if found and depth < 8:
-            return _signature_of(*found, depth + 1)
-    return None
+        name = ast.unparse(base)
+        if name in ("abc.ABC", "ABC", "object"):
+            continue
+        found = _find(f"{module}.{name}") or _find(name)
+        return _signature_of(*found, depth + 1) if found and depth < 8 else None
+    return Signature({}, False, frozenset())
 
 
 def _arguments(node: ast.FunctionDef, skip: int) -> Signature:
@@ -142,6 +165,8 @@ def type_error(value: Any, annotation: ast.expr | None) -> str | None:
         elif option.split("[")[0] in ("list", "tuple", "Sequence", "Iterable", "List", "Tuple"):
             if isinstance(value, (list, tuple)):
                 return None
+        elif option in ("Tensor", "torch.Tensor"):
+            continue  # which no YAML holds
         else:
             return None
     return " or ".join(o.replace("None", "null") for o in options)

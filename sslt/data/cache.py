@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import time
 import uuid
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 
 _root: Path | None = None
+_HOST = re.sub(r"\W", "", platform.node()) or "here"
 
 
 def set_cache_dir(path: str | os.PathLike[str]) -> None:
@@ -101,7 +104,7 @@ def get_or_make(kind: str, key: str, make: Callable[[Path], dict[str, Any]]) -> 
         return Entry(place)
     place.parent.mkdir(parents=True, exist_ok=True)
     _sweep(place.parent)
-    tmp = place.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}-{key}")
+    tmp = place.with_name(f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{key}")
     tmp.mkdir()
     try:
         meta = make(tmp)
@@ -119,8 +122,8 @@ def get_or_make(kind: str, key: str, make: Callable[[Path], dict[str, Any]]) -> 
 def _sweep(folder: Path) -> None:
     """Remove what crashed writers left: temporary folders of processes that are gone, or older than a day."""
     for tmp in folder.glob(".tmp-*"):
-        pid = int(tmp.name.split("-")[1])
+        host, pid = tmp.name.split("-")[1:3]
         with contextlib.suppress(OSError):
-            alive = Path(f"/proc/{pid}").exists() if Path("/proc").exists() else True
+            alive = host != _HOST or not Path("/proc").exists() or Path(f"/proc/{pid}").exists()
             if not alive or time.time() - tmp.stat().st_mtime > 86_400:
                 shutil.rmtree(tmp, ignore_errors=True)

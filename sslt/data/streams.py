@@ -65,7 +65,7 @@ class Stream:
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch, 0x57E4])
         whole = self.batch_size * self.world
-        order = rng.permutation(len(self.samples))
+        order = rng.permutation(len(self.samples))[: self.length * whole]  # cut before sorting, so that any sample may be left out
         lengths = self.samples.lengths
         if lengths is not None:
             for i in range(0, len(order), whole * _GROUP):

@@ -53,8 +53,13 @@ class MaskTokens(Views):
         shown = torch.where(fate < self.mask_share, p.mask_id, torch.where(fate < self.mask_share + self.random_share, words, targets))
         masked = tokens.scatter(1, positions, torch.where(counted, shown, targets))
         inputs = {"tokens": masked, **({"mask": batch["mask"]} if "mask" in batch else {})}
-        n = int(counted.sum()) if "mask" in batch else counted.numel()
-        return {**batch, "inputs": inputs, "positions": positions, "targets": targets.masked_fill(~counted, -100), "n_targets": n}
+        return {
+            **batch,
+            "inputs": inputs,
+            "positions": positions,
+            "targets": targets.masked_fill(~counted, -100),
+            "n_targets": counted.sum(),
+        }
 
     def _tables(self, processor: Any, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._special is None or self._special.device != device:

@@ -18,7 +18,7 @@ class Loss(NamedTuple):
     """
 
     value: Tensor
-    units: int
+    units: int | Tensor
     logs: dict[str, Tensor]
 
 

@@ -35,8 +35,9 @@ class MaskedLM(Objective):
         chosen = self.transform(tokens.gather(1, index).flatten(0, 1))  # [B·K, D]
         logits = F.linear(chosen, encoder.token_embeddings.weight, self.bias)  # type: ignore[union-attr, arg-type]
         targets = batch["targets"].flatten()
-        loss = F.cross_entropy(logits.float(), targets, ignore_index=-100)
+        n = batch["n_targets"]
+        loss = F.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="sum") / n.clamp(min=1)
         with torch.no_grad():
             counted = targets != -100
-            accuracy = ((logits.argmax(-1) == targets) & counted).sum() / counted.sum().clamp(min=1)
-        return Loss(loss, batch["n_targets"], {"masked_accuracy": accuracy})
+            accuracy = ((logits.argmax(-1) == targets) & counted).sum() / n.clamp(min=1)
+        return Loss(loss, n, {"masked_accuracy": accuracy})

@@ -42,9 +42,7 @@ def pictures(folder: Path, n: int = 20, broken: tuple[int, ...] = (), on_error: 
     return ImageFolder(str(folder), on_error, None, 0.2, 0.2)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "size"), [(40, 60, 16), (60, 40, 16), (8, 8, 20), (33, 50, 33), (7, 90, 5)]
-)
+@pytest.mark.parametrize(("height", "width", "size"), [(40, 60, 16), (60, 40, 16), (8, 8, 20), (33, 50, 33), (7, 90, 5)])
 def test_resize_is_pils(height: int, width: int, size: int) -> None:
     """The batched resize and crop agree with PIL's bilinear filter, image by image, to one step of 255."""
     images = RNG.integers(0, 256, (3, height, width, 3), dtype=np.uint8)
@@ -86,9 +84,7 @@ def test_normalize() -> None:
     processor = ImageProcessor(6, 3, [0.1, 0.5, 0.9], [0.2, 0.3, 0.4])
     x = torch.randint(0, 256, (2, 6, 6, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     out = processor.normalize(x)
-    known = (x.double() / 255 - torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(
-        3, 1, 1
-    )
+    known = (x.double() / 255 - torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
     torch.testing.assert_close(out.double(), known, atol=1e-5, rtol=1e-5)
     assert out.dtype == torch.float32 and out.is_contiguous(memory_format=torch.channels_last)
     unit = x.float() / 255
@@ -175,7 +171,7 @@ def test_unreadable_images_are_skipped_or_named(tmp_path: Path, caplog: pytest.L
 
 
 def _file(items: object, i: int) -> Path:
-    return items.items.files[items.index[i]]  # type: ignore[attr-defined]
+    return items.items.files[items.rows[i]]  # type: ignore[attr-defined]
 
 
 def test_nothing_readable(tmp_path: Path) -> None:

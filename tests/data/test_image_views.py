@@ -12,13 +12,20 @@ import torch.nn.functional as F
 from torchvision.transforms import functional as tv
 
 from sslt.data.image_processor import ImageProcessor
-from sslt.data.image_views import ImageViews, colour_matrix, gaussian_blur, resample, resize_weights, to_pixels
+from sslt.data.image_views import ImageViews, colour_matrix, to_pixels
+from sslt.data.resampling import blur_matrices, cut, resample, resize_weights
 
 
 def photos(n: int, c: int, h: int, w: int, seed: int = 0) -> torch.Tensor:
     """uint8 noise of some smoothness."""
     noise = torch.rand(n, c, -(-h // 2), -(-w // 2), generator=torch.Generator().manual_seed(seed))
     return (F.interpolate(noise, size=(h, w), mode="bilinear") * 255).round().to(torch.uint8)
+
+
+def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The blur that `resample` folds into its matrices, alone."""
+    blur = blur_matrices(sigma, x.shape[-1], max(1, math.ceil(3 * float(sigma.max())))).unsqueeze(1)
+    return blur @ x @ blur.transpose(2, 3)
 
 
 def span(*bounds: float) -> torch.Tensor:
@@ -173,6 +180,23 @@ def test_blur_of_a_tiny_image():
     x = photos(1, 3, 4, 4).float()
     out = gaussian_blur(x, torch.tensor([5.0]))
     assert torch.isfinite(out).all() and out.std() < x.std()
+
+
+def test_blur_folded_into_the_resampling_is_blur_after_it():
+    """One product of small matrices instead of two of large ones changes nothing."""
+    x = photos(2, 3, 20, 24)
+    y, xr, sigma = span(2.5, 15.0).expand(2, 2), span(20.0, 3.0).expand(2, 2), torch.tensor([1.2, 0.4])
+    after = gaussian_blur(resample(x, y, xr, 12), sigma)
+    assert torch.allclose(resample(x, y, xr, 12, blur_matrices(sigma, 12, 4)), after, atol=1e-3)
+
+
+def test_cutting_to_the_boxes_changes_nothing():
+    """Only pixels that no box reaches are left out, also for mirrored boxes and when shrinking."""
+    x = photos(2, 3, 64, 48)
+    y, xr = torch.tensor([[10.3, 40.0], [20.0, 30.5]]), torch.tensor([[30.0, 5.5], [8.0, 20.0]])
+    small, y_cut, x_cut = cut(x, y, xr, 8)
+    assert small.shape[-2] < 64 and small.shape[-1] < 48
+    assert torch.allclose(resample(small, y_cut, x_cut, 8), resample(x, y, xr, 8), atol=1e-3)
 
 
 # -------------------------------------------------------------------- a batch of views

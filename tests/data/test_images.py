@@ -207,9 +207,7 @@ def test_set_from_parquet(tmp_path: Path) -> None:
 
 def test_missing_set_says_which_files_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Absent and offline sets, and misspelt names, tell the user what to do."""
-    with pytest.raises(
-        UserError, match=r"(?s)cifar10 is not in .*data_batch_1.*cifar-10-batches-py.*data.download=true"
-    ):
+    with pytest.raises(UserError, match=r"(?s)cifar10 is not in .*data_batch_1.*cifar-10-batches-py.*data.download=true"):
         ImageSet("cifar10", str(tmp_path), False).own_splits()
     with pytest.raises(UserError, match="did you mean 'cifar10'"):
         ImageSet("cifar_1", str(tmp_path), False)
@@ -499,9 +497,7 @@ def test_config_lists_every_parameter(path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.environ.get("SSLT_TEST_DATA"), reason="SSLT_TEST_DATA is not set")
-@pytest.mark.parametrize(
-    ("name", "n"), [("mnist", 60000), ("fashion_mnist", 60000), ("usps", 7291), ("cifar10", 50000)]
-)
+@pytest.mark.parametrize(("name", "n"), [("mnist", 60000), ("fashion_mnist", 60000), ("usps", 7291), ("cifar10", 50000)])
 def test_real_sets(name: str, n: int) -> None:
     """The sets as they are distributed have their known sizes and classes."""
     source = ImageSet(name, os.environ["SSLT_TEST_DATA"], False)

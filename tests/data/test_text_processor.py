@@ -135,9 +135,7 @@ def test_subset(processor):
     samples = processor.prepare(Toy(), "train")
     part = samples.subset(np.array([9, 2, 4]))
     whole, some = samples.batch(np.array([2, 9])), part.batch(np.array([1, 0]))
-    assert (
-        len(part) == 3 and torch.equal(whole["tokens"], some["tokens"]) and torch.equal(whole["label"], some["label"])
-    )
+    assert len(part) == 3 and torch.equal(whole["tokens"], some["tokens"]) and torch.equal(whole["label"], some["label"])
     assert part.fingerprint != samples.fingerprint
 
 

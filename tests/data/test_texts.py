@@ -229,9 +229,7 @@ def test_digest_of_many_files(tmp_path):
 
 def test_label_names():
     """Floats that stand for integers, missing values and numbered classes."""
-    assert [label_name(v, None) for v in (1.0, 1.5, True, " a ", "", None, float("nan"))] == (
-        ["1", "1.5", "True", "a", None, None, None]
-    )
+    assert [label_name(v, None) for v in (1.0, 1.5, True, " a ", "", None, float("nan"))] == (["1", "1.5", "True", "a", None, None, None])
     assert [label_name(v, ["n", "p"]) for v in (0, 1, -1, 2)] == ["n", "p", None, None]
 
 

@@ -46,9 +46,7 @@ def test_accuracy():
     """The length of features does not matter, only their direction."""
     bank = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     queries = torch.tensor([[50.0, 1.0], [0.1, 0.2], [3.0, 1.0]])
-    assert knn.knn_accuracy(bank, torch.tensor([0, 1]), queries, torch.tensor([0, 1, 1]), 2, k=1) == pytest.approx(
-        2 / 3
-    )
+    assert knn.knn_accuracy(bank, torch.tensor([0, 1]), queries, torch.tensor([0, 1, 1]), 2, k=1) == pytest.approx(2 / 3)
 
 
 def test_bad_settings_are_explained():

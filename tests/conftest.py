@@ -1,0 +1,55 @@
+"""Every test runs in a folder of its own, with one cache for the session, quietly and on one thread."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Small enough that a run takes a second; the parts are those a user gets.
+TINY_IMAGES = [
+    "encoder.args.layers=[1,1,1,1]",
+    "encoder.args.channels=[8,8,16,16]",
+    "trainer.precision=32",
+    "trainer.accelerator=cpu",
+]
+TINY_TEXT = [
+    "encoder.config.hidden_size=32",
+    "encoder.config.intermediate_size=64",
+    "encoder.processor.vocab_size=1000",
+    "encoder.processor.max_length=32",
+    "trainer.precision=32",
+    "trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the tests of a session share, and the user's own does not see."""
+    shared = os.environ.get("SSLT_TEST_CACHE")
+    return Path(shared) if shared else tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def here(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSLT_CACHE", str(cache))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("SSLT_DEBUG", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def sslt(here: Path):
+    """Run a command in this process: `sslt("pretrain", ..., code=0)`."""
+    from sslt.cli import main
+
+    def run(*args: str, code: int = 0) -> None:
+        assert main([str(a) for a in args]) == code
+
+    return run

@@ -1,0 +1,118 @@
+"""The command line as a user meets it: it teaches, and each mistake ends in one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sslt import groups, guide
+from sslt.cli import main
+
+SSLT = str(Path(sys.executable).parent / "sslt")
+
+
+def console(*args: str, **env: str) -> subprocess.CompletedProcess:
+    """The real console script."""
+    return subprocess.run([SSLT, *args], capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
+
+
+def test_overview_help_and_lists_need_no_heavy_import(here):
+    """`sslt`, `sslt VERB --help` and `sslt list` are read before anything heavy is imported."""
+    code = (
+        "import sys; from sslt.cli import main\n"
+        "for a in ([], ['pretrain', '--help'], ['list'], ['list', 'tasks'], ['__complete', 'sslt pre']): main(a)\n"
+        "print([m for m in ('torch', 'hydra', 'omegaconf', 'numpy', 'transformers') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert out.strip().endswith("[]")
+    assert "sslt pretrain" in out and "+task=" in out and "simclr" in out
+
+
+def test_console_script_composes_without_torch(here):
+    """`--cfg job` prints the config and does not import torch."""
+    done = console("pretrain", "+task=simclr", "optimizer.lr=0.5", "--cfg", "job")
+    assert done.returncode == 0 and "lr: 0.5" in done.stdout and not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("verb", guide.VERBS)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"sslt {verb}" in shown and guide.VERBS[verb][1] in shown
+
+
+def test_every_option_has_one_line(capsys):
+    """A list without a description teaches nothing."""
+    for kind, group in guide.KINDS.items():
+        for name, what in groups.options(group).items():
+            assert what, f"configs/{group}/{name}.yaml has no comment (sslt list {kind})"
+
+
+MISTAKES = [
+    (["pretrian"], "did you mean 'pretrain'"),
+    (["pretrain", "+task=simlcr"], "did you mean 'simclr'"),
+    (["pretrain", "+task=simclr", "optimizer.lrr=0.1"], "did you mean 'lr'"),
+    (["pretrain", "+task=simclr", "+optimizer.lrr=0.1"], "did you mean 'lr'"),
+    (["pretrain", "+taks=simclr"], "did you mean 'task'"),
+    (["pretrain", "+task=simclr", "optimizer.lr=fast"], "optimizer.lr='fast' is of the wrong type"),
+    (["pretrain", "+task=simclr", "data=digts"], "did you mean 'digits'"),
+    (["pretrain", "+task=simclr", "trainer.max_epoch=3"], "did you mean 'max_epochs'"),
+    (["pretrain", "simclr"], "key=value"),
+    (["pretrain"], "+task=simclr"),
+    (["finetune", "+target=digits"], "from=…"),
+    (["finetune", "+target=digits", "from=nowhere/at/all"], "no such folder"),
+    (["finetune", "+target=digits", "from=resnet81"], "no timm model"),
+    (["finetune", "+target=text_csv", "from=scratch", "data.path=nothing.csv"], "nothing.csv"),
+    (["finetune", "+target=digits", "from=scratch", "label_fraction=2"], "label_fraction"),
+    (["finetune", "+target=digits", "from=scratch", "adaptation=partial", "adaptation.blocks=99"], "blocks"),
+    (["finetune", "from=scratch"], "+target="),
+    (["evaluate", "from=nothing"], "data="),
+    (["pretrain", "resume=nothing"], "no run folder"),
+    (["pretrain", "+task=simclr", "data=docs"], "docs holds text"),
+    (["pretrain", "+task=mlm", "data=digits"], "digits holds images"),
+    (["pretrain", "+task=simclr", "batch_size=5000"], "larger than the data set"),
+    (["pretrain", "+task=simclr", "data=cifar10", "data.root=nowhere"], "data.download=true"),
+    (["pretrain", "+task=simclr", "trainer.max_time=soon"], "HH:MM:SS"),
+    (["pretrain", "+task=simclr", "trainer.devices=0"], "trainer.devices"),
+    (["run", "+task=simclr"], "both"),
+    (["run", "+task=simclr", "+target=digits", "finetune.optimizer.lrr=1"], "lr"),
+    (["list", "taks"], "did you mean 'tasks'"),
+    (["pretrain", "+task=simclr", "--config-dir", "nowhere"], "no such folder"),
+]
+
+
+@pytest.mark.parametrize(("args", "says"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+def test_a_mistake_is_one_clear_line(args, says, here, capsys):
+    """Exit code 2, at most two lines, no traceback, and the line names what to do."""
+    assert main(args) == 2
+    shown = capsys.readouterr().err.strip().splitlines()
+    said = [line for line in shown if line.startswith("sslt: ")]
+    assert says in "\n".join(shown), shown
+    assert len(said) == 1 and "Traceback" not in "".join(shown)
+
+
+def test_debug_shows_the_traceback(here, capsys):
+    assert main(["pretrain", "+task=simlcr", "debug=true"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_users_own_config_dir_is_listed_and_completed(here, capsys):
+    (here / "mine" / "task").mkdir(parents=True)
+    (here / "mine" / "task" / "my_task.yaml").write_text("# @package _global_\n# what I try\ndefaults: [/task/simclr, _self_]\n")
+    assert main(["list", "tasks", "--config-dir", "mine"]) == 0
+    assert "what I try" in capsys.readouterr().out
+    assert guide.complete(["sslt pretrain --config-dir mine +task=my"]) == ["+task=my_task"]
+
+
+def test_completion():
+    """Words are completed from the config folders: verbs, options, sweeps over options, keys."""
+    assert guide.complete(["sslt pre"]) == ["pretrain", "predict"] or guide.complete(["sslt pret"]) == ["pretrain"]
+    assert guide.complete(["sslt pretrain +task=sim"]) == ["+task=simclr", "+task=simcse"]
+    assert guide.complete(["sslt pretrain +task=simclr,ml"]) == ["+task=simclr,mlm"]
+    assert "optimizer.lr=" in guide.complete(["sslt pretrain optimizer.l"])
+    for shell in ("bash", "zsh", "fish"):
+        assert "__complete" in guide.completion_script([shell])

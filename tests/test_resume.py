@@ -1,0 +1,118 @@
+"""A run that was interrupted anywhere ends with the weights, bit for bit, of one that never was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_IMAGES, TINY_TEXT
+from safetensors.torch import load_file
+
+from sslt.runs import Run
+
+SSLT = str(Path(sys.executable).parent / "sslt")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "encoder" / "model.safetensors")
+
+
+def same(a: Path, b: Path) -> bool:
+    x, y = weights(a), weights(b)
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+class StopAt:
+    """A signal handler's work without a signal: asks the checkpoint callback to stop after a step."""
+
+    def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch):
+        from sslt.callbacks.checkpoint import Checkpoint
+
+        before = Checkpoint.on_train_batch_end
+
+        def stop(callback, trainer, learner, *rest):
+            if learner.batches_seen == step:
+                callback.signal = signal.SIGTERM
+            before(callback, trainer, learner, *rest)
+
+        monkeypatch.setattr(Checkpoint, "on_train_batch_end", stop)
+
+
+IMAGES = ["pretrain", "+task=simclr", *TINY_IMAGES, "batch_size=256", "trainer.max_epochs=3"]  # 5 steps an epoch
+TEXT = ["pretrain", "+task=mlm", *TINY_TEXT, "trainer.max_steps=8", "batch_size=16"]
+TUNE = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=20", "batch_size=64", "trainer.max_epochs=3"]
+
+
+@pytest.mark.parametrize(
+    ("args", "stops"),
+    [
+        (IMAGES, (3, 5, 6)),  # in an epoch, at its end, after it
+        ([*IMAGES, "trainer.accumulate_grad_batches=2"], (2, 6)),
+        (TEXT, (5,)),
+        ([*TUNE, "adaptation=partial", "adaptation.blocks=2"], (4, 7)),
+    ],
+    ids=["simclr", "simclr-accumulated", "mlm", "finetune-partial"],
+)
+def test_stopped_and_resumed_equals_uninterrupted(args, stops, sslt, here):
+    """The order of samples, views, dropout, masks, optimizer, schedule and counters go on where they were."""
+    sslt(*args, "hydra.run.dir=whole")
+    for step in stops:
+        with pytest.MonkeyPatch.context() as patch:
+            StopAt(step, patch)
+            sslt(*args, f"hydra.run.dir=part{step}", code=130)
+        run = Run(here / f"part{step}")
+        assert run.info["status"] == "interrupted" and not (run / "encoder").exists()
+        sslt(args[0], f"resume=part{step}")
+        assert run.finished and same(here / "whole", run.path), f"stopped at {step}"
+        assert run.metrics["train/steps"] == Run(here / "whole").metrics["train/steps"]
+
+
+def test_killed_and_resumed_through_the_console_script(here, cache):
+    """kill -9 in the middle of training, then `resume=`: as if nothing had happened."""
+    args = [*IMAGES, "trainer.max_epochs=8", "checkpoint.every_minutes=0.0005"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([SSLT, *args, "hydra.run.dir=whole"], env=env, check=True, capture_output=True)
+    process = subprocess.Popen([SSLT, *args, "hydra.run.dir=killed"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not (here / "killed" / "checkpoints" / "last.ckpt").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not Run(here / "killed").finished
+    subprocess.run([SSLT, "pretrain", "resume=killed"], env=env, check=True, capture_output=True)
+    assert same(here / "whole", here / "killed")
+
+
+def test_resume_auto_finds_the_same_command_only(sslt, here):
+    with pytest.MonkeyPatch.context() as patch:
+        StopAt(2, patch)
+        sslt(*IMAGES, code=130)
+    (first,) = list(Path("runs").glob("*/*"))
+    sslt(*IMAGES, "seed=1", "trainer.max_steps=1", "resume=auto")
+    assert len(list(Path("runs").glob("*/*"))) == 2 and not Run(first).finished
+    sslt(*IMAGES, "resume=auto")
+    assert Run(first).finished and len(list(Path("runs").glob("*/*"))) == 2
+
+
+def test_time_budget_ends_annealed(sslt, here):
+    """trainer.max_time bounds the run and the learning rate follows it to (nearly) nothing."""
+    from sslt.report.curves import MetricsCSV
+
+    sslt(
+        "pretrain",
+        "+task=simclr",
+        *TINY_IMAGES,
+        "trainer.max_time=2",
+        "trainer.log_every_n_steps=1",
+        "batch_size=32",
+        "hydra.run.dir=timed",
+    )
+    steps, rates = MetricsCSV.read(here / "timed" / "metrics.csv")["lr"]
+    assert rates[-1] < 0.02 * max(rates) and len(steps) > 5
+    assert Run(here / "timed").metrics["train/seconds"] < 20
