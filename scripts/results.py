@@ -102,7 +102,8 @@ def table(root: Path, data: str) -> str:
         ours, theirs = (numbers(root, f"{data}-finetune-{i}-{start}-*") for start in ("pretrained", "scratch"))
         gain = f"{100 * (statistics.mean(ours) - statistics.mean(theirs)):+.1f}" if ours and theirs else "–"
         used = numbers(root, f"{data}-finetune-{i}-*", "train/labels")
-        lines.append(f"| {name} | {int(used[0]) if used else '–':,} | {percent(theirs)} | {percent(ours)} | {gain} |")
+        count = f"{int(used[0]):,}" if used else "–"
+        lines.append(f"| {name} | {count} | {percent(theirs)} | {percent(ours)} | {gain} |")
         lines.append(f"| | | | `+target={data} {shlex.join(settings)}` | |")
     return "\n".join(lines) + "\n"
 

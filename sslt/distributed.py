@@ -47,13 +47,13 @@ def barrier() -> None:
         dist.barrier()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is true on some rank."""
+def any_rank(flags: list[bool], device: torch.device) -> list[bool]:
+    """For each flag, whether it is true on some rank."""
     if not active():
-        return flag
-    t = torch.tensor([int(flag)], device=device)
+        return flags
+    t = torch.tensor([int(f) for f in flags], device=device)
     dist.all_reduce(t, dist.ReduceOp.MAX)
-    return bool(t.item())
+    return [bool(f) for f in t.tolist()]
 
 
 def broadcast_object(value: Any) -> Any:

@@ -53,21 +53,22 @@ class Checkpoint(pl.Callback):
 
     # ---------------------------------------------------------------- when
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        stop = distributed.any_rank(self.signal is not None, pl_module.device)
-        if stop:
+        overdue = bool(self.period) and time.monotonic() - self._last > self.period
+        stop, due = distributed.any_rank([self.signal is not None, overdue], pl_module.device)
+        position = pl_module.batches_seen % pl_module.steps_per_epoch
+        between_steps = position % trainer.accumulate_grad_batches == 0  # gradients that wait for more batches are not saved
+        if stop and between_steps:
             self.signal = self.signal or signal.SIGTERM
             trainer.should_stop = True
-        due = distributed.broadcast_object(time.monotonic() - self._last > self.period) if self.period else False
-        between_steps = pl_module.batches_seen % trainer.accumulate_grad_batches == 0
-        last_of_epoch = pl_module.batches_seen % pl_module.steps_per_epoch == 0  # saved at the end of the epoch instead
-        if (stop or due) and between_steps and not last_of_epoch:
+        if (stop or due) and between_steps and position:  # at the end of an epoch it is saved when the other callbacks are done
             self.save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         whole = pl_module.batches_seen % pl_module.steps_per_epoch == 0
         epoch = pl_module.batches_seen // pl_module.steps_per_epoch
-        due = distributed.broadcast_object(time.monotonic() - self._last > min(self.period, 30))
-        if whole and (due or self.signal is not None):
+        waited = time.monotonic() - self._last > min(self.period, 30)
+        due, stop = distributed.any_rank([waited, self.signal is not None], pl_module.device)
+        if whole and (due or stop):
             self.save(trainer, pl_module)
         if whole and self.keep and epoch % self.keep == 0:
             self.save(trainer, pl_module, f"epoch={epoch}.ckpt")

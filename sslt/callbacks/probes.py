@@ -39,11 +39,11 @@ class OnlineProbe(pl.Callback):
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Probe the encoder as it is now."""
-        x = encode(pl_module.encoder, self.bank, pl_module.device, self.batch_size)
+        x = encode(pl_module.encoder, self.bank, pl_module.device, self.batch_size, "auto")
         now = collapse_report(x)
         values = {f"online/{k}": float(now[k]) for k in ("rankme", "std") if k in now}
         if self.queries is not None and self.bank.labels is not None and self.bank.classes is not None:
-            q = encode(pl_module.encoder, self.queries, pl_module.device, self.batch_size)
+            q = encode(pl_module.encoder, self.queries, pl_module.device, self.batch_size, "auto")
             values["online/knn_accuracy"] = float(knn_accuracy(x, _labels(self.bank), q, _labels(self.queries), len(self.bank.classes)))
         self.last = values
         self.curves.record(trainer, pl_module, values)
@@ -78,7 +78,7 @@ class Validation(pl.Callback):
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Score the validation split."""
-        logits = logits_of(pl_module.encoder, self.objective, self.samples, pl_module.device, self.batch_size)
+        logits = logits_of(pl_module.encoder, self.objective, self.samples, pl_module.device, self.batch_size, "auto")
         assert self.samples.classes is not None
         found = classification_metrics(logits, _labels(self.samples), self.samples.classes)
         self.last = {f"val/{k}": float(found[k]) for k in ("accuracy", "f1", "nll")}

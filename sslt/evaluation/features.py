@@ -17,6 +17,9 @@ from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, fingerprint
 
 FORMAT = 1
+# Features that differ little from each other (an untrained encoder's do) lose their differences in bfloat16's 8 bits:
+# what is reported is measured in float32. Numbers shown while training may use the format of training.
+MEASURED = "32-true"
 
 
 @contextlib.contextmanager
@@ -32,13 +35,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-def encode(encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = "auto") -> Tensor:
+def encode(encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED) -> Tensor:
     """Pooled features [N, D], float32 on the CPU, in the order of the samples. Ranks share the work; all get the result."""
     return _over_batches(encoder, samples, device, batch_size, number_format, lambda inputs: encoder(inputs).pooled)
 
 
 def logits_of(
-    encoder: Encoder, objective: Any, samples: Samples, device: torch.device, batch_size: int, number_format: str = "auto"
+    encoder: Encoder, objective: Any, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED
 ) -> Tensor:
     """Logits [N, C] (float32, CPU) of a classification objective, in the order of the samples."""
     with evaluating(objective):
@@ -76,7 +79,7 @@ def _over_batches(
 
 
 def cached_features(
-    encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = "auto", key: str | None = None
+    encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED, key: str | None = None
 ) -> Tensor:
     """`encode`, kept on disk under a key of the encoder's weights, the samples' content and the number format.
 

@@ -1,0 +1,111 @@
+"""Encoders are written so that the libraries they come from open them, and are read back to the same numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from sslt.config import build, compose
+from sslt.data.image_processor import ImageProcessor
+from sslt.encoders.base import fingerprint
+from sslt.encoders.image import ImageEncoder
+from sslt.encoders.load import build_encoder, fresh_like, load_encoder
+from sslt.errors import UserError
+
+NARROW = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+
+
+def image_encoder(stem: str = "standard", name: str = "resnet18", args: dict | None = None, fixed: bool = False) -> ImageEncoder:
+    processor = ImageProcessor(size=32, channels=3, mean=[0.5] * 3, std=[0.25] * 3)
+    return ImageEncoder(processor, name, NARROW if args is None else args, stem, fixed).eval()
+
+
+def images() -> dict[str, torch.Tensor]:
+    return {"image": torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.fixture
+def text_encoder(here):
+    cfg = compose("pretrain", ["+task=mlm", "encoder.config.hidden_size=32", "encoder.processor.vocab_size=300"])
+    return build_encoder(cfg.encoder, build(cfg.data)).eval()
+
+
+@pytest.mark.parametrize("stem", ["small", "standard"])
+def test_an_image_encoder_comes_back(stem, tmp_path):
+    before = image_encoder(stem)
+    before.save(tmp_path)
+    after = load_encoder(str(tmp_path)).eval()
+    assert torch.equal(before(images()).pooled, after(images()).pooled)
+    assert fingerprint(before) == fingerprint(after) != fingerprint(fresh_like(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "fixed"), [("resnet18", None, False), ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 2}, True)]
+)
+def test_timm_loads_the_weights(name, args, fixed, tmp_path):
+    """`timm.create_model("local-dir:…")` gives the same features."""
+    import timm
+
+    ours = image_encoder(name=name, args=args, fixed=fixed)
+    ours.save(tmp_path)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.allclose(ours(images()).pooled, theirs(images()["image"]), atol=1e-6)
+    assert torch.allclose(ours(images()).pooled, load_encoder(str(tmp_path)).eval()(images()).pooled)
+
+
+def test_transformers_opens_a_text_encoder(text_encoder, tmp_path):
+    """AutoModel and AutoTokenizer read the folder; ours from theirs gives the same features."""
+    from transformers import AutoModel, AutoTokenizer
+
+    text_encoder.save(tmp_path)
+    model, tokenizer = AutoModel.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)
+    t = tokenizer(["the method returns a string"], return_tensors="pt")
+    ours = text_encoder({"tokens": t["input_ids"], "mask": t["attention_mask"].bool()}).tokens
+    assert torch.allclose(model(input_ids=t["input_ids"], attention_mask=t["attention_mask"]).last_hidden_state, ours, atol=1e-5)
+    (tmp_path / "sslt.json").unlink()  # now it is a plain Hugging Face folder
+    again = load_encoder(str(tmp_path), "text").eval()
+    assert torch.allclose(again({"tokens": t["input_ids"], "mask": t["attention_mask"].bool()}).tokens, ours, atol=1e-5)
+
+
+def test_padding_does_not_change_features(text_encoder):
+    """A text alone and the same text beside a longer one have the same features."""
+    p = text_encoder.processor
+    row = torch.tensor([[p.cls_id, 10, 11, 12, p.sep_id]])
+    padded = torch.cat([row, torch.full((1, 3), p.pad_id)], 1)
+    alone = text_encoder({"tokens": row, "mask": torch.ones_like(row).bool()}).pooled
+    beside = text_encoder({"tokens": padded, "mask": padded != p.pad_id}).pooled
+    assert torch.allclose(alone, beside, atol=1e-5)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    image_encoder().save(tmp_path)
+    about = json.loads((tmp_path / "sslt.json").read_text())
+    about["args"]["args"]["channels"] = [16, 16, 16, 16]
+    (tmp_path / "sslt.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="do not fit"):
+        load_encoder(str(tmp_path))
+
+
+def test_another_number_of_channels_is_converted_visibly(tmp_path, here, caplog):
+    """Grey 8×8 digits for an encoder of 32×32 RGB: converted, and said."""
+    from sslt.data.images import Digits
+
+    encoder = image_encoder()
+    with caplog.at_level("INFO", logger="sslt"):
+        samples = encoder.processor.prepare(Digits(), "val")
+    assert samples.batch(samples.subset([0]).labels[:1] * 0)["image"].shape == (1, 3, 32, 32)
+    assert "8x8" in caplog.text.replace("×", "x") and "32x32" in caplog.text.replace("×", "x")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_features_have_tokens_and_pooled(name):
+    encoder = image_encoder(name=name, args={} if "vit" in name else None, fixed="vit" in name)
+    features = encoder(images())
+    assert features.pooled.shape == (4, encoder.dim) and features.tokens.shape[0] == 4 and features.tokens.shape[2] == encoder.dim
+
+
+def test_a_wrong_name_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'resnet18'"):
+        image_encoder(name="resnett18")
