@@ -58,6 +58,7 @@ class Learner(pl.LightningModule):
         self.make_optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
         self.progress, self.seed, self.log_every = progress, seed, log_every
         self.batches_seen = 0
+        self.interrupted = False  # somebody stopped the run before its bound
         self.last: dict[str, Tensor] = {}
         self.first_views: dict[str, Any] | None = None  # by stream: what the encoder saw in the first step
         self.run_metrics: dict[str, Any] = {}

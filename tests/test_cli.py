@@ -78,6 +78,7 @@ MISTAKES = [
     (["pretrain", "+task=simclr", "data=cifar10", "data.root=nowhere"], "data.download=true"),
     (["pretrain", "+task=simclr", "trainer.max_time=soon"], "HH:MM:SS"),
     (["pretrain", "+task=simclr", "trainer.devices=0"], "trainer.devices"),
+    (["pretrain", "+task=simclr", "+trainer.limit_train_batches=2"], "trainer.max_steps"),
     (["run", "+task=simclr"], "both"),
     (["run", "+task=simclr", "+target=digits", "finetune.optimizer.lrr=1"], "lr"),
     (["list", "taks"], "did you mean 'tasks'"),

@@ -39,7 +39,7 @@ class Budget(pl.Callback):
         self.max_epochs, self.max_steps, self.max_time = max_epochs, max_steps, max_time
         self.before = 0.0
         self.started: float | None = None
-        self._elapsed = 0.0
+        self._agreed = 0.0  # seconds, by rank 0's clock
 
     @property
     def elapsed(self) -> float:
@@ -47,28 +47,25 @@ class Budget(pl.Callback):
         return self.before + (time.monotonic() - self.started if self.started is not None else 0.0)
 
     def progress(self, learner: Any) -> float:
-        """Share of the budget that is used up, 0..1."""
-        shares = [0.0]
-        if self.max_epochs:
-            shares.append(learner.epoch_position / self.max_epochs)
-        if self.max_steps:
-            shares.append(learner.global_step / self.max_steps)
+        """Share of the budget that is used up, 0..1, the same on every rank. Called once a step."""
         if self.max_time:
-            self._elapsed = distributed.broadcast_object(self.elapsed)
-            shares.append(self._elapsed / self.max_time)
-        return min(max(shares), 1.0)
+            self._agreed = distributed.broadcast_object(self.elapsed)
+        return self.share(learner, self._agreed)
 
-    def remaining(self, learner: Any) -> float | None:
-        """Expected seconds until the end, or None while it cannot be told."""
-        done = self.progress(learner) if not distributed.active() else None
-        spent = self.elapsed
-        return spent * (1 - done) / done if done and done > 1e-3 else None
+    def share(self, learner: Any, elapsed: float) -> float:
+        """The largest share used up of epochs, steps and seconds, 0..1."""
+        used = [
+            learner.epoch_position / self.max_epochs if self.max_epochs else 0.0,
+            learner.global_step / self.max_steps if self.max_steps else 0.0,
+            elapsed / self.max_time if self.max_time else 0.0,
+        ]
+        return min(max(used), 1.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self.max_time and self._elapsed >= self.max_time * (1 - 1e-6):
+        if self.max_time and self._agreed >= self.max_time * (1 - 1e-6):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

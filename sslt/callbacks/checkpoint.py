@@ -58,8 +58,7 @@ class Checkpoint(pl.Callback):
         position = pl_module.batches_seen % pl_module.steps_per_epoch
         between_steps = position % trainer.accumulate_grad_batches == 0  # gradients that wait for more batches are not saved
         if stop and between_steps:
-            self.signal = self.signal or signal.SIGTERM
-            trainer.should_stop = True
+            pl_module.interrupted = trainer.should_stop = True
         if (stop or due) and between_steps and position:  # at the end of an epoch it is saved when the other callbacks are done
             self.save(trainer, pl_module)
 
@@ -67,14 +66,14 @@ class Checkpoint(pl.Callback):
         whole = pl_module.batches_seen % pl_module.steps_per_epoch == 0
         epoch = pl_module.batches_seen // pl_module.steps_per_epoch
         waited = time.monotonic() - self._last > min(self.period, 30)
-        due, stop = distributed.any_rank([waited, self.signal is not None], pl_module.device)
-        if whole and (due or stop):
+        (due,) = distributed.any_rank([waited], pl_module.device)
+        if whole and (due or pl_module.interrupted):
             self.save(trainer, pl_module)
         if whole and self.keep and epoch % self.keep == 0:
             self.save(trainer, pl_module, f"epoch={epoch}.ckpt")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self._saved_at != pl_module.batches_seen and self.signal is None:
+        if self._saved_at != pl_module.batches_seen and not pl_module.interrupted:
             self.save(trainer, pl_module)
 
     # ---------------------------------------------------------------- how

@@ -32,14 +32,20 @@ class OnlineProbe(pl.Callback):
         self.start: dict[str, float] | None = None
         self.warned = False
         self.last: dict[str, float] = {}
+        self.features: Any = None  # of the bank, as last measured
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if _epoch_due(pl_module, self.every):
             self.measure(trainer, pl_module)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if not (pl_module.interrupted or _epoch_due(pl_module, self.every)):  # the bound was no whole epoch
+            self.measure(trainer, pl_module)
+
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Probe the encoder as it is now."""
         x = encode(pl_module.encoder, self.bank, pl_module.device, self.batch_size, "auto")
+        self.features = x
         now = collapse_report(x)
         values = {f"online/{k}": float(now[k]) for k in ("rankme", "std") if k in now}
         if self.queries is not None and self.bank.labels is not None and self.bank.classes is not None:
@@ -48,7 +54,7 @@ class OnlineProbe(pl.Callback):
         self.last = values
         self.curves.record(trainer, pl_module, values)
         self.start = self.start or {k: float(v) for k, v in now.items()}
-        if warning := collapse_warning(self.start, now, x.shape[1]):
+        if warning := collapse_warning(self.start, now, min(x.shape[1], len(x) - 1)):
             if not self.warned:
                 log.warning("step %d: %s", pl_module.batches_seen, warning)
             self.warned = True

@@ -51,11 +51,7 @@ class Progress(pl.Callback):
             print(f"{self.title} {100 * done:3.0f}%  {self._text(pl_module)}", file=sys.stderr, flush=True)
 
     def _done(self, pl_module: Any) -> float:
-        b = self.budget
-        shares = [pl_module.epoch_position / b.max_epochs if b.max_epochs else 0.0]
-        shares.append(pl_module.global_step / b.max_steps if b.max_steps else 0.0)
-        shares.append(b.elapsed / b.max_time if b.max_time else 0.0)
-        return min(max(shares), 1.0)
+        return self.budget.share(pl_module, self.budget.elapsed)
 
     def _text(self, pl_module: Any) -> str:
         shown = self.curves.shown

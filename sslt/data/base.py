@@ -89,6 +89,10 @@ class Source(abc.ABC):
         """(size, channels) of the images as an encoder built for them would take them. Images only."""
         raise UserError(f"{self.name} holds no images")
 
+    def row_names(self, split: str) -> list[str] | None:
+        """Names of the rows of an own split (file names), where rows have names."""
+        return None
+
     def splits(self) -> tuple[str, ...]:
         """Every split `get` can give: the own ones, and those drawn from train."""
         own = self.own_splits()

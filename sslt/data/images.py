@@ -285,6 +285,9 @@ class ImageFolder(ImageSource):
     def fingerprint(self) -> str:
         return image_files.folder_digest(self.path, [file for files, _ in self._parts.values() for file in files])
 
+    def row_names(self, split: str) -> list[str]:
+        return [str(file.relative_to(self.path)) for file in self._parts[split][0]]
+
     @cached_property
     def image_shape(self) -> tuple[int, int]:  # type: ignore[override]
         files = next(iter(self._parts.values()))[0]

@@ -33,6 +33,20 @@ def write_plots(run: Run, learner: Any) -> None:
                 _write_texts(run, learner.encoder.processor.tokenizer, views["tokens"], name)
 
 
+def write_map(run: Run, features: Any, samples: Any) -> None:
+    """A map of some features [N, D] of `samples`, coloured by label."""
+    if not run.is_main:
+        return
+    import torch
+
+    with _reported("embeddings"):
+        from sslt.report.plots import embedding_map
+
+        some = slice(0, None, max(1, len(features) // 600))  # more would keep whoever waits for the run
+        labels = None if samples.labels is None else torch.as_tensor(samples.labels)[some]
+        embedding_map(features[some], labels, samples.classes, run / "plots" / "embeddings.png", seed=0)
+
+
 def _write_texts(run: Run, tokenizer: Any, tokens: Any, name: str) -> None:
     """The first rows of text as the encoder saw them; tokens [B, L], or [V, B, L] for views."""
     rows = tokens.reshape(-1, tokens.shape[-1])[:8].cpu()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 
 from sslt import distributed, precision
 from sslt.adaptation.base import Adaptation
@@ -64,13 +64,10 @@ def prepare(encoder: Encoder, source: Any, split: str) -> Samples:
     if distributed.rank() != 0:
         distributed.barrier()
     try:
-        samples = encoder.processor.prepare(source, split)
+        return encoder.processor.prepare(source, split)
     finally:
         if distributed.rank() == 0:
             distributed.barrier()
-    if samples.skipped:
-        log.warning("%s: %d unreadable or empty samples of '%s' were skipped (data.on_error=skip)", source.name, samples.skipped, split)
-    return samples
 
 
 def fit(
@@ -86,89 +83,62 @@ def fit(
 
     Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
     """
-    t = dict(cfg.trainer)
-    t.pop("_target_", None)
-    kind = accelerator(cfg.trainer)
-    world = distributed.world_size()
-    number_format = precision.resolve(t.pop("precision"), kind)
-    max_time = seconds(t.pop("max_time"))
-    max_epochs, max_steps = t.pop("max_epochs"), t.pop("max_steps")
-    max_epochs = None if max_epochs == -1 else max_epochs
-    max_steps = None if max_steps == -1 else max_steps
-    if not (max_epochs or max_steps or max_time):
-        max_epochs = cfg.default_max_epochs
-    budget = Budget(max_epochs, max_steps, max_time)
-    primary = next(iter(streams.values()))
-    log_every = t.pop("log_every_n_steps")
-    sync_batchnorm = t.pop("sync_batchnorm") and world > 1
-    if sync_batchnorm and kind == "cpu":
-        for term in terms.values():
-            distributed.span_batch_norm(term.objective)
-        distributed.span_batch_norm(encoder)
-        sync_batchnorm = False
-    optimizer = dict(cfg.optimizer)
-    if number_format.startswith("16") and "fused" in optimizer:
-        optimizer["fused"] = False  # a fused optimizer unscales float16 gradients itself, after they would be clipped
+    settings = dict(cfg.trainer)
+    kind, world = accelerator(cfg.trainer), distributed.world_size()
+    number_format = precision.resolve(settings.pop("precision"), kind)
+    budget = _budget(settings, cfg.default_max_epochs)
+    settings["sync_batchnorm"] = settings["sync_batchnorm"] and world > 1
+    if settings["sync_batchnorm"] and kind == "cpu":  # torch's own refuses CPU tensors
+        for module in (encoder, *(t.objective for t in terms.values())):
+            distributed.span_batch_norm(module)
+        settings["sync_batchnorm"] = False
     learner = Learner(
         encoder,
         terms,
         streams,
         adaptation,
-        build(optimizer, _partial_=True),
+        build(_optimizer(cfg.optimizer, number_format), _partial_=True),
         build(cfg.schedule),
         weight_decay=float(cfg.optimizer.get("weight_decay", 0.0)),
         progress=budget.progress,
         seed=int(cfg.seed),
-        log_every=log_every,
+        log_every=settings["log_every_n_steps"],
     )
+    primary = next(iter(streams.values()))
     curves = Curves(run, primary.batch_size * world)
     checkpoint = Checkpoint(run / "checkpoints", cfg.checkpoint.every_minutes, cfg.checkpoint.keep_every_n_epochs)
-    progress = Progress(budget, curves, str(cfg.get("name") or run.info.get("verb", "train")))
+    progress = Progress(budget, curves, str(cfg.name or run.info.get("verb", "train")))
     own = watchers(curves) if watchers else []
-    extra = [build(c) for c in cfg.callbacks]
+    yours = [build(c) for c in cfg.callbacks]
     loggers = [build(node, save_dir=str(run.path)) for node in (cfg.logger or {}).values()] if distributed.rank() == 0 else []
-    for key in ("strategy", "devices", "accelerator"):
-        t.pop(key, None)
     trainer = pl.Trainer(
-        **t,
+        **_trainer_settings(settings),
         accelerator=kind,
-        devices=world if world > 1 else 1,
+        devices=world,
         strategy="ddp" if world > 1 else "auto",
         precision=number_format,  # type: ignore[arg-type]
-        max_epochs=max_epochs or -1,
-        max_steps=max_steps or -1,
-        sync_batchnorm=sync_batchnorm,
+        max_epochs=budget.max_epochs or -1,
+        max_steps=budget.max_steps or -1,
         logger=loggers or False,
-        callbacks=[curves, budget, *own, *extra, progress, NaNGuard(checkpoint), checkpoint],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
+        callbacks=[curves, budget, *own, *yours, progress, NaNGuard(checkpoint), checkpoint],
         default_root_dir=run.path,
-        log_every_n_steps=log_every,
+        **_OFF,
     )
     for logger in loggers:
-        from omegaconf import OmegaConf
-
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     moving = sum(p.numel() for p in learner.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in learner.parameters())
-    log.info(
-        "%s samples, batches of %d%s, %s; %s of %s parameters move; %s on %s",
-        f"{len(primary.samples):,}", primary.batch_size, f" × {world} ranks" if world > 1 else "", _bound(budget, primary),
-        f"{moving:,}", f"{whole:,}", number_format, kind,
-    )  # fmt: skip
-    started = time.perf_counter()
-    ckpt = run.checkpoint
-    if ckpt is not None:
-        log.info("going on from %s", ckpt)
+    ranks = f" × {world} ranks" if world > 1 else ""
+    log.info("%s samples, batches of %d%s, %s", f"{len(primary.samples):,}", primary.batch_size, ranks, _bound(budget, primary))
+    log.info("%s of %s parameters move; %s on %s", f"{moving:,}", f"{whole:,}", number_format, kind)
+    if run.checkpoint is not None:
+        log.info("going on from %s", run.checkpoint)
     try:
-        trainer.fit(learner, ckpt_path=ckpt, weights_only=True)
+        trainer.fit(learner, ckpt_path=run.checkpoint, weights_only=True)
     finally:
         checkpoint.restore_signals()
         progress.close()
-    if checkpoint.signal is not None:
+    if learner.interrupted:
         raise Interrupted(learner.batches_seen)
     learner.run_metrics = {
         "train/loss": float(learner.last["loss"]) if learner.last else math.nan,
@@ -180,8 +150,42 @@ def fit(
         "model/moving_parameters": moving,
     }
     learner.loggers_used = loggers
-    log.debug("fit took %.1f s", time.perf_counter() - started)
     return learner
+
+
+# What Lightning would do that sslt does itself.
+_OFF: dict[str, Any] = {
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+}
+_REFUSED = {*_OFF, "strategy", "logger", "callbacks", "default_root_dir", "limit_train_batches", "fast_dev_run", "overfit_batches"}
+
+
+def _trainer_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What goes to Lightning's Trainer as it is."""
+    for key in settings.keys() & _REFUSED:
+        raise UserError(
+            f"trainer.{key} is not yours to set: sslt does this itself (bounds: trainer.max_steps, loggers: logger=, callbacks=)"
+        )
+    return {k: v for k, v in settings.items() if k not in ("_target_", "accelerator", "devices")}
+
+
+def _budget(settings: dict[str, Any], default_max_epochs: int) -> Budget:
+    """The bounds of a run, taken out of the trainer's settings; -1 is none, as in Lightning."""
+    epochs, steps = (None if settings[k] in (None, -1) else settings[k] for k in ("max_epochs", "max_steps"))
+    time = seconds(settings["max_time"])
+    for key in ("max_epochs", "max_steps", "max_time"):
+        settings.pop(key)
+    return Budget(epochs if epochs or steps or time else default_max_epochs, steps, time)
+
+
+def _optimizer(node: Any, number_format: str) -> dict[str, Any]:
+    """The optimizer's node; a fused one would unscale float16 gradients itself, after they are clipped."""
+    fused = {"fused": False} if number_format.startswith("16") and "fused" in node else {}
+    return {**node, **fused}
 
 
 def _bound(budget: Budget, stream: Stream) -> str:
@@ -219,7 +223,6 @@ def save_head(run: Run, objective: Any, node: Any, classes: list[str]) -> None:
     """Write `head/`: the classifier that belongs to the encoder."""
     if not run.is_main:
         return
-    from omegaconf import OmegaConf
     from safetensors.torch import save_file
 
     (run / "head").mkdir(exist_ok=True)
@@ -230,7 +233,6 @@ def save_head(run: Run, objective: Any, node: Any, classes: list[str]) -> None:
 
 def load_head(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, list[str]]:
     """The classifier in `folder` (a run's `head/`) and its class names."""
-    from omegaconf import OmegaConf
     from safetensors.torch import load_file
 
     from sslt.config import check_trusted

@@ -53,7 +53,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         _load_best(best, encoder, objective)
 
     device = common.device_of(cfg)
-    metrics = {**learner.run_metrics, "train/labels": len(train)}
+    metrics = {**learner.run_metrics, "train/labels": len(train)} | ({"data/skipped": train.skipped} if train.skipped else {})
     metrics |= measure.classifier(encoder, objective, val, device, batch, "val", detail=False)
     metrics |= measure.classifier(encoder, objective, common.prepare(encoder, source, "test"), device, batch, "test", plots=run)
     common.save_result(run, encoder, cfg, source, metrics)

@@ -37,7 +37,7 @@ def classifier(
         from sslt.runs import write_json
 
         write_json(plots / f"confusion_{split}.json", {"classes": samples.classes, "rows_true_columns_predicted": matrix.tolist()})
-    return {f"{split}/{k}": float(v) for k, v in found.items() if detail or not k.startswith("class/")}
+    return {f"{split}/{k}": float(v) for k, v in found.items() if detail or k in ("accuracy", "f1", "nll")}
 
 
 def encoder_probes(cfg: Any, run: Run, encoder: Encoder, source: Any, device: torch.device, batch: int) -> dict[str, float]:
@@ -81,6 +81,7 @@ def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
 
 
 def _map(run: Run, x: torch.Tensor, labels: Any, classes: list[str] | None) -> None:
+    """Draw the features."""
     from sslt.report.plots import embedding_map
 
     (run / "plots").mkdir(exist_ok=True)

@@ -39,7 +39,9 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     probabilities = logits_of(encoder, objective.to(device), samples, device, batch).softmax(1)
     out = run / "predictions.csv"
     if run.is_main:
-        names = source.row_names(split) if hasattr(source, "row_names") else None
+        names = source.row_names(split) if cfg.input is not None else None
+        kept = getattr(samples, "rows", None)  # unreadable files are left out
+        names = [names[i] for i in kept] if names and kept is not None else names
         best, label = probabilities.max(1)
         with out.open("w", newline="", encoding="utf-8") as f:
             writer = csv.writer(f)
@@ -61,6 +63,8 @@ def _source(cfg: Any, modality: str) -> Any:
     path = Path(str(cfg.input)).expanduser()
     if not path.exists():
         raise UserError(f"input={cfg.input}: there is no such file or folder")
+    if path.is_file() and path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
+        raise UserError(f"input={cfg.input} is one picture: give the folder it is in")
     node = OmegaConf.load(groups.CONFIG_DIR / f"{_group_for(path, modality)}.yaml")
     whole = {k: 0.0 for k in ("val_fraction", "test_fraction") if k in node}  # every row is predicted, none held out
     return build(OmegaConf.merge(node, {"path": str(path)}, whole))

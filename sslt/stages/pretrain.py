@@ -13,7 +13,7 @@ from sslt.data.streams import Stream
 from sslt.data.views import Views
 from sslt.errors import UserError
 from sslt.learner import Term
-from sslt.report.end import say_next, write_plots
+from sslt.report.end import say_next, write_map, write_plots
 from sslt.runs import Run
 from sslt.stages import common
 
@@ -47,11 +47,14 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         return list(probe)
 
     learner = common.fit(cfg, run, encoder, {"pretrain": Term(objective, "pretrain")}, {"pretrain": stream}, Full(), watchers)
-    metrics = {**learner.run_metrics, **(probes[0].last if probes else {})}
+    skipped = {"data/skipped": samples.skipped} if samples.skipped else {}
+    metrics = {**learner.run_metrics, **skipped, **(probes[0].last if probes else {})}
     common.save_result(run, encoder, cfg, source, metrics)
     run.add_metrics(metrics)
     common.log_final(learner, metrics)
     write_plots(run, learner)
+    if probes and probes[0].features is not None:
+        write_map(run, probes[0].features, probes[0].bank)
     say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt finetune +target={_target(source)} from={run}"])
     return metrics
 

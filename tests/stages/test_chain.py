@@ -108,3 +108,20 @@ def test_sweep_goes_on_after_a_failing_job(sslt, here):
     args = ["pretrain", "-m", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=2", "batch_size=5000,64", "hydra.sweep.dir=sweep"]
     sslt(*args, code=2)
     assert Run(here / "sweep" / "0").info["status"] == "failed" and Run(here / "sweep" / "1").finished
+
+
+def test_predictions_for_a_folder_of_pictures(sslt, here):
+    """Names are in the table; a file that is no picture is named, or left out where the user says so."""
+    import numpy as np
+    from PIL import Image
+
+    sslt("finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=2", "hydra.run.dir=fine")
+    (here / "photos").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((20, 30, 3), 80 * i, np.uint8)).save(here / "photos" / f"{i}.png")
+    sslt("predict", "from=fine", "input=photos", "trainer.accelerator=cpu", "hydra.run.dir=out")
+    lines = (here / "out" / "predictions.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in lines] == ["name", "0.png", "1.png", "2.png"]
+    sslt("predict", "from=fine", "input=photos/0.png", "trainer.accelerator=cpu", code=2)
+    sslt("predict", "from=fine/encoder", "input=photos", "trainer.accelerator=cpu", "hydra.run.dir=features")
+    assert np.load(here / "features" / "features.npy").shape == (3, 16)
