@@ -21,7 +21,7 @@ from sslt.evaluation.few_shot import mean_interval
 from sslt.runs import Run, read_json
 
 SEEDS = (0, 1, 2)
-VISION = ("val_every_n_epochs=0", "optimizer.lr=0.001", "views.scale=[0.4,1.0]")
+VISION = ("val_every_n_epochs=0", "optimizer.lr=0.0005", "views.scale=[0.4,1.0]")
 TEXT = ("val_every_n_epochs=0", "optimizer.lr=0.0005")
 PRETRAIN = {
     "cifar10": ["+task=simclr", "data=cifar10", "trainer.max_time=00:10:00"],
@@ -31,17 +31,17 @@ PRETRAIN = {
 # data set → (name of the share of labels, its settings): the budget is the same from any start
 LABELS: dict[str, list[tuple[str, list[str]]]] = {
     "cifar10": [
-        ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=200", *VISION]),
-        ("10 %", ["label_fraction=0.1", "batch_size=128", "trainer.max_steps=200", *VISION]),
+        ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=150", *VISION]),
+        ("10 %", ["label_fraction=0.1", "batch_size=128", "trainer.max_steps=180", *VISION]),
     ],
     "fashion_mnist": [
-        ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=200", *VISION]),
-        ("10 %", ["label_fraction=0.1", "batch_size=128", "trainer.max_steps=200", *VISION]),
+        ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=150", *VISION]),
+        ("10 %", ["label_fraction=0.1", "batch_size=128", "trainer.max_steps=180", *VISION]),
     ],
     "imdb": [
-        ("500", ["labels_per_class=250", "trainer.max_steps=160", *TEXT]),
-        ("2,500", ["labels_per_class=1250", "trainer.max_steps=300", *TEXT]),
-        ("25,000", ["trainer.max_steps=1000", "data.val_fraction=0.0001", *TEXT]),
+        ("500", ["labels_per_class=250", "trainer.max_steps=100", *TEXT]),
+        ("2,500", ["labels_per_class=1250", "trainer.max_steps=250", *TEXT]),
+        ("25,000", ["trainer.max_steps=800", "data.val_fraction=0.0001", *TEXT]),
     ],
 }
 
@@ -130,12 +130,13 @@ def main() -> None:
     parser.add_argument("--root", default="runs/results", help="where the run folders go")
     parser.add_argument("--out", default="docs/results/first.md")
     parser.add_argument("--only", default=",".join(PRETRAIN), help="data sets, with commas")
+    parser.add_argument("--stage", default="all", choices=["all", "pretrain"], help="pretrain: stop before fine-tuning")
     args = parser.parse_args()
     root, names = Path(args.root), args.only.split(",")
     cells = Cells(root, args.data)
     for data in names:
         cells.run(f"{data}-pretrain", "pretrain", *PRETRAIN[data])
-    for data in names:
+    for data in names if args.stage == "all" else ():
         start = root / f"{data}-pretrain"
         for i, (_, settings) in enumerate(LABELS[data]):
             for seed in SEEDS:

@@ -110,7 +110,8 @@ def run_chain(cfg: Any, run: Any, config_dir: str | None, resuming: bool) -> int
             overrides[stage] = [f"from={_written(str(folders[start]))}", *overrides[stage]]
         composed[stage] = config.compose(stage, [*own, *overrides[stage]], config_dir)
     if "data" not in cfg.stages.pretrain.choices:
-        composed["pretrain"].data = composed["finetune"].data
+        overrides["pretrain"].append(f"data={config.chosen('finetune', overrides['finetune'], 'data', config_dir)}")
+        composed["pretrain"] = config.compose("pretrain", [*own, *overrides["pretrain"]], config_dir)
         log.info("pretraining on the target's own images or text, without its labels (data=… takes others)")
     for stage in STAGES:
         folder = Run(folders[stage])

@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as e:
+        return _defect(e, args)
 
 
 def _dispatch(args: list[str]) -> int:
@@ -73,7 +75,7 @@ def _hydra(verb: str, args: list[str]) -> int:
         from sslt.chain import rewrite
 
         overrides = rewrite(overrides, config_dir)
-    overrides, resuming = _resume(verb, overrides, sweep)
+    overrides, resuming = _resume(verb, overrides, sweep, config_dir)
 
     import hydra
     from omegaconf import DictConfig
@@ -89,11 +91,11 @@ def _hydra(verb: str, args: list[str]) -> int:
     def task(cfg: DictConfig) -> None:
         from hydra.core.hydra_config import HydraConfig
 
+        hydra_cfg = HydraConfig.get()
         try:  # kept and raised below: Hydra would print it too; and a sweep goes on to its next job
             config.check(cfg, verb, config_dir)
             from sslt.execute import execute
 
-            hydra_cfg = HydraConfig.get()
             folder = Path(hydra_cfg.runtime.output_dir)
             codes.append(execute(verb, cfg, folder, list(hydra_cfg.overrides.task), config_dir, resuming))
         except (Exception, KeyboardInterrupt) as e:
@@ -113,7 +115,9 @@ def _hydra(verb: str, args: list[str]) -> int:
     except Exception as e:
         if _from_composition(e):
             raise config.explain(e, verb, config_dir) from e
-        return _defect(e, args)
+        if isinstance(e, OSError):
+            raise UserError(f"the run folder cannot be made: {e}; choose another by hydra.run.dir=") from e
+        raise
     finally:
         sys.argv = old_argv
         os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -122,18 +126,19 @@ def _hydra(verb: str, args: list[str]) -> int:
     if errors:
         if isinstance(errors[0], (UserError, KeyboardInterrupt)):
             raise errors[0]
-        assert isinstance(errors[0], Exception)
-        return _defect(errors[0], args)
+        raise errors[0]
     return max(codes, default=0)
 
 
-def _resume(verb: str, overrides: list[str], sweep: bool) -> tuple[list[str], bool]:
+def _resume(verb: str, overrides: list[str], sweep: bool, config_dir: str | None) -> tuple[list[str], bool]:
     """Turn `resume=RUN|auto` into the folder to go on in, and refuse a folder that is taken."""
     from sslt import runs
 
     given = {o.partition("=")[0].lstrip("+"): o.partition("=")[2] for o in overrides}
     resume, folder = given.get("resume", "null"), given.get("hydra.run.dir")
     rest = [o for o in overrides if not o.lstrip("+").startswith("resume=")]
+    if resume == "auto" and sweep:
+        raise UserError("resume=auto does not go with -m: go on with the jobs that did not end one by one, resume=SWEEP_FOLDER/NUMBER")
     if resume in ("null", "") or sweep:
         if folder and not sweep:
             runs.refuse_overwrite(Path(folder).expanduser())
@@ -152,8 +157,15 @@ def _resume(verb: str, overrides: list[str], sweep: bool) -> tuple[list[str], bo
     info = run.info
     if info.get("verb") != verb:
         raise UserError(f"resume={resume} is a `sslt {info.get('verb')}` run: go on with `sslt {info.get('verb')} resume={resume}`")
+    if info.get("config_dir") and not config_dir:
+        raise UserError(f"{run} was started with --config-dir {info['config_dir']}: give it again")
     changed = {o.partition("=")[0].lstrip("+") for o in rest}
-    kept = [o for o in info.get("overrides", []) if o.partition("=")[0].lstrip("+") not in changed | {"resume"}]
+    kept = [
+        o for o in info.get("overrides", []) if o.partition("=")[0].lstrip("+") not in changed | {"resume"} and not o.startswith("hydra.")
+    ]
+    for override in kept:
+        if "_target_" in override or "${" in override:  # whoever wrote the folder would choose what runs here
+            raise UserError(f"{run} was started with {override}, which names code: repeat the whole command with resume={run}")
     rest = [o for o in rest if not o.startswith("hydra.run.dir=")]
     return [*kept, *rest, f"hydra.run.dir={_quote(run.path)}", "hydra.output_subdir=null"], True
 

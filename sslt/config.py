@@ -6,6 +6,7 @@ by the verbs themselves. `check` is called on every composed config, before anyt
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,19 +22,36 @@ from sslt.errors import UserError, nearest
 def compose(verb: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose and check a verb's config, as the command line would; usable while another Hydra job runs."""
     import hydra
+
+    with _composing(config_dir, verb) as extra:
+        cfg = hydra.compose(verb, overrides=[*overrides, *extra])
+    check(cfg, verb, config_dir)
+    return cfg
+
+
+def chosen(verb: str, overrides: list[str], group: str, config_dir: str | None = None) -> str:
+    """The option of a group that a command line comes to."""
+    import hydra
+
+    with _composing(config_dir, verb) as extra:
+        cfg = hydra.compose(verb, overrides=[*overrides, *extra], return_hydra_config=True)
+    return str(cfg.hydra.runtime.choices[group])
+
+
+@contextlib.contextmanager
+def _composing(config_dir: str | None, verb: str) -> Iterator[list[str]]:
+    """Hydra's compose API, usable inside a running Hydra job (a chain composes its stages); gives overrides to add."""
+    import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # a chain composes inside a Hydra job
-    extra = [f"hydra.searchpath=[{Path(config_dir).absolute().as_uri()}]"] if config_dir else []
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with hydra.initialize_config_dir(str(groups.CONFIG_DIR), version_base="1.3", job_name=f"sslt {verb}"):
-            cfg = hydra.compose(verb, overrides=[*overrides, *extra])
+            yield [f"hydra.searchpath=[{Path(config_dir).absolute().as_uri()}]"] if config_dir else []
     except Exception as e:
         raise explain(e, verb, config_dir) from e
     finally:
         GlobalHydra.instance().hydra = running
-    check(cfg, verb, config_dir)
-    return cfg
 
 
 def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
@@ -48,23 +66,48 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
     with open_dict(cfg):
         for key in groups.top_level_keys(verb) - set(cfg):
             cfg[key] = None
-    for key, default in groups.plain_values(verb).items():
-        if key in cfg and not OmegaConf.is_missing(cfg, key) and not _alike(cfg[key], default):
-            raise UserError(f"{key}={cfg[key]!r} is of the wrong type: it takes {type(default).__name__}, for instance {default}")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e:
         raise UserError(_missing(e)) from e
     assert isinstance(plain, dict)
+    _check_alike("", {str(k): v for k, v in plain.items()}, groups.plain_values(verb))
     for path, node in targets(plain):
         _check_node(path, node)
 
 
+def _check_alike(path: str, node: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Compare the verbs' own settings, nested ones too, with what their YAMLs say."""
+    for key, default in defaults.items():
+        name, value = f"{path}{key}", node.get(key)
+        if isinstance(default, dict) and default:
+            if not isinstance(value, dict):
+                raise UserError(f"{name}={value!r} is of the wrong type: it holds {', '.join(default)}")
+            for inner in value:
+                if inner not in default:
+                    raise UserError(f"nothing reads '{name}.{inner}'{nearest(inner, default)}")
+            _check_alike(f"{name}.", value, default)
+        elif key in node and not _alike(value, default):
+            kind = "a list, for instance" if isinstance(default, list) else f"{type(default).__name__}, for instance"
+            raise UserError(f"{name}={value!r} is of the wrong type: it takes {kind} {default}")
+
+
 def _alike(value: Any, default: Any) -> bool:
-    """Whether a top-level value is of the kind that its default is of."""
+    """Whether a value is of the kind that its default is of."""
     if isinstance(default, float):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
+
+
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from (*_strings(key), *_strings(value))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _strings(value)
+    elif isinstance(node, str):
+        yield node
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -121,6 +164,10 @@ def explain(e: Exception, verb: str, config_dir: str | None = None) -> UserError
             return UserError(f"there is no {group} '{option}'{nearest(option, groups.options(group, config_dir))}")
     if m := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text):
         return UserError(_unknown_key(m[1].partition("=")[0], verb, config_dir))
+    if "Ambiguous value" in text:
+        return UserError(f"{text.splitlines()[0].rstrip('.')}: to run each of several values add -m; a list is written [a,b]")
+    if mark := getattr(e, "problem_mark", None):
+        return UserError(f"{mark.name}, line {mark.line + 1}: {getattr(e, 'problem', 'not YAML')}")
     if m := re.search(r"Multiple values for ([\w/]+)", text):
         return UserError(f"{m[1]} is given more than once: keep one {m[1]}=…")
     if m := re.search(r"In '([\w/]+)': Could not find '([^']+)'", text):
@@ -159,7 +206,13 @@ def build(node: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 
 def check_trusted(plain: Any, trust: list[str], where: str) -> None:
-    """Refuse a config that came with somebody's files and names code outside sslt and the `trust`ed packages."""
+    """Refuse a config that came with somebody's files and names code outside sslt and the `trust`ed packages.
+
+    Interpolations are refused too: resolving one can make a node that was not there to be looked at.
+    """
+    for text in _strings(plain):
+        if "${" in text:
+            raise UserError(f"{where} holds an interpolation ({text[:60]}), which sslt never writes there: the file was changed")
     for path, node in targets(plain):
         target = node["_target_"]
         ours = target.startswith("sslt.") and signatures.is_own_class(target)

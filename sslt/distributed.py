@@ -5,6 +5,7 @@ With one process every function here is the identity, so that callers need no br
 
 from __future__ import annotations
 
+import datetime
 import os
 from typing import Any, cast
 
@@ -33,7 +34,8 @@ def init(accelerator: str) -> None:
         os.environ.setdefault("RANK", os.environ.get("LOCAL_RANK", "0"))
         if accelerator == "gpu":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl" if accelerator == "gpu" else "gloo")
+        # ranks wait while rank 0 prepares data or fits probes, which may take long
+        dist.init_process_group("nccl" if accelerator == "gpu" else "gloo", timeout=datetime.timedelta(hours=12))
 
 
 def close() -> None:

@@ -11,16 +11,16 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sslt.errors import UserError
-from sslt.runs import Run
+from sslt.runs import Run, comparable, refuse_overwrite
 
 log = logging.getLogger("sslt")
+_EXTRAS = {"datasets": "hf", "tensorboard": "tensorboard", "tensorboardX": "tensorboard"}
 
 
 class Interrupted(Exception):
@@ -36,12 +36,15 @@ def execute(verb: str, cfg: Any, folder: Path, overrides: list[str], config_dir:
     from sslt.data import cache
 
     run = Run(folder)
-    if resuming and run.finished:
+    if not resuming:
+        refuse_overwrite(folder)
+    elif run.finished and comparable(overrides) == comparable(run.info.get("overrides", [])):
         print(f"{run} is finished already")
         return 0
     cache.set_cache_dir(cfg.cache_dir)
-    run.start(verb, cfg, overrides)
-    with _logs(run), _status(run) as status:
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(run), _logs(run), _status(run) as status:
+        run.start(verb, cfg, overrides, config_dir)
         if verb == "run":
             from sslt.chain import run_chain
 
@@ -156,36 +159,67 @@ def _workers(verb: str, cfg: Any, run: Run, world: int) -> Iterator[None]:
         import torch
 
         torch.set_num_threads(int(shared["OMP_NUM_THREADS"]))
-    threading.Thread(target=_watch, args=(processes, run), daemon=True).start()
+    done = threading.Event()
+    threading.Thread(target=_watch, args=(processes, run, done), daemon=True).start()
     try:
         yield
         for p in processes:
             p.wait(60)
+    except Exception as e:
+        raise _workers_error(processes, run) or e from e
     finally:
+        done.set()
         for p in processes:
             if p.poll() is None:
-                p.terminate()
+                p.kill()
         for k, v in old.items():
             os.environ.pop(k, None)
             if v is not None:
                 os.environ[k] = v
 
 
-def _watch(processes: list[subprocess.Popen], run: Run) -> None:
-    """If a worker dies, rank 0 would wait for it for ever: end it, naming the worker's log."""
-    while any(p.poll() is None for p in processes):
+def _workers_error(processes: list[subprocess.Popen], run: Run) -> UserError | None:
+    """What a worker said, if it was a mistake of the user's that rank 0 only felt as a broken connection."""
+    for r, p in enumerate(processes, 1):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if p.wait(5) == 2:
+                lines = (run / "logs" / f"rank{r}.log").read_text().splitlines()
+                said = [line.removeprefix("sslt: ") for line in lines if line.startswith("sslt: ")]
+                return UserError(said[-1]) if said else None
+    return None
+
+
+def _watch(processes: list[subprocess.Popen], run: Run, done: threading.Event) -> None:
+    """If a worker dies, rank 0 may wait for it for ever: end it, naming the worker's log."""
+    while not done.wait(1):
         bad = next((i for i, p in enumerate(processes, 1) if p.poll() not in (None, 0)), None)
         if bad is not None:
-            time.sleep(20)  # rank 0 usually fails by itself, with the same error and a better message
+            if done.wait(30):  # rank 0 usually fails by itself, with the same error and a better message
+                return
             print(f"sslt: rank {bad} ended with code {processes[bad - 1].returncode}; see {run}/logs/rank{bad}.log", file=sys.stderr)
             for p in processes:
                 p.kill()
             run.update(status="failed")
             os._exit(1)
-        time.sleep(1)
 
 
 # -------------------------------------------------------------------- status, logs
+@contextlib.contextmanager
+def _lock(run: Run) -> Iterator[None]:
+    """One process at a time works in a run folder; the lock ends with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    with (run / ".lock").open("w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is working in {run}: wait for it, or choose another hydra.run.dir=") from None
+        yield
+
+
 @contextlib.contextmanager
 def _status(run: Run) -> Iterator[dict[str, Any]]:
     from sslt.runs import now
@@ -212,7 +246,11 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
         mine = _find(e, lambda x: isinstance(x, UserError))
         if mine is not None:
             raise mine from None
-        if _find(e, lambda x: "out of memory" in str(x).lower()):
+        lacking = _find(e, lambda x: isinstance(x, ModuleNotFoundError) and x.name in _EXTRAS)
+        if lacking is not None:
+            name = getattr(lacking, "name", "")
+            raise UserError(f"this needs the package {name}: pip install 'sslt[{_EXTRAS[name]}]'") from e
+        if _find(e, lambda x: any(words in str(x).lower() for words in ("out of memory", "can't allocate memory"))):
             raise UserError("out of memory: lower batch_size, or set trainer.accumulate_grad_batches=2") from e
         raise
 

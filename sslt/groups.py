@@ -5,6 +5,7 @@ Help, lists, completion and error messages use this; it imports neither Hydra no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,29 +49,34 @@ def _load(path: Path) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
+def _own_files(verb: str) -> Iterator[dict[str, Any]]:
+    """The contents of a verb's own YAML and of those it includes."""
+    todo = [verb]
+    while todo:
+        content = _load(CONFIG_DIR / f"{todo.pop()}.yaml")
+        todo += [item for item in content.get("defaults", []) if isinstance(item, str) and item != "_self_"]
+        yield content
+
+
 def top_level_keys(verb: str) -> set[str]:
     """Every key a verb reads: those of its own YAML, of those it includes, and the groups it chooses from."""
     keys: set[str] = set()
-    todo = [CONFIG_DIR / f"{verb}.yaml"]
-    while todo:
-        content = _load(todo.pop())
-        for item in content.pop("defaults", []):
-            if isinstance(item, str) and item != "_self_":
-                todo.append(CONFIG_DIR / f"{item}.yaml")
-            elif isinstance(item, dict):
-                keys |= {str(k).removeprefix("optional ").removeprefix("override ").strip("/") for k in item}
+    for content in _own_files(verb):
+        chosen = [item for item in content.get("defaults", []) if isinstance(item, dict)]
+        keys |= {str(k).removeprefix("optional ").removeprefix("override ").strip("/") for item in chosen for k in item}
         keys |= set(content)
-    return keys - {"hydra"}
+    return {k for k in keys if not k.startswith("hydra") and k != "defaults"}
 
 
-def plain_values(verb: str) -> dict[str, bool | int | float]:
-    """A verb's own numbers and switches with their defaults."""
-    found = {}
-    for name in (verb, "common"):
-        path = CONFIG_DIR / f"{name}.yaml"
-        if path.exists():
-            found.update({k: v for k, v in _load(path).items() if isinstance(v, (bool, int, float))})
-    return found
+def plain_values(verb: str) -> dict[str, Any]:
+    """A verb's own numbers, switches, lists and nested settings with their defaults; free ones ({}) are left out."""
+    free = ("hydra", "defaults", "stages")
+    return {
+        k: v
+        for content in _own_files(verb)
+        for k, v in content.items()
+        if isinstance(v, (bool, int, float, list, dict)) and v != {} and k not in free
+    }
 
 
 def keys_of(path: str, config_dir: str | None = None) -> set[str]:

@@ -54,6 +54,7 @@ def overview() -> str:
         "",
         f"tasks:    {', '.join(groups.options('task'))}",
         f"targets:  {', '.join(groups.options('target'))}",
+        f"data:     {', '.join(groups.options('data'))}",
         "`sslt VERB --help` says more.",
     ])  # fmt: skip
 
@@ -154,6 +155,7 @@ def complete(args: list[str]) -> list[str]:
     words = (args[0] if args else "").split(" ")
     word, before = words[-1], [w for w in words[1:-1] if w]
     config_dir = next((b for a, b in itertools.pairwise(before) if a == "--config-dir"), None)
+    config_dir = next((w.partition("=")[2] for w in before if w.startswith("--config-dir=")), config_dir)
     if not before:
         return [v for v in [*VERBS, "list", "completion"] if v.startswith(word)]
     if before[0] == "list":

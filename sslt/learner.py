@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from sslt import distributed
 from sslt.adaptation.base import Adaptation
 from sslt.data.streams import Loader, Stream
 from sslt.encoders.base import Encoder
+from sslt.errors import UserError
 from sslt.objectives.base import Objective
 from sslt.schedules import Schedule
 
@@ -76,7 +79,7 @@ class Learner(pl.LightningModule):
         with torch.no_grad():
             seen = {name: self._views(name, part) for name, part in batch.items()}
         if self.first_views is None:
-            self.first_views = {name: part.get("views", part.get("inputs")) for name, part in seen.items()}
+            self.first_views = {name: _some(part.get("views", part.get("inputs")), "views" in part) for name, part in seen.items()}
         return seen
 
     def _views(self, name: str, batch: dict[str, Tensor]) -> dict[str, Any]:
@@ -87,6 +90,7 @@ class Learner(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         total: Tensor | None = None
         for i, (name, term) in enumerate(self.terms.items()):
+            term.objective.logs_now = (self.batches_seen + 1) % self.log_every == 0 or batch_idx == 0
             loss = term.objective(self.encoder, batch[term.stream])
             part = term.weight * loss.value
             total = part if total is None else total + part
@@ -145,7 +149,10 @@ class Learner(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = self.adaptation.parameter_groups(self.encoder, self.objectives, self.weight_decay)
-        optimizer = self.make_optimizer(groups)
+        try:
+            optimizer = self.make_optimizer(groups)
+        except (ValueError, TypeError) as e:
+            raise UserError(f"optimizer: {e}") from e
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
         return optimizer
@@ -177,12 +184,17 @@ class Learner(pl.LightningModule):
         return len(next(iter(self.streams.values())))
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Set torch's generators (CPU and devices) for step `step` of this rank."""
-    import numpy as np
+def _some(views: dict[str, Tensor] | None, stacked: bool) -> dict[str, Tensor] | None:
+    """The first dozen samples of views [V, B, ...], or of inputs [B, ...], to look at later."""
+    return {k: (x[:, :12] if stacked else x[:12]).detach().cpu().clone() for k, x in (views or {}).items()} or None
 
+
+def seed_step(seed: int, step: int) -> None:
+    """Set the generators of torch (CPU and devices), numpy and Python for step `step` of this rank."""
     state = int(np.random.SeedSequence([seed, distributed.rank(), step]).generate_state(1, np.uint64)[0])
     # torch.manual_seed also visits every absent backend, at half a millisecond a call
     torch.default_generator.manual_seed(state)
     if torch.cuda.is_available():
         torch.cuda.manual_seed(state)
+    np.random.seed(state % 2**32)  # for views and objectives of a user's own
+    random.seed(state)

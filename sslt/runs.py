@@ -74,22 +74,35 @@ class Run:
 
         return OmegaConf.load(self.path / "config.yaml")
 
-    def start(self, verb: str, config: Any, overrides: list[str]) -> None:
-        """Fill a new folder, or note in an existing one that it goes on."""
+    def start(self, verb: str, config: Any, overrides: list[str], config_dir: str | None = None) -> None:
+        """Fill a new folder, or note in an existing one that it goes on (its former config is kept beside the new one)."""
         from omegaconf import OmegaConf
 
         self.path.mkdir(parents=True, exist_ok=True)
+        typed = ["sslt", verb, *overrides, *(["--config-dir", config_dir] if config_dir else [])]
         with (self.path / "command.txt").open("a") as f:
-            f.write(shlex.join(["sslt", verb, *overrides]) + "\n")
+            f.write(shlex.join(typed) + "\n")
+        resolved = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
+        place = self.path / "config.yaml"
         if self.info:
-            self.update(status="running", resumed=[*self.info.get("resumed", []), now()])
+            earlier = self.info.get("resumed", [])
+            if place.exists() and place.read_text() != resolved:
+                place.rename(self.path / f"config.{len(earlier)}.yaml")
+                place.write_text(resolved)
+            self.update(status="running", overrides=overrides, resumed=[*earlier, now()])
             return
-        resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-        (self.path / "config.yaml").write_text(OmegaConf.to_yaml(resolved))
+        place.write_text(resolved)
         write_json(self.path / "versions.json", versions())
         write_json(
             self.path / RUN_FILE,
-            {"verb": verb, "status": "running", "started": now(), "overrides": overrides, "from": config.get("from")},
+            {
+                "verb": verb,
+                "status": "running",
+                "started": now(),
+                "overrides": overrides,
+                "config_dir": config_dir,
+                "from": config.get("from"),
+            },
         )
 
 
@@ -126,7 +139,7 @@ def comparable(overrides: list[str]) -> list[str]:
 
 def refuse_overwrite(path: Path) -> None:
     """Raise `UserError` if `path` already holds something a new run would mix with or overwrite."""
-    if path.is_dir() and any(p.name not in (".hydra", "logs") for p in path.iterdir()):
+    if path.is_dir() and any(p.name not in (".hydra", "logs", ".lock") for p in path.iterdir()):
         raise UserError(
             f"{display(path)} already holds files; choose another hydra.run.dir=, or go on with that run by resume={display(path)}"
         )
@@ -150,6 +163,8 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return {}
+    except ValueError as e:
+        raise UserError(f"{display(path)} is damaged ({e}): move its folder away") from e
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,7 +16,7 @@ from sslt.errors import UserError
 
 
 class Checkpoint(pl.Callback):
-    """Keeps `last.ckpt`. Must be the last callback, so that it saves what the others did.
+    """Keeps `last.ckpt`. Must come after the others, so that it saves what the others did.
 
     every_minutes: at most this much work is lost to a kill; also saved after every epoch that took longer, and on Ctrl-C and
     SIGTERM, which end the run at the next step (a second Ctrl-C ends it at once). keep_every_n_epochs: keep copies

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from sslt import distributed
 from sslt.report.curves import MetricsCSV
@@ -30,15 +31,20 @@ class Curves(pl.Callback):
         if self.run.is_main and (self.run / "metrics.csv").exists():
             self.csv.truncate_after(pl_module.batches_seen)
 
-    def on_train_batch_start(self, *_: Any) -> None:
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """A step begins now: reading, views, forward, backward and update all count."""
         self._step_started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        now = time.perf_counter()
+        shown = pl_module.batches_seen % pl_module.log_every == 0 or self.steps == 0
+        if shown and pl_module.device.type == "cuda":
+            torch.cuda.synchronize()  # steps since the last time were only queued when they were counted
         self.steps += 1
         if self.steps > 2:
-            self.busy += now - self._step_started
-        if pl_module.batches_seen % pl_module.log_every == 0 or self.steps == 1:
+            self.busy += time.perf_counter() - self._step_started
+        if shown:
             values = {k: float(v) for k, v in pl_module.last.items()}
             values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
             self.record(trainer, pl_module, values)
@@ -52,7 +58,7 @@ class Curves(pl.Callback):
         """Write scalars at the present step."""
         self.shown.update(values)
         for key, value in values.items():
-            trainer.callback_metrics[key] = _scalar(value)
+            trainer.callback_metrics[key] = torch.tensor(value)
         if not (self.run.is_main and distributed.rank() == 0):
             return
         self.csv.append(pl_module.batches_seen, pl_module.epoch_position, values)
@@ -60,7 +66,14 @@ class Curves(pl.Callback):
             logger.log_metrics({**values, "epoch": pl_module.epoch_position}, step=pl_module.batches_seen)
 
 
-def _scalar(value: float) -> Any:
-    import torch
+class Clock(pl.Callback):
+    """Starts the clock of a step when every other callback is done. Must be the last callback."""
 
-    return torch.tensor(value)
+    def __init__(self, curves: Curves):
+        self.curves = curves
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.curves.start_clock()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.curves.start_clock()

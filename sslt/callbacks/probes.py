@@ -34,6 +34,10 @@ class OnlineProbe(pl.Callback):
         self.last: dict[str, float] = {}
         self.features: Any = None  # of the bank, as last measured
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.start is None:  # what collapse is judged against, and the first point of the curve
+            self.measure(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if _epoch_due(pl_module, self.every):
             self.measure(trainer, pl_module)
@@ -80,6 +84,10 @@ class Validation(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if _epoch_due(pl_module, self.every):
+            self.measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if not (pl_module.interrupted or _epoch_due(pl_module, self.every)):
             self.measure(trainer, pl_module)
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -7,6 +7,7 @@ saved: step g of any run is the same batch, and skipping to it reads nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ class Stream:
     ):
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.rank, self.world, self.drop_last, self.views = rank, world, drop_last, views
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: give at least 1")
         n, whole = len(samples), batch_size * world
         if n < whole and (drop_last or n < world):
             ranks = f" × {world} ranks" if world > 1 else ""
@@ -92,5 +95,20 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict[str, dict[str, torch.Tensor]]]:
         step = self.position()
-        for g in range(step, step - step % len(self) + len(self)):
-            yield {name: stream.at(g) for name, stream in self.streams.items()}
+        steps = range(step, step - step % len(self) + len(self))
+        if not torch.cuda.is_available():
+            yield from map(self._at, steps)
+            return
+        with ThreadPoolExecutor(1) as pool:  # the next batch is read and pinned while the GPU works on this one
+            pending = pool.submit(self._pinned, steps[0])
+            for g in steps:
+                batch = pending.result()
+                if g + 1 < steps.stop:
+                    pending = pool.submit(self._pinned, g + 1)
+                yield batch
+
+    def _at(self, step: int) -> dict[str, dict[str, torch.Tensor]]:
+        return {name: stream.at(step) for name, stream in self.streams.items()}
+
+    def _pinned(self, step: int) -> dict[str, dict[str, torch.Tensor]]:
+        return {name: {k: v.pin_memory() for k, v in part.items()} for name, part in self._at(step).items()}

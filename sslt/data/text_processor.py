@@ -208,22 +208,22 @@ class TextSamples(Samples):
         cls, sep, _ = self.special
         key = cache.digest(self.fingerprint, "packed", sep, FORMAT)
         stream = cache.get_or_make("packed", key, self._write_stream)["stream"]
-        return PackedSamples(stream, length, cls, cache.digest(key, cls, length))
+        packed = PackedSamples(stream, length, cls, cache.digest(key, cls, length))
+        packed.skipped = self.skipped
+        return packed
 
     def _write_stream(self, folder: Path) -> dict[str, Any]:
         """`stream.npy`: the tokens of every row, each row followed by the token that ends a text."""
         total = int(self.sizes.sum()) + len(self)
-        stream = np.lib.format.open_memmap(folder / "stream.npy", mode="w+", dtype=np.int32, shape=(total,))
-        at = 0
-        for i in range(0, len(self), CHUNK):
-            starts, sizes = self.starts[i : i + CHUNK], self.sizes[i : i + CHUNK]
-            ends = np.cumsum(sizes)
-            within = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
-            tokens = self.tokens[np.repeat(starts, sizes) + within]
-            tokens = np.insert(tokens, ends, self.special[1])
-            stream[at : at + len(tokens)] = tokens
-            at += len(tokens)
-        stream.flush()
+        with (folder / "stream.npy").open("wb") as f:  # not a memory map: on a full disk a store into one kills the process
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (total,)}
+            np.lib.format.write_array_header_1_0(f, header)
+            for i in range(0, len(self), CHUNK):
+                starts, sizes = self.starts[i : i + CHUNK], self.sizes[i : i + CHUNK]
+                ends = np.cumsum(sizes)
+                within = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+                tokens = self.tokens[np.repeat(starts, sizes) + within]
+                f.write(np.insert(tokens, ends, self.special[1]).astype(np.int32).data)
         return {"tokens": total}
 
 

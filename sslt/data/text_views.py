@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslt.data.views import Views
+from sslt.errors import UserError
 
 
 class MaskTokens(Views):
@@ -30,6 +31,8 @@ class MaskTokens(Views):
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
         tokens = batch["tokens"]
         p = encoder.processor
+        if p.mask_id is None:
+            raise UserError("this tokenizer has no mask token, so its encoder cannot learn by masking: +task=simcse needs none")
         special, continues = self._tables(p, tokens.device)
         k = max(1, round(self.rate * tokens.shape[1]))
         allowed = ~special[tokens]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from sslt.data.text_processor import TextProcessor
 from sslt.encoders.base import Encoder, Features, pool_mean, require
 from sslt.errors import UserError, nearest
+
+_NOT_CONFIG = ("architectures", "dtype", "torch_dtype", "transformers_version", "model_type", "_name_or_path")
 
 
 class TextEncoder(Encoder):
@@ -40,11 +44,13 @@ class TextEncoder(Encoder):
     @classmethod
     def from_hub(cls, folder: str, max_length: int | None = None, pooling: str = "mean") -> TextEncoder:
         """A Hugging Face folder or hub id; nothing of it is executed (no remote code, safetensors before pickle)."""
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model = AutoModel.from_pretrained(folder, trust_remote_code=False, weights_only=True, **_no_pooler(folder))
+            known = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            plain = {"use_safetensors": True} if Path(folder).is_dir() else {"weights_only": True}
+            model = AutoModel.from_pretrained(folder, trust_remote_code=False, **plain, **_no_pooler(known))
         except (OSError, ValueError) as e:
             raise UserError(
                 f"from={folder}: no Hugging Face model can be read there ({str(e).splitlines()[0]}). "
@@ -54,7 +60,7 @@ class TextEncoder(Encoder):
         if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
             longest -= 2  # positions start after the padding index
         wanted = min(max_length or 128, longest)
-        config = {k: v for k, v in model.config.to_diff_dict().items() if isinstance(v, (int, float, str, bool))}
+        config = {k: v for k, v in json.loads(model.config.to_json_string()).items() if k not in _NOT_CONFIG}
         return cls(TextProcessor(tokenizer, wanted), model.config.model_type, config, pooling, model)
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,12 +110,13 @@ class TextEncoder(Encoder):
         return TextProcessor.load(folder)
 
 
-def _no_pooler(folder: str) -> dict[str, Any]:
-    """BERT's pooler is a head of its pretraining: unused here, and without a gradient it would stop DDP."""
-    from transformers import AutoConfig
+def _no_pooler(config: Any) -> dict[str, Any]:
+    """A pooler is a head of BERT's own pretraining: unused here, and without a gradient it would stop DDP."""
+    from transformers import MODEL_MAPPING
 
-    family = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
-    return {"add_pooling_layer": False} if family in ("bert", "roberta", "xlm-roberta", "camembert", "electra") else {}
+    found: Any = MODEL_MAPPING[type(config)]
+    cls = found[0] if isinstance(found, (list, tuple)) else found
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(cls).parameters else {}
 
 
 def _create(processor: TextProcessor, model_type: str, config: dict[str, Any]) -> nn.Module:
@@ -126,5 +133,4 @@ def _create(processor: TextProcessor, model_type: str, config: dict[str, Any]) -
             f"raise encoder.config.max_position_embeddings too"
         )
     made.pad_token_id = processor.tokenizer.pad_token_id
-    extra = {"add_pooling_layer": False} if model_type in ("bert", "roberta") else {}
-    return AutoModel.from_config(made, **extra)
+    return AutoModel.from_config(made, **_no_pooler(made))

@@ -28,6 +28,7 @@ class Objective(nn.Module, abc.ABC):
     The constructor takes the encoder for its shapes and keeps no reference to it.
     """
 
+    logs_now = True  # False in steps whose logs nobody reads: what is only shown need not be computed
     needs_full_batches = False  # True where samples of a batch are compared with each other
 
     @abc.abstractmethod

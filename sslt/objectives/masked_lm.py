@@ -37,7 +37,8 @@ class MaskedLM(Objective):
         targets = batch["targets"].flatten()
         n = batch["n_targets"]
         loss = F.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="sum") / n.clamp(min=1)
-        with torch.no_grad():
-            counted = targets != -100
-            accuracy = ((logits.argmax(-1) == targets) & counted).sum() / n.clamp(min=1)
-        return Loss(loss, n, {"masked_accuracy": accuracy})
+        logs = {}
+        if self.logs_now:
+            with torch.no_grad():
+                logs["masked_accuracy"] = ((logits.argmax(-1) == targets) & (targets != -100)).sum() / n.clamp(min=1)
+        return Loss(loss, n, logs)

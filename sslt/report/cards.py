@@ -14,7 +14,7 @@ def model_card(run: Run, encoder: Any, cfg: Any, source: Any, metrics: dict[str,
     numbers = "\n".join(f"| {k} | {v:.4g} |" for k, v in sorted(metrics.items()) if isinstance(v, (int, float)) and "class/" not in k)
     name = encoder.args.get("name") or encoder.args.get("model_type") or type(encoder).__name__
     library = _usage(encoder)
-    return f"""# {name}, {info.get("verb", "made")}ed on {source.name}
+    return f"""# {name}, {"fine-tuned" if info.get("verb") == "finetune" else "pretrained"} on {source.name}
 
 {encoder.modality} encoder, {encoder.dim} features, {sum(p.numel() for p in encoder.parameters()):,} parameters.
 

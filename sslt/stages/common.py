@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,14 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from sslt import distributed, precision
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
 from sslt.callbacks.checkpoint import Checkpoint, NaNGuard
-from sslt.callbacks.curves import Curves
+from sslt.callbacks.curves import Clock, Curves
 from sslt.callbacks.progress import Progress
 from sslt.config import build
 from sslt.data.base import Samples
@@ -111,16 +112,17 @@ def fit(
     own = watchers(curves) if watchers else []
     yours = [build(c) for c in cfg.callbacks]
     loggers = [build(node, save_dir=str(run.path)) for node in (cfg.logger or {}).values()] if distributed.rank() == 0 else []
-    trainer = pl.Trainer(
+    trainer = _trainer(
         **_trainer_settings(settings),
         accelerator=kind,
         devices=world,
         strategy="ddp" if world > 1 else "auto",
+        plugins=[LightningEnvironment()] if world > 1 else None,  # the ranks are ours, whatever scheduler started us
         precision=number_format,  # type: ignore[arg-type]
         max_epochs=budget.max_epochs or -1,
         max_steps=budget.max_steps or -1,
         logger=loggers or False,
-        callbacks=[curves, budget, *own, *yours, progress, NaNGuard(checkpoint), checkpoint],
+        callbacks=[curves, budget, *own, *yours, progress, NaNGuard(checkpoint), checkpoint, Clock(curves)],
         default_root_dir=run.path,
         **_OFF,
     )
@@ -135,22 +137,32 @@ def fit(
         log.info("going on from %s", run.checkpoint)
     try:
         trainer.fit(learner, ckpt_path=run.checkpoint, weights_only=True)
+    except RuntimeError as e:
+        if "state_dict" not in str(e):
+            raise
+        raise UserError(f"the checkpoint of {run} does not fit these settings: go on with those it was made with") from e
     finally:
         checkpoint.restore_signals()
         progress.close()
     if learner.interrupted:
         raise Interrupted(learner.batches_seen)
-    learner.run_metrics = {
-        "train/loss": float(learner.last["loss"]) if learner.last else math.nan,
+    now = {"train/loss": float(learner.last["loss"]), "throughput/samples_per_second": round(curves.throughput, 2)} if learner.last else {}
+    learner.run_metrics = now | {
         "train/steps": learner.batches_seen,
         "train/epochs": round(learner.epoch_position, 4),
         "train/seconds": round(budget.elapsed, 2),
-        "throughput/samples_per_second": round(curves.throughput, 2),
         "model/parameters": whole,
         "model/moving_parameters": moving,
     }
     learner.loggers_used = loggers
     return learner
+
+
+def _trainer(**settings: Any) -> pl.Trainer:
+    try:
+        return pl.Trainer(**settings)
+    except (ValueError, TypeError, MisconfigurationException) as e:
+        raise UserError(f"trainer: {str(e).splitlines()[0]}") from e
 
 
 # What Lightning would do that sslt does itself.
@@ -177,6 +189,9 @@ def _budget(settings: dict[str, Any], default_max_epochs: int) -> Budget:
     """The bounds of a run, taken out of the trainer's settings; -1 is none, as in Lightning."""
     epochs, steps = (None if settings[k] in (None, -1) else settings[k] for k in ("max_epochs", "max_steps"))
     time = seconds(settings["max_time"])
+    for key, value in (("max_epochs", epochs), ("max_steps", steps), ("max_time", time)):
+        if value is not None and value <= 0:
+            raise UserError(f"trainer.{key}={value}: give more than 0, or null for no such bound")
     for key in ("max_epochs", "max_steps", "max_time"):
         settings.pop(key)
     return Budget(epochs if epochs or steps or time else default_max_epochs, steps, time)
@@ -216,7 +231,6 @@ def save_result(run: Run, encoder: Encoder, cfg: Any, source: Any, metrics: dict
     from sslt.report.cards import model_card
 
     encoder.save(run / "encoder", model_card(run, encoder, cfg, source, metrics))
-    run.update(data=source.fingerprint())
 
 
 def save_head(run: Run, objective: Any, node: Any, classes: list[str]) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sslt.errors import UserError
 from sslt.execute import perform
 from sslt.runs import Run
 
@@ -16,11 +15,7 @@ def compare(cfg: Any, run: Run, overrides: list[str]) -> None:
     from sslt.report.end import say_next
     from sslt.report.tables import print_table
 
-    if cfg.compare != "scratch":
-        raise UserError(f"compare={cfg.compare}: what can be compared with is 'scratch'")
     start = str(cfg["from"])
-    if start.startswith("scratch"):
-        raise UserError("compare=scratch compares a start from weights with fresh ones: give from=RUN")
     baseline = Run(run / "scratch")
     same = OmegaConf.merge(cfg, {"from": f"scratch:{run.path}", "compare": "baseline"})
     if not baseline.finished:

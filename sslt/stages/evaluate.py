@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from sslt.config import build, check_trusted
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
@@ -20,6 +22,7 @@ log = logging.getLogger("sslt")
 def main(cfg: Any, run: Run) -> dict[str, Any]:
     """Test metrics of a fine-tuned run, probes of an encoder. Returns the metrics, which are also in metrics.json."""
     source = source_of(cfg)
+    run.update(data=source.fingerprint())
     encoder, head = load(cfg, source.modality)
     device = common.device_of(cfg)
     batch = common.eval_batch_size(cfg)
@@ -46,7 +49,8 @@ def source_of(cfg: Any) -> Any:
     node = Run(path).config.get("data")
     if node is None:
         raise UserError(f"from={cfg['from']} names no data set: say data=…")
-    check_trusted({"data": _plain(node)}, list(cfg.trust), f"{path}/config.yaml")
+    plain = OmegaConf.to_container(node, resolve=False)
+    check_trusted({"data": plain}, list(cfg.trust), f"{path}/config.yaml")
     for key, value in (cfg.data_overrides or {}).items():
         node[key] = value
     return build(node)
@@ -62,6 +66,8 @@ def load(cfg: Any, modality: str | None) -> tuple[Encoder, tuple[Any, list[str]]
         torch.manual_seed(int(cfg.seed))
         return fresh_like(what.partition(":")[2], trust), None
     encoder = load_encoder(what, modality, trust)
+    if modality not in (None, encoder.modality):
+        raise UserError(f"from={what} reads {encoder.modality}s, but the data are {modality}s: choose another data=")
     folder = Path(what).expanduser() / "head"
     return encoder, (common.load_head(folder, encoder, trust) if (folder / "head.json").is_file() else None)
 
@@ -74,9 +80,3 @@ def _mismatch(classes: list[str], source: Any) -> str:
         f"the head knows {some(classes)} classes, but {source.name} has {some(source.classes or [])}: "
         f"fine-tune on it first, or measure the encoder alone by probes=true"
     )
-
-
-def _plain(node: Any) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(node, resolve=True)

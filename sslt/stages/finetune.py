@@ -25,7 +25,12 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     """Train on labels, measure on the test split once; write encoder/, head/, metrics.json, plots/. Returns the metrics."""
     if cfg.data is None:
         raise UserError("which task? Choose a target: +target=digits, +target=imdb, +target=text_csv data.path=FILE (`sslt list targets`)")
+    if cfg.compare not in (None, "scratch", "baseline"):
+        raise UserError(f"compare={cfg.compare}: what can be compared with is 'scratch'")
+    if cfg.compare == "scratch" and str(cfg["from"]).startswith("scratch"):
+        raise UserError("compare=scratch compares a start from weights with fresh ones: give from=RUN")
     source = build(cfg.data)
+    run.update(data=source.fingerprint())
     if source.classes is None:
         raise UserError(f"{source.name} has no labels to fine-tune on: for text_csv name the column, data.label=…")
     encoder = common.starting_encoder(cfg, source)
@@ -68,6 +73,10 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
 
 def label_subset(samples: Samples, fraction: float, per_class: int | None, seed: int) -> Samples:
     """The seeded, stratified part of the labels that may be used."""
+    if per_class is not None and (not isinstance(per_class, int) or per_class < 1):
+        raise UserError(f"labels_per_class={per_class}: give a whole number from 1")
+    if per_class is not None and fraction != 1:
+        raise UserError(f"label_fraction={fraction} and labels_per_class={per_class}: give one of the two")
     if per_class is None and fraction == 1:
         return samples
     assert samples.labels is not None

@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 
 from sslt import groups
 from sslt.config import build
+from sslt.encoders.base import require
 from sslt.errors import UserError
 from sslt.evaluation.features import encode, logits_of
-from sslt.runs import Run, display
+from sslt.runs import RUN_FILE, Run, display
 from sslt.stages import common
 from sslt.stages.evaluate import load
 
@@ -25,7 +26,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     """Write predictions.csv (row, name, label, probability), or features.npy [N, D] for an encoder without a head."""
     encoder, head = load(cfg, None if cfg.data is None else build(cfg.data).modality)
     source = _source(cfg, encoder.modality)
-    split = "unlabeled" if "unlabeled" in source.own_splits() else cfg.split
+    require(encoder.modality, source, f"from={cfg['from']}")
+    split = source.own_splits()[0] if cfg.input is not None else cfg.split
     samples = common.prepare(encoder, source, split)
     device, batch = common.device_of(cfg), common.eval_batch_size(cfg)
     if head is None:
@@ -67,7 +69,16 @@ def _source(cfg: Any, modality: str) -> Any:
         raise UserError(f"input={cfg.input} is one picture: give the folder it is in")
     node = OmegaConf.load(groups.CONFIG_DIR / f"{_group_for(path, modality)}.yaml")
     whole = {k: 0.0 for k in ("val_fraction", "test_fraction") if k in node}  # every row is predicted, none held out
-    return build(OmegaConf.merge(node, {"path": str(path)}, whole))
+    return build(OmegaConf.merge(node, {"path": str(path)}, whole, _text_column(cfg, node)))
+
+
+def _text_column(cfg: Any, node: Any) -> dict[str, str]:
+    """The column of the text that the run was made with, where it named one."""
+    run = Path(str(cfg["from"])).expanduser()
+    if "text" not in node or not (run / RUN_FILE).is_file():
+        return {}
+    column = (Run(run).config.get("data") or {}).get("text")
+    return {"text": str(column)} if column else {}
 
 
 def _group_for(path: Path, modality: str) -> str:

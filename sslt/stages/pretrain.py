@@ -25,6 +25,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if cfg.objective is None:
         raise UserError("what shall be learned? Choose a task: +task=simclr (images), +task=mlm or +task=simcse (text)")
     source = build(cfg.data)
+    run.update(data=source.fingerprint())
     views: Views = build(cfg.views)
     if views.modality not in (None, source.modality):
         raise UserError(

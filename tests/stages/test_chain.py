@@ -62,6 +62,9 @@ def test_own_table_in_any_language_and_predictions(sslt, here):
     lines = (here / "out" / "predictions.csv").read_text().splitlines()
     assert len(lines) == 3 and lines[1].split(",")[1] in ("neg", "pos")
     sslt("evaluate", "from=own", "data=docs", "trainer.accelerator=cpu", code=2)
+    sslt("evaluate", "from=own", "data=digits", "trainer.accelerator=cpu", code=2)
+    sslt("predict", "from=own", "input=tickets.csv", "trainer.accelerator=cpu", "hydra.run.dir=all")
+    assert len((here / "all" / "predictions.csv").read_text().splitlines()) == 81
 
 
 def test_a_run_folder_is_never_overwritten(sslt, here, capsys):
@@ -88,6 +91,42 @@ def test_a_downloaded_encoder_executes_nothing(sslt, here, capsys):
     assert not (here / "owned").exists()
 
 
+def test_a_changed_head_or_command_executes_nothing(sslt, here, capsys):
+    """An interpolation could make a node while it is resolved; stored overrides could name code: both are refused."""
+    sslt("finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=1", "hydra.run.dir=run")
+    place = here / "run" / "head" / "head.json"
+    head = json.loads(place.read_text())
+    head["objective"]["dropout"] = "${oc.create:{_target_:os.system,command:'touch owned'}}"
+    place.write_text(json.dumps(head))
+    sslt("evaluate", "from=run", "trainer.accelerator=cpu", code=2)
+    assert "interpolation" in capsys.readouterr().err
+    about = json.loads((here / "run" / "run.json").read_text())
+    about |= {"status": "interrupted", "overrides": [*about["overrides"], "callbacks=[{_target_: os.system, command: touch owned}]"]}
+    (here / "run" / "run.json").write_text(json.dumps(about))
+    sslt("finetune", "resume=run", code=2)
+    assert "names code" in capsys.readouterr().err and not (here / "owned").exists()
+
+
+def test_two_processes_do_not_work_in_one_folder(sslt, here, capsys):
+    """A run that is still going is not taken up by resume."""
+    import fcntl
+
+    sslt("pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=1", "hydra.run.dir=busy")
+    Run(here / "busy").update(status="running")
+    with (here / "busy" / ".lock").open("w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        sslt("pretrain", "resume=busy", code=2)
+    assert "another process" in capsys.readouterr().err
+
+
+def test_a_longer_budget_goes_on_from_a_finished_run(sslt, here):
+    """resume=RUN with a later bound trains on; the former config is kept beside the new one."""
+    sslt("pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=2", "hydra.run.dir=more")
+    sslt("pretrain", "resume=more", "trainer.max_steps=4")
+    assert Run(here / "more").metrics["train/steps"] == 4
+    assert (here / "more" / "config.0.yaml").exists() and Run(here / "more").config.trainer.max_steps == 4
+
+
 def test_nan_loss_names_the_step_and_keeps_the_last_good_checkpoint(sslt, here, capsys):
     args = [
         "pretrain",
@@ -108,6 +147,9 @@ def test_sweep_goes_on_after_a_failing_job(sslt, here):
     args = ["pretrain", "-m", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=2", "batch_size=5000,64", "hydra.sweep.dir=sweep"]
     sslt(*args, code=2)
     assert Run(here / "sweep" / "0").info["status"] == "failed" and Run(here / "sweep" / "1").finished
+    before = (here / "sweep" / "1" / "metrics.json").read_bytes()
+    sslt(*args, code=2)  # the same folders again: refused, not overwritten
+    assert (here / "sweep" / "1" / "metrics.json").read_bytes() == before
 
 
 def test_predictions_for_a_folder_of_pictures(sslt, here):
