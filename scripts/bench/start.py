@@ -18,7 +18,7 @@ _LIMIT = 300.0  # seconds after which a first step is given up
 def measure_start(rounds: int, folder: Path) -> list[dict[str, Any]]:
     """Wall and CPU seconds of each command, in turns, medians. One unmeasured round fills the caches first.
 
-    A training is over, for this purpose, when the first step stands in the run's metrics.csv, which sslt writes at the
+    A training is over, for this purpose, when the first step's loss stands in the run's metrics.csv, which sslt writes at the
     end of that step; it is then killed.
     """
     sslt = str(Path(sys.executable).with_name("sslt"))
@@ -63,7 +63,7 @@ def _train(command: list[str], run: Path, folder: Path) -> tuple[float, float]:
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": _environment(folder), "cwd": folder}
     process = subprocess.Popen([*command, f"hydra.run.dir={run}"], **quiet)
     try:
-        while not (run / "metrics.csv").exists():
+        while not _stepped(run / "metrics.csv"):
             if process.poll() is not None or time.perf_counter() - started > _LIMIT:
                 raise RuntimeError(f"no first step: {' '.join(command)} hydra.run.dir={run}")
             time.sleep(0.005)
@@ -73,6 +73,11 @@ def _train(command: list[str], run: Path, folder: Path) -> tuple[float, float]:
         process.wait()
     shutil.rmtree(run, ignore_errors=True)
     return wall, _children() - cpu
+
+
+def _stepped(curves: Path) -> bool:
+    """Whether the loss of a step is recorded; numbers of the untrained encoder stand there before."""
+    return curves.exists() and ",loss," in curves.read_text()
 
 
 def _children() -> float:
