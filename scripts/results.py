@@ -138,6 +138,9 @@ def main() -> None:
         cells.run(f"{data}-pretrain", "pretrain", *PRETRAIN[data])
     for data in names if args.stage == "all" else ():
         start = root / f"{data}-pretrain"
+        for name, where in (("untrained", f"scratch:{start}"), ("trained", str(start))):
+            cells.run(f"{data}-evaluate-{name}", "evaluate", f"from={where}")
+            write(root, Path(args.out), list(PRETRAIN))
         for i, (_, settings) in enumerate(LABELS[data]):
             for seed in SEEDS:
                 for name, where in (("pretrained", str(start)), ("scratch", f"scratch:{start}")):
@@ -145,9 +148,6 @@ def main() -> None:
                         f"{data}-finetune-{i}-{name}-{seed}", "finetune", f"+target={data}", f"from={where}", f"seed={seed}", *settings
                     )
                     write(root, Path(args.out), list(PRETRAIN))
-        for name, where in (("untrained", f"scratch:{start}"), ("trained", str(start))):
-            cells.run(f"{data}-evaluate-{name}", "evaluate", f"from={where}")
-            write(root, Path(args.out), list(PRETRAIN))
 
 
 if __name__ == "__main__":

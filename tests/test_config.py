@@ -259,7 +259,7 @@ def test_own_and_trusted_targets_pass():
     config.check_trusted({"a": [{"_target_": "friends.models.Head"}]}, ["friends"], "run")
     for path in FILES:
         if path.parent.name in ("data", "objective"):
-            config.check_trusted(yaml.safe_load(path.read_text(encoding="utf-8")), [], "run")
+            config.check_trusted(OmegaConf.to_container(OmegaConf.load(path), resolve=True), [], "run")  # as a run stores it
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def _helpers(rank: int) -> dict[str, Any]:
     kept = torch.tensor([rank + 1.0])
     return {
         "place": (distributed.active(), distributed.rank(), distributed.world_size()),
-        "any": (distributed.any_rank(rank == 1, cpu), distributed.any_rank(False, cpu)),
+        "any": tuple(distributed.any_rank([rank == 1, False], cpu)),
         "object": distributed.broadcast_object({"from": rank}),
         "sum": distributed.sum_over_ranks(kept),
         "kept": kept,
@@ -283,7 +283,7 @@ def test_alone_everything_is_the_identity():
     for f in (distributed.gather, distributed.gather_rows, distributed.sum_over_ranks, distributed.all_sum):
         assert f(x) is x
     assert (distributed.active(), distributed.rank(), distributed.world_size()) == (False, 0, 1)
-    assert distributed.broadcast_object("x") == "x" and distributed.any_rank(True, x.device)
+    assert distributed.broadcast_object("x") == "x" and distributed.any_rank([True], x.device) == [True]
     distributed.barrier()
     distributed.close()
 

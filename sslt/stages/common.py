@@ -221,7 +221,7 @@ def log_final(learner: Learner, metrics: dict[str, Any]) -> None:
         logger.log_metrics(numbers, step=learner.batches_seen)
         logger.finalize("success")
         if type(logger).__name__ == "WandbLogger":
-            logger.experiment.finish(quiet=True)
+            logger.experiment.finish()
 
 
 def save_result(run: Run, encoder: Encoder, cfg: Any, source: Any, metrics: dict[str, Any]) -> None:
