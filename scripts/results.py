@@ -109,8 +109,10 @@ def table(root: Path, data: str) -> str:
 
 
 def write(root: Path, out: Path, names: list[str]) -> None:
-    """Write all sections."""
+    """Write a section for every data set of which something is measured."""
     import torch
+
+    names = [d for d in names if numbers(root, f"{d}-evaluate-*", "knn/accuracy") or numbers(root, f"{d}-finetune-*")]
 
     text = f"""# First results: what pretraining is worth
 

@@ -294,6 +294,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each of its retries without a network is a warning
     for module in ("pytorch_lightning", "lightning_fabric", "torch", "timm", "transformers", "lightning_utilities"):
         warnings.filterwarnings("ignore", module=module)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

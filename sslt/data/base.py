@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sslt.errors import UserError
+from sslt.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test", "unlabeled")
 
@@ -163,6 +163,13 @@ def stratified(
     order = rng.permutation(len(labels))
     chosen = [order[labels[order] == c][:n] for c, n in zip(classes, want, strict=True)]
     return np.sort(np.concatenate(chosen))
+
+
+def check_on_error(value: str) -> str:
+    """What a source does with a sample it cannot read, "fail" or "skip". Raises `UserError` for anything else."""
+    if value not in ("fail", "skip"):
+        raise UserError(f"data.on_error={value}: give fail or skip{nearest(value, ('fail', 'skip'))}")
+    return value
 
 
 class Samples(abc.ABC):

@@ -275,13 +275,6 @@ class ImageSource(Source):
             raise UserError(f"{self.name} has no '{split}' split; it has: {', '.join(self.own_splits())}")
 
 
-def check_on_error(value: str) -> str:
-    """`value` if it is "fail" or "skip". Raises `UserError`."""
-    if value not in ("fail", "skip"):
-        raise UserError(f"data.on_error={value}: give fail or skip{nearest(value, ('fail', 'skip'))}")
-    return value
-
-
 def encoder_shape(name: str, shapes: Sequence[tuple[int, ...]], size: int | None) -> tuple[int, int]:
     """(size, channels) of an encoder for images of these shapes (H, W, C): their own size where they agree, else 64."""
     if not shapes:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from sslt.data import cache, image_files
-from sslt.data.base import SPLITS, Raw
-from sslt.data.image_files import SPLIT_NAMES, ImageSource, Unreadable, check_on_error, decode, encoder_shape
+from sslt.data.base import SPLITS, Raw, check_on_error
+from sslt.data.image_files import SPLIT_NAMES, ImageSource, Unreadable, decode, encoder_shape
 from sslt.errors import UserError, nearest
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from sslt.data import cache, image_files
-from sslt.data.base import SPLITS, Raw
-from sslt.data.image_files import SPLIT_NAMES, ImageSource, check_on_error, encoder_shape
+from sslt.data.base import SPLITS, Raw, check_on_error
+from sslt.data.image_files import SPLIT_NAMES, ImageSource, encoder_shape
 from sslt.data.image_tables import HuggingFaceImages, ParquetTable, Table, TableSource, parquet_splits
 from sslt.errors import UserError, nearest
 

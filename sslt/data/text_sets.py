@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from sslt.data import cache, tables
-from sslt.data.base import Raw, Source
-from sslt.data.texts import check_on_error, content_digest, read_or_refuse
+from sslt.data.base import Raw, Source, check_on_error
+from sslt.data.texts import content_digest, read_or_refuse
 from sslt.errors import UserError
 
 FORMAT = 1

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sslt.data import cache, hub, tables
-from sslt.data.base import SPLITS, Raw, Source
+from sslt.data.base import SPLITS, Raw, Source, check_on_error
 from sslt.data.docs import split_documents
 from sslt.data.tables import Table
 from sslt.errors import UserError
@@ -58,13 +58,6 @@ def name_of(path: Path) -> str:
     """A short name for the data at `path`: `a/books.tsv.xz` -> "books", `a/news/*.csv` -> "news"."""
     name = re.split(r"[.*?\[]", path.name)[0].strip("-_")
     return name or path.resolve().parent.name
-
-
-def check_on_error(on_error: str) -> str:
-    """`on_error`, if it is one of the two; else `UserError`."""
-    if on_error not in ("fail", "skip"):
-        raise UserError(f"on_error={on_error}: give 'fail' or 'skip'")
-    return on_error
 
 
 def class_order(labels: Sequence[str]) -> list[str]:
