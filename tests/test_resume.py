@@ -89,6 +89,13 @@ def test_killed_and_resumed_through_the_console_script(here, cache):
     assert same(here / "whole", here / "killed")
 
 
+def test_signals_are_given_back(sslt, here):
+    """After a fit Ctrl-C and SIGTERM end the process again; Lightning's own handler would ignore SIGTERM for good."""
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    sslt(*IMAGES, "trainer.max_steps=1", "hydra.run.dir=one")
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_resume_auto_finds_the_same_command_only(sslt, here):
     with pytest.MonkeyPatch.context() as patch:
         StopAt(2, patch)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,18 @@ import torch
 
 from sslt import distributed
 from sslt.errors import UserError
+
+
+@contextlib.contextmanager
+def signals_restored() -> Iterator[None]:
+    """Afterwards SIGINT and SIGTERM are handled as before. Around a fit, for Lightning sets handlers of its own as well."""
+    try:
+        before = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # not in the main thread, where nothing was changed
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
 
 
 class Checkpoint(pl.Callback):
@@ -27,7 +41,6 @@ class Checkpoint(pl.Callback):
         self.folder, self.period, self.keep = folder, every_minutes * 60, keep_every_n_epochs
         self.signal: int | None = None
         self._last = 0.0
-        self._old: dict[int, Any] = {}
         self._saved_at = -1
 
     # ---------------------------------------------------------------- signals
@@ -36,7 +49,7 @@ class Checkpoint(pl.Callback):
         self._saved_at = pl_module.batches_seen
         try:
             for sig in (signal.SIGINT, signal.SIGTERM):
-                self._old[sig] = signal.signal(sig, self._on_signal)
+                signal.signal(sig, self._on_signal)
         except ValueError:
             pass  # not in the main thread: signals are somebody else's
 
@@ -44,12 +57,6 @@ class Checkpoint(pl.Callback):
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-
-    def restore_signals(self) -> None:
-        """Give the signals back to whoever had them."""
-        for sig, handler in self._old.items():
-            signal.signal(sig, handler)
-        self._old.clear()
 
     # ---------------------------------------------------------------- when
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:

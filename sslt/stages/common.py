@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from sslt import distributed, precision
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
-from sslt.callbacks.checkpoint import Checkpoint, NaNGuard
+from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, signals_restored
 from sslt.callbacks.curves import Clock, Curves
 from sslt.callbacks.progress import Progress
 from sslt.config import build
@@ -136,13 +136,13 @@ def fit(
     if run.checkpoint is not None:
         log.info("going on from %s", run.checkpoint)
     try:
-        trainer.fit(learner, ckpt_path=run.checkpoint, weights_only=True)
+        with signals_restored():
+            trainer.fit(learner, ckpt_path=run.checkpoint, weights_only=True)
     except RuntimeError as e:
         if "state_dict" not in str(e):
             raise
         raise UserError(f"the checkpoint of {run} does not fit these settings: go on with those it was made with") from e
     finally:
-        checkpoint.restore_signals()
         progress.close()
     if learner.interrupted:
         raise Interrupted(learner.batches_seen)
