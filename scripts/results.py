@@ -117,7 +117,8 @@ def write(root: Path, out: Path, names: list[str]) -> None:
     text = f"""# First results: what pretraining is worth
 
 Made by `python scripts/results.py --data DIR`, {time.strftime("%Y-%m-%d")}, on {os.cpu_count()} CPU cores, torch {torch.__version__}.
-Three seeds unless a cell says otherwise; mean ± 95 % interval (Student's t, so wide with three). The last checkpoint is reported, on the test split, read once.
+Three seeds unless a cell says otherwise; mean ± 95 % interval (Student's t, so wide with three).
+The last checkpoint is reported, on the test split, read once.
 "From scratch" is the same architecture and tokenizer with fresh weights, the same labels, steps and settings.
 The CIFAR-10 used here is a JPEG re-encoding of the official set, so that figures are a little below those of the lossless one.
 
