@@ -59,10 +59,10 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
 
     Groups of which nothing was chosen are there afterwards, as null.
     """
-    known = groups.top_level_keys(verb) | set(groups.names(config_dir))
+    known = groups.top_level_keys(verb) | (set(groups.names(config_dir)) - set(groups.names()))
     for key in map(str, cfg):
         if key not in known:
-            raise UserError(f"nothing reads '{key}' in `sslt {verb}`{nearest(str(key), known)}")
+            raise UserError(f"nothing reads '{key}' in `sslt {verb}`{nearest(str(key), known | set(groups.names(config_dir)))}")
     with open_dict(cfg):
         for key in groups.top_level_keys(verb) - set(cfg):
             cfg[key] = None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sslt import distributed
 from sslt.adaptation.base import Adaptation
+from sslt.data.sampling import Sampling
 from sslt.data.streams import Loader, Stream
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
@@ -23,11 +24,24 @@ from sslt.schedules import Schedule
 
 @dataclasses.dataclass
 class Term:
-    """One summand of the loss: weight · objective(encoder, batch of the named stream)."""
+    """One summand of the loss: weight · objective(encoder, batch of a stream).
+
+    stream: its name, or several, of which the objective then gets a dictionary. weight: a number, or a function of the
+    run's progress 0..1. In a step in which one of its streams gives no batch, a term is left out.
+    """
 
     objective: Objective
-    stream: str
-    weight: float = 1.0
+    stream: str | tuple[str, ...]
+    weight: float | Callable[[float], float] = 1.0
+
+    def batch(self, batches: dict[str, Any]) -> Any:
+        """What the objective gets of a step's batches; None where one is not there."""
+        if isinstance(self.stream, str):
+            return batches.get(self.stream)
+        return {name: batches[name] for name in self.stream} if all(name in batches for name in self.stream) else None
+
+    def weight_at(self, progress: float) -> float:
+        return self.weight(progress) if callable(self.weight) else self.weight
 
 
 class Learner(pl.LightningModule):
@@ -36,8 +50,8 @@ class Learner(pl.LightningModule):
     Everything random in step g is drawn from a state set by (seed, rank, g), and batches are a function of g: `batches_seen`
     is all that a resumed run needs to repeat what an uninterrupted one does.
 
-    Gradients are those of the mean over all units (samples, tokens) of the optimizer step's batches on all ranks,
-    however unevenly these are spread. With several terms, the first one's counts weigh them all.
+    Each term's gradient is that of the mean over all its units (samples, tokens) in the optimizer step's batches on all
+    ranks, however unevenly these are spread.
     """
 
     def __init__(
@@ -49,6 +63,7 @@ class Learner(pl.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Schedule,
         *,
+        sampling: Sampling,
         weight_decay: float,
         progress: Callable[[Learner], float],
         seed: int,
@@ -57,75 +72,100 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.encoder = encoder
         self.objectives = nn.ModuleDict({name: t.objective for name, t in terms.items()})
-        self.terms, self.streams, self.adaptation = terms, streams, adaptation
+        self.terms, self.streams, self.sampling, self.adaptation = terms, streams, sampling, adaptation
         self.make_optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
         self.progress, self.seed, self.log_every = progress, seed, log_every
+        self.steps_per_epoch = sampling.epoch({name: len(stream) for name, stream in streams.items()})
         self.batches_seen = 0
+        self.optimizer_steps = 0
+        self.progress_now = 0.0
         self.interrupted = False  # somebody stopped the run before its bound
         self.last: dict[str, Tensor] = {}
         self.first_views: dict[str, Any] | None = None  # by stream: what the encoder saw in the first step
         self.run_metrics: dict[str, Any] = {}
         self.loggers_used: list[Any] = []
-        self._nominal: int | Tensor | None = None
-        self._count: int | Tensor = 0
+        self._waiting: list[tuple[dict[str, Any], Any]] = []  # batches of this optimizer step, with their terms' shares
+        self._share: Any = None
+        self._fill = 1.0  # accumulated batches that a whole step has, per batch that this one has
         adaptation.prepare(encoder)
 
     # ---------------------------------------------------------------- data
     def train_dataloader(self) -> Loader:
-        return Loader(self.streams, lambda: self.batches_seen)
+        return Loader(self.streams, lambda: self.batches_seen, self.sampling, self.trainer.accumulate_grad_batches)
 
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        seed_step(self.seed, self.batches_seen)
-        with torch.no_grad():
-            seen = {name: self._views(name, part) for name, part in batch.items()}
+    def on_after_batch_transfer(self, batch: list[dict[str, Any]], dataloader_idx: int) -> dict[str, Any]:
+        if batch:  # all batches of an optimizer step come at its start
+            made = [self._make(part, self.batches_seen + i) for i, part in enumerate(batch)]
+            self._waiting = list(zip(made, self._shares(made), strict=True))
+            self._fill = self.trainer.accumulate_grad_batches / len(made)
+        now, self._share = self._waiting.pop(0)
         if self.first_views is None:
-            self.first_views = {name: _some(part.get("views", part.get("inputs")), "views" in part) for name, part in seen.items()}
-        return seen
+            self.first_views = {name: _some(part.get("views", part.get("inputs")), "views" in part) for name, part in now.items()}
+        return now
+
+    def _make(self, batches: dict[str, dict[str, Tensor]], step: int) -> dict[str, Any]:
+        """The views of step `step`."""
+        seed_step(self.seed, step)
+        with torch.no_grad():
+            return {name: self._views(name, part) for name, part in batches.items()}
 
     def _views(self, name: str, batch: dict[str, Tensor]) -> dict[str, Any]:
         views = self.streams[name].views
         return batch if views is None else views(batch, self.encoder)
 
+    def _shares(self, made: list[dict[str, Any]]) -> list[Tensor | None]:
+        """For each batch of the optimizer step, [T] factors: of a term's mean over this batch, so that the mean of the batches
+        over accumulation and ranks is the mean over all units."""
+        accumulated = self.trainer.accumulate_grad_batches
+        if accumulated == 1 and not distributed.active():
+            return [None]
+        counts = torch.stack([self._units(part) for part in made])
+        total = distributed.sum_over_ranks(counts.sum(0)).clamp(min=1)
+        return list(counts * (accumulated * distributed.world_size()) / total)
+
+    def _units(self, made: dict[str, Any]) -> Tensor:
+        parts = [(t.objective, t.batch(made)) for t in self.terms.values()]
+        counts = [0 if part is None else objective.units(part) for objective, part in parts]
+        return torch.stack([torch.as_tensor(n, dtype=torch.float32, device=self.device) for n in counts])
+
     # ---------------------------------------------------------------- one step
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        total: Tensor | None = None
+        seed_step(self.seed, self.batches_seen, 1)
+        losses, shown = [], None
         for i, (name, term) in enumerate(self.terms.items()):
+            part = term.batch(batch)
+            if part is None:
+                continue
             term.objective.logs_now = (self.batches_seen + 1) % self.log_every == 0 or batch_idx == 0
-            loss = term.objective(self.encoder, batch[term.stream])
-            part = term.weight * loss.value
-            total = part if total is None else total + part
-            if i == 0:
-                count = loss.units
+            loss = term.objective(self.encoder, part)
+            weighted = term.weight_at(self.progress_now) * loss.value
+            losses.append(weighted if self._share is None else weighted * self._share[i])
+            shown = weighted.detach() if shown is None else shown + weighted.detach()
             prefix = f"{name}/" if len(self.terms) > 1 else ""
-            self.last.update({f"{prefix}{k}": v for k, v in loss.logs.items()})
-            if prefix:
-                self.last[f"{prefix}loss"] = loss.value.detach()
-        assert total is not None
-        self.last["loss"] = total.detach()
+            self.last.update({f"{prefix}{k}": v for k, v in loss.logs.items()} | ({f"{prefix}loss": loss.value.detach()} if prefix else {}))
+        assert shown is not None
+        self.last["loss"] = shown
+        penalty = self.adaptation.penalty(self.encoder)
+        if penalty is not None:
+            self.last["penalty"] = penalty.detach()
+            losses.append(penalty * self._fill)
         self.batches_seen += 1
-        if self._weighs:
-            self._nominal = count if self._nominal is None else self._nominal
-            self._count += count
-            return total * (count / self._nominal)
-        return total
+        return torch.stack(losses).sum()
 
-    @property
-    def _weighs(self) -> bool:
-        """Whether an optimizer step joins several batches, which may differ in size."""
-        return distributed.active() or self.trainer.accumulate_grad_batches > 1
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.progress_now = self.progress(self)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.adaptation.advance(self.encoder, self.epoch_position, self.progress_now)
+        for objective in self.objectives.values():
+            objective.progress = self.progress_now
+        factor = self.schedule(self.progress_now)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group["base_lr"] * factor
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if not self._weighs:
-            return
-        assert self._nominal is not None
-        world = distributed.world_size()
-        total = distributed.sum_over_ranks(torch.as_tensor(self._count, dtype=torch.float32, device=self.device))
-        factor = self.trainer.accumulate_grad_batches * world * self._nominal / total
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.grad.mul_(factor)
-        self._count = 0
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.optimizer_steps += 1
+        self.adaptation.after_step(self.encoder, self.optimizer_steps)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -138,15 +178,6 @@ class Learner(pl.LightningModule):
             params = [p for g in optimizer.param_groups for p in g["params"]]
             self.last["grad_norm"] = torch.nn.utils.clip_grad_norm_(params, gradient_clip_val).detach()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        factor = self.schedule(self.progress(self))
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = group["base_lr"] * factor
-
-    def on_fit_start(self) -> None:
-        if distributed.active():  # a count differs between ranks; the unit it is measured in must not
-            self._nominal = distributed.broadcast_object(self.streams[next(iter(self.streams))].batch_size)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = self.adaptation.parameter_groups(self.encoder, self.objectives, self.weight_decay)
         try:
@@ -154,7 +185,7 @@ class Learner(pl.LightningModule):
         except (ValueError, TypeError) as e:
             raise UserError(f"optimizer: {e}") from e
         for group in optimizer.param_groups:
-            group["base_lr"] = group["lr"]
+            group["base_lr"] = group["lr"] * group.get("lr_scale", 1.0)
         return optimizer
 
     # ---------------------------------------------------------------- state
@@ -169,19 +200,18 @@ class Learner(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batches_seen"] = self.batches_seen
+        checkpoint["optimizer_steps"] = self.optimizer_steps
+        checkpoint["adaptation"] = self.adaptation.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_seen = int(checkpoint["batches_seen"])
+        self.optimizer_steps = int(checkpoint["optimizer_steps"])
+        self.adaptation.load_state_dict(checkpoint["adaptation"])
 
     @property
     def epoch_position(self) -> float:
-        """Epochs of the first stream that were seen, with fraction."""
+        """Epochs that were seen, with fraction."""
         return self.batches_seen / self.steps_per_epoch
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches an epoch of the first stream has."""
-        return len(next(iter(self.streams.values())))
 
 
 def _some(views: dict[str, Tensor] | None, stacked: bool) -> dict[str, Tensor] | None:
@@ -189,9 +219,9 @@ def _some(views: dict[str, Tensor] | None, stacked: bool) -> dict[str, Tensor] |
     return {k: (x[:, :12] if stacked else x[:12]).detach().cpu().clone() for k, x in (views or {}).items()} or None
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Set the generators of torch (CPU and devices), numpy and Python for step `step` of this rank."""
-    state = int(np.random.SeedSequence([seed, distributed.rank(), step]).generate_state(1, np.uint64)[0])
+def seed_step(seed: int, step: int, part: int = 0) -> None:
+    """Set the generators of torch (CPU and devices), numpy and Python for a part (0: views, 1: the rest) of a step of this rank."""
+    state = int(np.random.SeedSequence([seed, distributed.rank(), step, part]).generate_state(1, np.uint64)[0])
     # torch.manual_seed also visits every absent backend, at half a millisecond a call
     torch.default_generator.manual_seed(state)
     if torch.cuda.is_available():

@@ -130,9 +130,10 @@ def test_every_option_can_be_chosen(name):
     group, option = name.split("/")
     content = yaml.safe_load(FILES[NAMES.index(name)].read_text(encoding="utf-8")) or {}
     missing = [f"{group}.{k}=x" for k, v in content.items() if v == "???"]
-    verb = "finetune" if group == "adaptation" else "pretrain"
+    verb = "pretrain" if group in ("objective", "views") else "finetune"
     start = ["from=x"] if verb == "finetune" else []
-    cfg = config.compose(verb, [*start, f"{group}={option}", *missing])
+    plus = "+" if group in ("joint", "shift", "episodes") else ""
+    cfg = config.compose(verb, [*start, f"{plus}{group}={option}", *missing])
     assert set(content) <= set(cfg[group])
 
 
@@ -244,7 +245,7 @@ def test_build_makes_nested_objects_of_plain_values():
 
 def test_build_lets_the_users_mistakes_through():
     """A UserError raised while building keeps its message; another error names what could not be built."""
-    node = OmegaConf.create({"_target_": "sslt.adaptation.base.Partial", "blocks": 0})
+    node = OmegaConf.create({"_target_": "sslt.adaptation.blocks.Partial", "blocks": 0, "patterns": [], "layer_decay": 1.0})
     with pytest.raises(UserError, match=r"adaptation\.blocks=0"):
         config.build(node)
     with pytest.raises(UserError, match=r"cannot build sslt\.schedules\.Cosine"):

@@ -343,7 +343,20 @@ class Units(Objective):
 
     def forward(self, encoder, batch):
         squares = encoder(batch).tokens.square().sum(-1)[batch["mask"]]
-        return Loss(squares.mean(), len(squares), {})
+        return Loss(squares.mean(), {})
+
+    def units(self, batch):
+        return batch["mask"].sum()
+
+
+class PerSample(Objective):
+    """Mean over samples, beside one over tokens."""
+
+    def forward(self, encoder, batch):
+        return Loss(encoder(batch).pooled.abs().sum(1).mean(), {})
+
+    def units(self, batch):
+        return len(batch["x"])
 
 
 class Ragged(Samples):
@@ -367,28 +380,34 @@ class Ragged(Samples):
         raise NotImplementedError
 
 
-def make_learner():
-    """A learner on batches of 8 and 3 samples, under SGD of rate 0.1; and the gradient of all 11 at once."""
+def make_learner(weight: float = 0.0):
+    """A learner on batches of 8 and 3 samples, under SGD of rate 0.1; and the gradient of all 11 at once.
+
+    weight: of a second term, a mean over samples.
+    """
     from sslt.adaptation.base import Full
+    from sslt.data.sampling import Together
     from sslt.data.streams import Stream
     from sslt.learner import Learner, Term  # brings Lightning, which the other processes need not import
     from sslt.schedules import Constant
 
     samples = Ragged()
+    terms = {"main": Term(Units(), "main")} | ({"side": Term(PerSample(), "main", weight)} if weight else {})
     learner = Learner(
         Line(),
-        {"main": Term(Units(), "main")},
+        terms,
         {"main": Stream(samples, 8, seed=0, drop_last=False)},
-        Full(),
+        Full(1.0),
         lambda groups: torch.optim.SGD(groups, lr=0.1),
         Constant(0.0),
+        sampling=Together(),
         weight_decay=0.0,
         progress=lambda _: 0.5,
         seed=0,
         log_every=1,
     )
-    reference = Line()
-    Units()(reference, samples.batch(list(range(11)))).value.backward()
+    reference, whole = Line(), samples.batch(list(range(11)))
+    (Units()(reference, whole).value + weight * PerSample()(reference, whole).value).backward()
     return learner, flat(gradients(reference))
 
 
@@ -406,9 +425,12 @@ def train_one_step(learner, **settings) -> torch.Tensor:
     return flat({n: p.detach() - before[n] for n, p in learner.encoder.named_parameters()})
 
 
-def test_accumulated_batches_of_unequal_size_are_the_joined_batch():
-    """Two batches, of 8 and 3 samples with 1 to 6 units each, accumulated: the step is that of the mean over all units."""
-    learner, gradient = make_learner()
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_accumulated_batches_of_unequal_size_are_the_joined_batch(weight):
+    """Two batches, of 8 and 3 samples with 1 to 6 tokens each, accumulated: the step is that of the mean over all tokens,
+    and over all samples for a term that counts these.
+    """
+    learner, gradient = make_learner(weight)
     change = train_one_step(learner, accumulate_grad_batches=2)
     assert learner.batches_seen == 2
     assert torch.allclose(change, -0.1 * gradient, rtol=1e-4, atol=1e-6)
@@ -443,30 +465,27 @@ def test_one_batch_is_not_weighed():
     assert torch.allclose(train_one_step(learner), -0.1 * flat(gradients(twin)), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.7])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_ranks_with_unequal_batches_are_the_joined_batch(monkeypatch, accumulate):
-    """The same arithmetic over ranks: two learners take a rank's share each, DDP's mean of their gradients is weighed."""
-    ranks, gradient = [], torch.empty(0)
-    for _ in range(2):
-        learner, gradient = make_learner()
-        learner.trainer = SimpleNamespace(accumulate_grad_batches=accumulate)
-        ranks.append(learner)
-    monkeypatch.setattr(distributed, "active", lambda: True)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "broadcast_object", lambda value: value)
+def test_ranks_with_unequal_batches_are_the_joined_batch(monkeypatch, accumulate, weight):
+    """The same over ranks: two learners take a rank's share each; DDP's mean of their gradients is that of all."""
     samples = Ragged()
     shares = [[range(0, 5), range(5, 6)], [range(6, 10), range(10, 11)]]  # [rank][batch]
     if accumulate == 1:
         shares = [[range(0, 8)], [range(8, 11)]]
-    for learner, batches in zip(ranks, shares, strict=True):
-        learner.on_fit_start()
-        for rows in batches:  # as Lightning does: the loss divided by the number of batches
-            (learner.training_step({"main": samples.batch(list(rows))}, 0) / accumulate).backward()
-    mean = {n: (g + gradients(ranks[1].encoder)[n]) / 2 for n, g in gradients(ranks[0].encoder).items()}
-    total = torch.tensor(float(sum(learner._count for learner in ranks)))
-    monkeypatch.setattr(distributed, "sum_over_ranks", lambda x: total)
-    for learner in ranks:
-        for name, p in learner.encoder.named_parameters():
-            p.grad = mean[name].clone()
-        learner.on_before_optimizer_step(learner.configure_optimizers())
-        assert torch.allclose(flat(gradients(learner.encoder)), gradient, rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(distributed, "active", lambda: True)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    whole = samples.batch(list(range(11)))
+    totals = torch.tensor([float(whole["mask"].sum()), 11.0])
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda x: totals[: len(x)])
+    ranks, gradient = [], torch.empty(0)
+    for batches in shares:
+        learner, gradient = make_learner(weight)
+        learner.trainer = SimpleNamespace(accumulate_grad_batches=accumulate)
+        window = [{"main": samples.batch(list(rows))} for rows in batches]
+        for i in range(accumulate):  # as Lightning does: the loss divided by the number of batches
+            batch = learner.on_after_batch_transfer([] if i else window, 0)
+            (learner.training_step(batch, i) / accumulate).backward()
+        ranks.append(gradients(learner.encoder))
+    mean = {n: (g + ranks[1][n]) / 2 for n, g in ranks[0].items()}
+    assert torch.allclose(flat(mean), gradient, rtol=1e-4, atol=1e-6)

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 
 from bench.rounds import Watch
 from sslt import config, precision
-from sslt.adaptation.base import Full
 from sslt.data.image_views import ImageViews
 from sslt.data.streams import Stream
 from sslt.data.text_processor import PackedSamples, TextProcessor
@@ -53,7 +52,8 @@ class Pretraining:
         run = Run(self.folder / f"round{next(_rounds)}")
         run.path.mkdir(parents=True)
         term = Term(self.objective, "pretrain")
-        common.fit(self.cfg, run, self.encoder, {"pretrain": term}, {"pretrain": self.stream}, Full(), lambda _: [_Lap(watch)])
+        moves = config.build(self.cfg.adaptation)
+        common.fit(self.cfg, run, self.encoder, {"pretrain": term}, {"pretrain": self.stream}, moves, lambda _: [_Lap(watch)])
         shutil.rmtree(run.path)
 
     def views(self, step: int, device: torch.device) -> dict[str, Any]:

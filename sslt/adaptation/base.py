@@ -1,73 +1,127 @@
-"""Full fine-tuning, feature extraction, and moving the last blocks only."""
+"""Which weights of an encoder move, how fast and how far: the interface, full fine-tuning and feature extraction."""
 
 from __future__ import annotations
 
 import abc
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 
 
 class Adaptation(abc.ABC):
-    """Decides, group by group (`Encoder.group_of`), what moves.
+    """Decides what moves, by the group a tensor is in (`Encoder.group_of`) and by its name.
 
-    What does not move is frozen whole: no gradient, no weight decay, BatchNorm statistics as they were, dropout off.
+    What does not move is frozen whole: no gradient, no weight decay, BatchNorm statistics as they were, and dropout off
+    where nothing around it moves.
+
+    layer_decay: learning rate of a block relative to the one above it (Clark et al., 2020; Bao et al., 2022: 0.65 to 0.9);
+    1 is none. Heads keep the full rate.
     """
 
+    changes = False  # whether what moves depends on how far the run is
+
+    def __init__(self, layer_decay: float):
+        if not 0 < layer_decay <= 1:
+            raise UserError(f"adaptation.layer_decay={layer_decay}: give a number above 0 and up to 1 (1: the same rate everywhere)")
+        self.layer_decay = layer_decay
+        self._trains: list[tuple[nn.Module, bool]] = []
+
+    # ---------------------------------------------------------------- what moves
     @abc.abstractmethod
-    def moves(self, group: int, depth: int) -> bool:
-        """Whether group `group` of an encoder with `depth` blocks moves."""
+    def moves(self, name: str, group: int, depth: int) -> bool:
+        """Whether the parameter `name`, of group `group` of an encoder with `depth` blocks, moves now."""
+
+    def ever_moves(self, name: str, group: int, depth: int) -> bool:
+        """Whether it moves at some time of the run."""
+        return self.moves(name, group, depth)
 
     def prepare(self, encoder: Encoder) -> None:
-        """Set `requires_grad`. Called once, before the optimizer is made."""
+        """Set what moves at the start. Called once, before the optimizer is made. Raises `UserError` for an encoder it cannot take."""
+        self._apply(encoder)
+
+    def advance(self, encoder: Encoder, epoch: float, progress: float) -> None:
+        """Called before every optimizer step with the epochs seen and the share of the budget used up."""
+
+    def after_step(self, encoder: Encoder, step: int) -> None:
+        """Called after optimizer step `step` (from 1), gradients still there."""
+
+    def penalty(self, encoder: Encoder) -> Tensor | None:
+        """A scalar that is added to the loss."""
+        return None
+
+    def _apply(self, encoder: Encoder) -> None:
         groups, depth = encoder.group_of(), encoder.depth
+        moving = set()
         for name, p in encoder.named_parameters():
-            p.requires_grad_(self.moves(groups[name], depth))
+            moves = self.moves(name, groups[name], depth)
+            p.requires_grad_(moves)
+            if not moves:
+                p.grad = None
+            else:
+                moving.add(name)
+        alive = {groups[name] for name in moving}
+        self._trains = [(m, _trains(m, n, moving, groups.get(n, 0) in alive)) for n, m in encoder.named_modules() if n]
+        if encoder.training:
+            self.set_modes(encoder)
 
     def set_modes(self, encoder: Encoder) -> None:
         """Put frozen modules in eval mode. Called after every `train()`."""
-        groups, depth = encoder.group_of(), encoder.depth
-        for name, module in encoder.named_modules():
-            if name and not self.moves(groups[name], depth):
-                module.training = False  # not .eval(): a container's moving children keep their mode
+        for module, trains in self._trains:
+            module.training = trains  # not .eval(): a container's moving children keep their mode
 
+    # ---------------------------------------------------------------- how fast
     def parameter_groups(self, encoder: Encoder, heads: nn.Module, weight_decay: float) -> list[dict]:
-        """Optimizer groups; biases and norm parameters are not decayed."""
-        moving = [(n, p) for m in (encoder, heads) for n, p in m.named_parameters() if p.requires_grad]
-        decay = [p for n, p in moving if p.dim() > 1]
-        plain = [p for n, p in moving if p.dim() <= 1]
-        groups = [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return [g for g in groups if g["params"]]
+        """Optimizer groups of all that ever moves; biases and norm parameters are not decayed.
+
+        Each has `lr_scale`, the factor of the learning rate that is its own.
+        """
+        groups, depth = encoder.group_of(), encoder.depth
+        made: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, p in encoder.named_parameters():
+            if self.ever_moves(name, groups[name], depth):
+                scale = self.layer_decay ** (depth + 1 - groups[name])
+                made.setdefault((scale, self.decay_of(p, weight_decay, head=False)), []).append(p)
+        for p in heads.parameters():
+            if p.requires_grad:
+                made.setdefault((1.0, self.decay_of(p, weight_decay, head=True)), []).append(p)
+        return [{"params": ps, "weight_decay": decay, "lr_scale": scale} for (scale, decay), ps in made.items()]
+
+    def decay_of(self, parameter: nn.Parameter, weight_decay: float, head: bool) -> float:
+        """Weight decay of a parameter of the encoder or of a head."""
+        return weight_decay if parameter.dim() > 1 else 0.0
+
+    # ---------------------------------------------------------------- state
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+def _trains(module: nn.Module, name: str, moving: set[str], alive: bool) -> bool:
+    """Whether a module runs in train mode: something of its group moves, and running statistics only with their own weights."""
+    own = [f"{name}.{n}" for n, _ in module.named_parameters(recurse=False)]
+    if getattr(module, "track_running_stats", False) and own:
+        return all(n in moving for n in own)
+    return alive
 
 
 class Full(Adaptation):
     """Everything moves."""
 
-    def moves(self, group: int, depth: int) -> bool:
+    def moves(self, name: str, group: int, depth: int) -> bool:
         return True
 
 
 class Probe(Adaptation):
     """Nothing of the encoder moves: a head on frozen features."""
 
-    def moves(self, group: int, depth: int) -> bool:
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+    def moves(self, name: str, group: int, depth: int) -> bool:
         return False
-
-
-class Partial(Adaptation):
-    """The last `blocks` blocks move (with what follows them); the stem and earlier blocks are frozen."""
-
-    def __init__(self, blocks: int):
-        if blocks < 1:
-            raise UserError(f"adaptation.blocks={blocks}: give at least 1, or choose adaptation=probe")
-        self.blocks = blocks
-
-    def prepare(self, encoder: Encoder) -> None:
-        if self.blocks > encoder.depth:
-            raise UserError(f"adaptation.blocks={self.blocks}, but this encoder has {encoder.depth} blocks")
-        super().prepare(encoder)
-
-    def moves(self, group: int, depth: int) -> bool:
-        return group > depth - self.blocks

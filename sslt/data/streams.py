@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 
 from sslt.data.base import Samples
+from sslt.data.sampling import Sampling
 from sslt.errors import UserError
 
 _GROUP = 32  # batches sorted by length together: enough to halve padding, few enough to keep batches random
@@ -81,34 +83,41 @@ class Stream:
 
 
 class Loader:
-    """What the Trainer iterates: `{stream name: batch}`, the first stream defining the epoch, the others going round.
+    """What the Trainer iterates: at the first batch of an optimizer step the list of all its batches, `{stream: batch}` each;
+    an empty list at the others, which are accumulated with it. So the size of the whole step is known before its first loss.
 
-    `position` gives the global step to go on from.
+    `position` gives the global step to go on from, `accumulate` the batches of an optimizer step; one ends at an epoch's end.
     """
 
-    def __init__(self, streams: dict[str, Stream], position: Callable[[], int]):
-        self.streams, self.position = streams, position
-        self.primary = next(iter(streams.values()))
+    def __init__(self, streams: dict[str, Stream], position: Callable[[], int], sampling: Sampling, accumulate: int = 1):
+        self.streams, self.position, self.sampling, self.accumulate = streams, position, sampling, accumulate
+        self.lengths = {name: len(stream) for name, stream in streams.items()}
+        self.seed = next(iter(streams.values())).seed
 
     def __len__(self) -> int:
-        return len(self.primary)
+        return self.sampling.epoch(self.lengths)
 
-    def __iter__(self) -> Iterator[dict[str, dict[str, torch.Tensor]]]:
+    def __iter__(self) -> Iterator[list[dict[str, dict[str, torch.Tensor]]]]:
         step = self.position()
-        steps = range(step, step - step % len(self) + len(self))
+        end = step - step % len(self) + len(self)
+        windows = [range(g, min(g + self.accumulate, end)) for g in range(step, end, self.accumulate)]
         if not torch.cuda.is_available():
-            yield from map(self._at, steps)
+            for window in windows:
+                yield from self._padded([self._at(g) for g in window])
             return
-        with ThreadPoolExecutor(1) as pool:  # the next batch is read and pinned while the GPU works on this one
-            pending = pool.submit(self._pinned, steps[0])
-            for g in steps:
-                batch = pending.result()
-                if g + 1 < steps.stop:
-                    pending = pool.submit(self._pinned, g + 1)
-                yield batch
+        with ThreadPoolExecutor(1) as pool:  # the next batches are read and pinned while the GPU works on these
+            pending = pool.submit(self._pinned, windows[0])
+            for i in range(len(windows)):
+                batches = pending.result()
+                if i + 1 < len(windows):
+                    pending = pool.submit(self._pinned, windows[i + 1])
+                yield from self._padded(batches)
+
+    def _padded(self, batches: list[Any]) -> list[list[Any]]:
+        return [batches, *([] for _ in batches[1:])]
 
     def _at(self, step: int) -> dict[str, dict[str, torch.Tensor]]:
-        return {name: stream.at(step) for name, stream in self.streams.items()}
+        return {name: self.streams[name].at(g) for name, g in self.sampling.at(step, self.lengths, self.seed).items()}
 
-    def _pinned(self, step: int) -> dict[str, dict[str, torch.Tensor]]:
-        return {name: {k: v.pin_memory() for k, v in part.items()} for name, part in self._at(step).items()}
+    def _pinned(self, window: range) -> list[dict[str, dict[str, torch.Tensor]]]:
+        return [{name: {k: v.pin_memory() for k, v in part.items()} for name, part in self._at(g).items()} for g in window]

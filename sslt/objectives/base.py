@@ -12,38 +12,58 @@ from sslt.encoders.base import Encoder, Features
 
 
 class Loss(NamedTuple):
-    """`value`: scalar mean over `units` (samples, masked tokens). `logs`: scalars to record, detached.
-
-    The number of units lets the learner weigh batches of different size rightly when gradients are accumulated or averaged over ranks.
-    """
+    """`value`: scalar mean over `Objective.units` of the batch. `logs`: scalars to record, detached."""
 
     value: Tensor
-    units: int | Tensor
     logs: dict[str, Tensor]
 
 
 class Objective(nn.Module, abc.ABC):
     """(encoder, batch) → `Loss`. Parameters of an objective (heads, projectors) train with the encoder and stay behind.
 
-    The constructor takes the encoder for its shapes and keeps no reference to it.
+    The constructor takes the encoder for its shapes and keeps no reference to it. One that compares several streams gets a
+    dictionary of their batches by name.
     """
 
-    logs_now = True  # False in steps whose logs nobody reads: what is only shown need not be computed
     needs_full_batches = False  # True where samples of a batch are compared with each other
+    # Set by the learner before every step:
+    logs_now = True  # False in steps whose logs nobody reads: what is only shown need not be computed
+    progress = 0.0  # share of the run's budget that is used up, 0..1
 
     @abc.abstractmethod
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         """The loss on a batch that the stream's views have made."""
 
+    def units(self, batch: dict) -> int | Tensor:
+        """Over how many samples (or tokens) of `batch` the loss is a mean.
 
-def encode_views(encoder: Encoder, views: dict[str, Tensor]) -> Features:
-    """Encode `views`, each tensor [V, B, ...], in one forward; features come back as [V·B, ...], view by view."""
-    return encoder({name: x.flatten(0, 1) for name, x in views.items()})
+        By these the learner weighs batches of different size when gradients are accumulated or averaged over ranks.
+        """
+        return n_samples(batch)
+
+
+def encode_views(encoder: Encoder, batch: dict) -> Features:
+    """Encode `batch["views"]`, each tensor [V, B, ...], in one forward; features come back as [V·B, ...], view by view.
+
+    Several objectives on one stream share this forward: its result stays with the batch.
+    """
+    if "features" not in batch:
+        batch["features"] = encoder({name: x.flatten(0, 1) for name, x in batch["views"].items()})
+    return batch["features"]
 
 
 def n_views(views: dict[str, Tensor]) -> int:
     """V."""
     return len(next(iter(views.values())))
+
+
+def n_samples(batch: dict) -> int:
+    """B of a batch that views have made; of the first stream where there are several."""
+    if "views" in batch:
+        return next(iter(batch["views"].values())).shape[1]
+    if "inputs" in batch:
+        return len(next(iter(batch["inputs"].values())))
+    return n_samples(next(iter(batch.values())))
 
 
 def mlp(dim: int, hidden: int, out: int, *, norm: bool = True) -> nn.Sequential:

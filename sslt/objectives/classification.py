@@ -26,11 +26,11 @@ class Classification(Objective):
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         labels = batch["label"].repeat(n_views(batch["views"]))
-        logits = self.head(self.dropout(encode_views(encoder, batch["views"]).pooled)).float()
+        logits = self.head(self.dropout(encode_views(encoder, batch).pooled)).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         with torch.no_grad():
             accuracy = (logits.argmax(-1) == labels).float().mean()
-        return Loss(loss, len(labels), {"accuracy": accuracy})
+        return Loss(loss, {"accuracy": accuracy})
 
     def logits(self, pooled: Tensor) -> Tensor:
         """Scores [B, C] of pooled features [B, D]."""

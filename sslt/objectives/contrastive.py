@@ -30,10 +30,10 @@ class NTXent(Objective):
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         v = n_views(batch["views"])
-        z = self.projector(encode_views(encoder, batch["views"]).pooled)
+        z = self.projector(encode_views(encoder, batch).pooled)
         with full_precision():
             loss, accuracy = nt_xent(z.float().unflatten(0, (v, -1)), self.temperature)
-        return Loss(loss, z.shape[0] // v, {"contrast_accuracy": accuracy})
+        return Loss(loss, {"contrast_accuracy": accuracy})
 
 
 def nt_xent(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective
@@ -41,4 +41,7 @@ class MaskedLM(Objective):
         if self.logs_now:
             with torch.no_grad():
                 logs["masked_accuracy"] = ((logits.argmax(-1) == targets) & (targets != -100)).sum() / n.clamp(min=1)
-        return Loss(loss, n, logs)
+        return Loss(loss, logs)
+
+    def units(self, batch: dict) -> int | Tensor:
+        return batch["n_targets"]

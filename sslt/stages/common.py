@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -22,6 +23,7 @@ from sslt.callbacks.curves import Clock, Curves
 from sslt.callbacks.progress import Progress
 from sslt.config import build
 from sslt.data.base import Samples
+from sslt.data.sampling import Sampling, Together
 from sslt.data.streams import Stream
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
@@ -71,6 +73,20 @@ def prepare(encoder: Encoder, source: Any, split: str) -> Samples:
             distributed.barrier()
 
 
+@dataclasses.dataclass
+class Parts:
+    """What a run minimises and on what, by name; the first stream is the task's own."""
+
+    terms: dict[str, Term]
+    streams: dict[str, Stream]
+
+
+def stream(cfg: Any, samples: Samples, batch_size: int, views: Any, *, drop_last: bool) -> Stream:
+    """This rank's share of `samples`."""
+    rank, world = distributed.rank(), distributed.world_size()
+    return Stream(samples, batch_size, seed=cfg.seed, rank=rank, world=world, drop_last=drop_last, views=views)
+
+
 def fit(
     cfg: Any,
     run: Run,
@@ -79,10 +95,11 @@ def fit(
     streams: dict[str, Stream],
     adaptation: Adaptation,
     watchers: Any = None,
+    sampling: Sampling | None = None,
 ) -> Learner:
     """Train, or go on training, in a run folder. `watchers(curves)` gives the stage's own callbacks.
 
-    Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
+    sampling: which streams a step draws from (None: all of them). Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
     """
     settings = dict(cfg.trainer)
     kind, world = accelerator(cfg.trainer), distributed.world_size()
@@ -93,6 +110,7 @@ def fit(
         for module in (encoder, *(t.objective for t in terms.values())):
             distributed.span_batch_norm(module)
         settings["sync_batchnorm"] = False
+    sampling = sampling or Together()
     learner = Learner(
         encoder,
         terms,
@@ -100,6 +118,7 @@ def fit(
         adaptation,
         build(_optimizer(cfg.optimizer, number_format), _partial_=True),
         build(cfg.schedule),
+        sampling=sampling,
         weight_decay=float(cfg.optimizer.get("weight_decay", 0.0)),
         progress=budget.progress,
         seed=int(cfg.seed),
@@ -116,7 +135,7 @@ def fit(
         **_trainer_settings(settings),
         accelerator=kind,
         devices=world,
-        strategy="ddp" if world > 1 else "auto",
+        strategy=_strategy(world, adaptation.changes or sampling.alone),
         plugins=[LightningEnvironment()] if world > 1 else None,  # the ranks are ours, whatever scheduler started us
         precision=number_format,  # type: ignore[arg-type]
         max_epochs=budget.max_epochs or -1,
@@ -128,10 +147,14 @@ def fit(
     )
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    moving = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+    groups = adaptation.parameter_groups(encoder, learner.objectives, 0.0)
+    moving = sum(p.numel() for group in groups for p in group["params"])
     whole = sum(p.numel() for p in learner.parameters())
     ranks = f" × {world} ranks" if world > 1 else ""
-    log.info("%s samples, batches of %d%s, %s", f"{len(primary.samples):,}", primary.batch_size, ranks, _bound(budget, primary))
+    bound = _bound(budget, learner.steps_per_epoch)
+    log.info("%s samples, batches of %d%s, %s", f"{len(primary.samples):,}", primary.batch_size, ranks, bound)
+    if len(streams) > 1:
+        log.info("%s", sampling.describe({name: len(stream) for name, stream in streams.items()}))
     log.info("%s of %s parameters move; %s on %s", f"{moving:,}", f"{whole:,}", number_format, kind)
     if run.checkpoint is not None:
         log.info("going on from %s", run.checkpoint)
@@ -203,10 +226,17 @@ def _optimizer(node: Any, number_format: str) -> dict[str, Any]:
     return {**node, **fused}
 
 
-def _bound(budget: Budget, stream: Stream) -> str:
+def _strategy(world: int, varies: bool) -> str:
+    """Lightning's name of it; `varies`: not every parameter gets a gradient in every step."""
+    if world == 1:
+        return "auto"
+    return "ddp_find_unused_parameters_true" if varies else "ddp"
+
+
+def _bound(budget: Budget, steps_per_epoch: int) -> str:
     parts = []
     if budget.max_epochs:
-        parts.append(f"{budget.max_epochs} epochs of {len(stream)} steps")
+        parts.append(f"{budget.max_epochs} epochs of {steps_per_epoch} steps")
     if budget.max_steps:
         parts.append(f"{budget.max_steps} steps")
     if budget.max_time:

@@ -11,12 +11,12 @@ from sslt import distributed
 from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples, stratified
-from sslt.data.streams import Stream
 from sslt.errors import UserError
 from sslt.learner import Term
 from sslt.report.end import say_next, write_plots
 from sslt.runs import Run
-from sslt.stages import common, measure
+from sslt.stages import common, joint, measure
+from sslt.stages.common import Parts
 
 log = logging.getLogger("sslt")
 
@@ -33,27 +33,23 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     run.update(data=source.fingerprint())
     if source.classes is None:
         raise UserError(f"{source.name} has no labels to fine-tune on: for text_csv name the column, data.label=…")
+    if cfg.report not in ("last", "best"):
+        raise UserError(f"report={cfg.report}: 'last' reports the last epoch's weights, 'best' those of the best validation accuracy")
+    adaptation = build(cfg.adaptation)
     encoder = common.starting_encoder(cfg, source)
     train = label_subset(common.prepare(encoder, source, "train"), cfg.label_fraction, cfg.labels_per_class, cfg.seed)
     val = common.prepare(encoder, source, "val")
     objective = build(cfg.objective, encoder, n_classes=len(source.classes))
-    stream = Stream(
-        train,
-        _batch_size(cfg, train),
-        seed=cfg.seed,
-        rank=distributed.rank(),
-        world=distributed.world_size(),
-        drop_last=objective.needs_full_batches,
-        views=build(cfg.views),
-    )
-    adaptation = build(cfg.adaptation)
+    views = build(cfg.views)
+    parts = Parts({"finetune": Term(objective, "finetune")}, {})
+    parts.streams["finetune"] = common.stream(cfg, train, _batch_size(cfg, train), views, drop_last=objective.needs_full_batches)
+    if cfg.joint is not None:
+        joint.add(cfg, encoder, source, parts)
     best = run / "checkpoints" / "best.safetensors"
-    if cfg.report not in ("last", "best"):
-        raise UserError(f"report={cfg.report}: 'last' reports the last epoch's weights, 'best' those of the best validation accuracy")
     keep = (lambda: _save_best(best, encoder, objective, run)) if cfg.report == "best" else None
     batch = common.eval_batch_size(cfg)
     watchers = lambda curves: [Validation(curves, val, objective, cfg.val_every_n_epochs, batch, keep)]  # noqa: E731
-    learner = common.fit(cfg, run, encoder, {"finetune": Term(objective, "finetune")}, {"finetune": stream}, adaptation, watchers)
+    learner = common.fit(cfg, run, encoder, parts.terms, parts.streams, adaptation, watchers, build(cfg.sampling))
     if cfg.report == "best" and best.exists():
         _load_best(best, encoder, objective)
 

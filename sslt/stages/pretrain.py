@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sslt import distributed
-from sslt.adaptation.base import Full
 from sslt.callbacks.probes import OnlineProbe
 from sslt.config import build
-from sslt.data.streams import Stream
 from sslt.data.views import Views
 from sslt.errors import UserError
 from sslt.learner import Term
@@ -37,9 +34,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     samples = common.prepare(encoder, source, "unlabeled")
     if cfg.pack:
         samples = samples.packed(encoder.processor.max_length)
-    stream = Stream(
-        samples, cfg.batch_size, seed=cfg.seed, rank=distributed.rank(), world=distributed.world_size(), drop_last=True, views=views
-    )
+    stream = common.stream(cfg, samples, cfg.batch_size, views, drop_last=True)
     probes: list[OnlineProbe] = []
 
     def watchers(curves: Any) -> list[Any]:
@@ -47,7 +42,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         probes.extend(probe)
         return list(probe)
 
-    learner = common.fit(cfg, run, encoder, {"pretrain": Term(objective, "pretrain")}, {"pretrain": stream}, Full(), watchers)
+    terms, streams = {"pretrain": Term(objective, "pretrain")}, {"pretrain": stream}
+    learner = common.fit(cfg, run, encoder, terms, streams, build(cfg.adaptation), watchers)
     skipped = {"data/skipped": samples.skipped} if samples.skipped else {}
     metrics = {**learner.run_metrics, **skipped, **(probes[0].last if probes else {})}
     common.save_result(run, encoder, cfg, source, metrics)

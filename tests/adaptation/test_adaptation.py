@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sslt.adaptation.base import Adaptation, Full, Partial, Probe
+from sslt.adaptation.base import Adaptation, Full, Probe
+from sslt.adaptation.blocks import Partial
 from sslt.data.image_processor import ImageProcessor
 from sslt.data.text_processor import TextProcessor
 from sslt.data.tokenizers import train_tokenizer
@@ -147,7 +148,7 @@ def test_probe_sees_the_same_features_in_training(kind):
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_partial_moves_the_last_blocks_only(kind, blocks):
     """All of the last blocks moves, statistics of their norms included; nothing before them does."""
-    encoder, adaptation = encoder_of(kind), Partial(blocks)
+    encoder, adaptation = encoder_of(kind), Partial(blocks, [], 1.0)
     before = steps(encoder, adaptation)
     groups, depth = encoder.group_of(), encoder.depth
     moving = {n for n in before if groups[n] > depth - blocks}
@@ -159,7 +160,7 @@ def test_partial_moves_the_last_blocks_only(kind, blocks):
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_partial_drops_out_only_where_it_learns(kind):
     """In training mode what enters the first moving block is the same twice; modes follow the groups."""
-    encoder, adaptation = encoder_of(kind), Partial(1)
+    encoder, adaptation = encoder_of(kind), Partial(1, [], 1.0)
     adaptation.prepare(encoder)
     train_mode(encoder, adaptation)
     entering: list[torch.Tensor] = []
@@ -181,14 +182,14 @@ def test_partial_drops_out_only_where_it_learns(kind):
 def test_full_moves_everything(kind):
     """Every parameter gets a gradient and moves; nothing is left out of the optimizer."""
     encoder = encoder_of(kind)
-    before = steps(encoder, Full())
+    before = steps(encoder, Full(1.0))
     parameters = {n for n, _ in encoder.named_parameters()}
     assert parameters <= changed(encoder, before)
 
 
 def test_freezing_survives_the_switches_between_training_and_validation():
     """`eval()` and `train()` around a validation leave frozen modules frozen, and moving ones training."""
-    encoder, adaptation = encoder_of("resnet"), Partial(1)
+    encoder, adaptation = encoder_of("resnet"), Partial(1, [], 1.0)
     adaptation.prepare(encoder)
     for _ in range(2):
         encoder.eval()
@@ -201,9 +202,9 @@ def test_freezing_survives_the_switches_between_training_and_validation():
 # -------------------------------------------------------------------- what the optimizer gets
 def test_biases_and_norms_are_not_decayed():
     """Matrices decay, vectors do not; each moving parameter is in exactly one group, heads included."""
-    encoder, adaptation, head = encoder_of("vit"), Partial(1), nn.Linear(16, 3)
+    encoder, adaptation, head = encoder_of("vit"), Partial(1, [], 1.0), nn.Linear(16, 3)
     adaptation.prepare(encoder)
-    decayed, plain = adaptation.parameter_groups(encoder, head, 0.1)
+    decayed, plain = sorted(adaptation.parameter_groups(encoder, head, 0.1), key=lambda g: -g["weight_decay"])
     assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
     names = {id(p): n for n, p in (*encoder.named_parameters(), *head.named_parameters())}
     in_decayed, in_plain = ([names[id(p)] for p in g["params"]] for g in (decayed, plain))
@@ -226,20 +227,20 @@ def test_empty_groups_are_left_out():
 def test_partial_deeper_than_the_encoder():
     """Says how many blocks there are."""
     with pytest.raises(UserError, match="has 3 blocks"):
-        Partial(4).prepare(encoder_of("vit"))
+        Partial(4, [], 1.0).prepare(encoder_of("vit"))
 
 
 @pytest.mark.parametrize("blocks", [0, -1])
 def test_partial_of_no_blocks(blocks):
     """That is a probe, and the message says so."""
     with pytest.raises(UserError, match="probe"):
-        Partial(blocks)
+        Partial(blocks, [], 1.0)
 
 
 def test_partial_of_all_blocks_keeps_the_stem():
     """As many blocks as there are: the stem stands still, everything else moves."""
     encoder = encoder_of("resnet")
-    before = steps(encoder, Partial(4))
+    before = steps(encoder, Partial(4, [], 1.0))
     groups = encoder.group_of()
     assert {groups[n] for n in changed(encoder, before)} == {1, 2, 3, 4}
 
@@ -248,5 +249,5 @@ def test_a_frozen_stem_of_the_standard_kind():
     """The 7×7 stem's BatchNorm keeps its statistics as well."""
     torch.manual_seed(0)
     encoder = resnet("standard")
-    before = steps(encoder, Partial(1))
+    before = steps(encoder, Partial(1, [], 1.0))
     assert not any(encoder.group_of()[n] < 4 for n in changed(encoder, before))

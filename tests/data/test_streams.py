@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sslt.data.base import Samples
+from sslt.data.sampling import Together
 from sslt.data.streams import Loader, Stream
 from sslt.errors import UserError
 
@@ -151,23 +152,23 @@ def test_loader_goes_on_at_its_position():
     """Started anew at a step inside an epoch, it yields the rest of that epoch, then whole ones."""
     main = stream(Rows(40), 8)
     at = 0
-    loader = Loader({"main": main}, lambda: at)
+    loader = Loader({"main": main}, lambda: at, Together())
     assert len(loader) == 5
-    whole = [b["main"]["index"].tolist() for b in loader]
+    whole = [b["main"]["index"].tolist() for (b,) in loader]
     assert len(whole) == 5
     at = 3
-    assert [b["main"]["index"].tolist() for b in loader] == whole[3:]
+    assert [b["main"]["index"].tolist() for (b,) in loader] == whole[3:]
     at = 5
-    later = [b["main"]["index"].tolist() for b in loader]
+    later = [b["main"]["index"].tolist() for (b,) in loader]
     assert len(later) == 5 and later != whole
     at = 8
-    assert [b["main"]["index"].tolist() for b in loader] == later[3:]
+    assert [b["main"]["index"].tolist() for (b,) in loader] == later[3:]
 
 
 def test_a_second_stream_goes_round():
     """The first stream defines the epoch; a shorter one starts over, with an order of its own each time round."""
     streams = {"main": stream(Rows(40), 8), "side": stream(Rows(6), 3, seed=1)}
-    side = [b["side"]["index"].tolist() for at in (0, 5) for b in Loader(streams, lambda at=at: at)]
+    side = [b["side"]["index"].tolist() for at in (0, 5) for (b,) in Loader(streams, lambda at=at: at, Together())]
     assert len(side) == 10
     rounds = [sorted(side[i] + side[i + 1]) for i in range(0, 10, 2)]
     assert rounds == [list(range(6))] * 5

@@ -150,8 +150,9 @@ def test_the_same_class_serves_images_and_text():
     torch.manual_seed(0)
     for encoder, batch in ((image_encoder(), image_batch()), (text_encoder(0.1), text_batch())):
         head = objective(encoder)
-        loss = head(encoder, Plain(n=2)(batch, encoder))
-        assert loss.units == 6 and loss.value.dim() == 0 and torch.isfinite(loss.value)
+        made = Plain(n=2)(batch, encoder)
+        loss = head(encoder, made)
+        assert head.units(made) == 6 and loss.value.dim() == 0 and torch.isfinite(loss.value)
         assert not loss.logs["contrast_accuracy"].requires_grad
         loss.value.backward()
         for module in (encoder, head):

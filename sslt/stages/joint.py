@@ -1,0 +1,47 @@
+"""The joint loss: an unlabelled objective beside the task's, α·L_pretrain + (1-α)·L_finetune."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sslt.config import build
+from sslt.encoders.base import Encoder
+from sslt.errors import UserError
+from sslt.learner import Term
+from sslt.stages import common
+
+
+@dataclasses.dataclass
+class Mix:
+    """α as a function of progress: a straight line from `start` to `end`; of the task's own term, 1 - α."""
+
+    start: float
+    end: float
+    of_task: bool = False
+
+    def __call__(self, progress: float) -> float:
+        alpha = self.start + (self.end - self.start) * progress
+        return 1 - alpha if self.of_task else alpha
+
+
+def add(cfg: Any, encoder: Encoder, source: Any, parts: common.Parts) -> None:
+    """Add the unlabelled term of `joint=` and weigh the task's term by what it leaves."""
+    o = cfg.joint
+    start, end = o.weight, o.weight if o.final_weight is None else o.final_weight
+    for key, value in (("weight", start), ("final_weight", end)):
+        if not 0 <= value <= 1:
+            raise UserError(f"joint.{key}={value}: give α of α·L_pretrain + (1-α)·L_finetune, a number from 0 to 1")
+    views = build(o.views)
+    if views.modality not in (None, source.modality):
+        raise UserError(f"joint.views makes views of {views.modality}s, but {source.name} holds {source.modality}s: choose another +joint=")
+    unlabelled = source if o.get("data") is None else build(o.data)
+    if unlabelled.modality != source.modality:
+        raise UserError(f"joint.data holds {unlabelled.modality}s, but the task's data are {source.modality}s")
+    samples = common.prepare(encoder, unlabelled, "unlabeled")
+    if o.pack:
+        samples = samples.packed(encoder.processor.max_length)
+    size = o.batch_size or next(iter(parts.streams.values())).batch_size
+    parts.streams["joint"] = common.stream(cfg, samples, size, views, drop_last=True)
+    parts.terms["joint"] = Term(build(o.objective, encoder), "joint", Mix(start, end))
+    parts.terms["finetune"].weight = Mix(start, end, of_task=True)
