@@ -99,7 +99,8 @@ def fit(
 ) -> Learner:
     """Train, or go on training, in a run folder. `watchers(curves)` gives the stage's own callbacks.
 
-    sampling: which streams a step draws from (None: all of them). Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
+    sampling: which streams a step draws from (None: all of them).
+    Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
     """
     settings = dict(cfg.trainer)
     kind, world = accelerator(cfg.trainer), distributed.world_size()
