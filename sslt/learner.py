@@ -157,7 +157,7 @@ class Learner(pl.LightningModule):
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.adaptation.advance(self.encoder, self.epoch_position, self.progress_now)
         for objective in self.objectives.values():
-            objective.progress = self.progress_now
+            objective.progress = self.progress_now  # type: ignore[assignment]
         factor = self.schedule(self.progress_now)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["base_lr"] * factor

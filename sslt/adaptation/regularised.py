@@ -30,10 +30,9 @@ class L2SP(Full):
         self._start = [p.detach().clone() for p in encoder.parameters()]
 
     def penalty(self, encoder: Encoder) -> Tensor:
-        now = list(encoder.parameters())
-        self._start = [w if w.device == p.device else w.to(p.device) for w, p in zip(self._start, now, strict=True)]
-        far = torch._foreach_sub(now, self._start)
-        return self.strength * torch.stack([d.square().sum() for d in far]).sum()
+        pairs = list(zip(encoder.parameters(), self._start, strict=True))
+        self._start = [w.to(p.device) for p, w in pairs]  # the encoder may have moved since
+        return self.strength * torch.stack([(p - w).square().sum() for p, w in zip(encoder.parameters(), self._start, strict=True)]).sum()
 
     def decay_of(self, parameter: nn.Parameter, weight_decay: float, head: bool) -> float:
         return super().decay_of(parameter, weight_decay, head) if head else 0.0
