@@ -26,7 +26,7 @@ TEXT = ("val_every_n_epochs=0", "optimizer.lr=0.0005")
 PRETRAIN = {
     "cifar10": ["+task=simclr", "data=cifar10", "trainer.max_time=00:10:00"],
     "fashion_mnist": ["+task=simclr", "data=fashion_mnist", "trainer.max_time=00:10:00"],
-    "imdb": ["+task=mlm", "data=imdb", "trainer.max_time=00:15:00"],
+    "imdb": ["+task=mlm", "data=imdb", "encoder=modernbert_tiny", "trainer.max_time=00:15:00"],
 }
 # data set → (name of the share of labels, its settings): the budget is the same from any start
 LABELS: dict[str, list[tuple[str, list[str]]]] = {

@@ -22,6 +22,7 @@ class Adaptation(abc.ABC):
     """
 
     changes = False  # whether what moves depends on how far the run is
+    frozen = False  # whether the encoder's features are the same all the run, so that they can be computed once
 
     def __init__(self, layer_decay: float):
         if not 0 < layer_decay <= 1:
@@ -118,10 +119,14 @@ class Full(Adaptation):
 
 
 class Probe(Adaptation):
-    """Nothing of the encoder moves: a head on frozen features."""
+    """Nothing of the encoder moves: a head on frozen features, computed once.
 
-    def __init__(self) -> None:
+    augment: True shows the head augmented views instead, encoded anew in every step.
+    """
+
+    def __init__(self, augment: bool):
         super().__init__(1.0)
+        self.frozen = not augment
 
     def moves(self, name: str, group: int, depth: int) -> bool:
         return False

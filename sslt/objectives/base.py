@@ -47,9 +47,9 @@ def encode_views(encoder: Encoder, batch: dict) -> Features:
 
     Several objectives on one stream share this forward: its result stays with the batch.
     """
-    if "features" not in batch:
-        batch["features"] = encoder({name: x.flatten(0, 1) for name, x in batch["views"].items()})
-    return batch["features"]
+    if "encoded" not in batch:
+        batch["encoded"] = encoder({name: x.flatten(0, 1) for name, x in batch["views"].items()})
+    return batch["encoded"]
 
 
 def n_views(views: dict[str, Tensor]) -> int:

@@ -11,7 +11,12 @@ from sslt import distributed
 from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples, stratified
+from sslt.data.features import FeatureSamples
+from sslt.data.views import Plain
+from sslt.encoders.base import Encoder, fingerprint
+from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
+from sslt.evaluation.features import cached_features
 from sslt.learner import Term
 from sslt.report.end import say_next, write_plots
 from sslt.runs import Run
@@ -41,22 +46,27 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     val = common.prepare(encoder, source, "val")
     objective = build(cfg.objective, encoder, n_classes=len(source.classes))
     views = build(cfg.views)
+    test = common.prepare(encoder, source, "test")
+    trained: Encoder = encoder
+    if adaptation.frozen and cfg.joint is None:
+        log.info("the encoder stands still: its features are computed once, without augmentation")
+        trained, views, (train, val, test) = Precomputed(encoder), Plain(1), _features(cfg, encoder, train, val, test)
     parts = Parts({"finetune": Term(objective, "finetune")}, {})
     parts.streams["finetune"] = common.stream(cfg, train, _batch_size(cfg, train), views, drop_last=objective.needs_full_batches)
     if cfg.joint is not None:
         joint.add(cfg, encoder, source, parts)
     best = run / "checkpoints" / "best.safetensors"
-    keep = (lambda: _save_best(best, encoder, objective, run)) if cfg.report == "best" else None
+    keep = (lambda: _save_best(best, trained, objective, run)) if cfg.report == "best" else None
     batch = common.eval_batch_size(cfg)
     watchers = lambda curves: [Validation(curves, val, objective, cfg.val_every_n_epochs, batch, keep)]  # noqa: E731
-    learner = common.fit(cfg, run, encoder, parts.terms, parts.streams, adaptation, watchers, build(cfg.sampling))
+    learner = common.fit(cfg, run, trained, parts.terms, parts.streams, adaptation, watchers, build(cfg.sampling))
     if cfg.report == "best" and best.exists():
-        _load_best(best, encoder, objective)
+        _load_best(best, trained, objective)
 
     device = common.device_of(cfg)
     metrics = {**learner.run_metrics, "train/labels": len(train)} | ({"data/skipped": train.skipped} if train.skipped else {})
-    metrics |= measure.classifier(encoder, objective, val, device, batch, "val", detail=False)
-    metrics |= measure.classifier(encoder, objective, common.prepare(encoder, source, "test"), device, batch, "test", plots=run)
+    metrics |= measure.classifier(trained, objective, val, device, batch, "val", detail=False)
+    metrics |= measure.classifier(trained, objective, test, device, batch, "test", plots=run)
     common.save_result(run, encoder, cfg, source, metrics)
     common.save_head(run, objective, cfg.objective, source.classes)
     run.add_metrics(metrics)
@@ -65,6 +75,12 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if cfg.compare is None:
         say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"])
     return metrics
+
+
+def _features(cfg: Any, encoder: Encoder, *splits: Samples) -> list[Samples]:
+    """The splits as features of a frozen encoder, from one pass that is kept on disk."""
+    device, key = common.device_of(cfg), fingerprint(encoder)
+    return [FeatureSamples(cached_features(encoder, s, device, common.eval_batch_size(cfg), key=key), s) for s in splits]
 
 
 def label_subset(samples: Samples, fraction: float, per_class: int | None, seed: int) -> Samples:

@@ -126,7 +126,7 @@ def test_torchvision_resnets_have_the_same_blocks():
 def test_probe_moves_nothing(kind):
     """After real steps every parameter and buffer of the encoder is bit for bit what it was."""
     encoder = encoder_of(kind)
-    before = steps(encoder, Probe())
+    before = steps(encoder, Probe(True))
     assert changed(encoder, before) == set()
     assert not any(p.requires_grad for p in encoder.parameters())
 
@@ -134,7 +134,7 @@ def test_probe_moves_nothing(kind):
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_probe_sees_the_same_features_in_training(kind):
     """No dropout, no batch statistics: two passes in training mode equal each other and the pass in eval mode."""
-    encoder, adaptation = encoder_of(kind), Probe()
+    encoder, adaptation = encoder_of(kind), Probe(True)
     adaptation.prepare(encoder)
     train_mode(encoder, adaptation)
     inputs = inputs_for(encoder)
@@ -218,8 +218,8 @@ def test_biases_and_norms_are_not_decayed():
 def test_empty_groups_are_left_out():
     """A probe with a head of matrices only makes one group: optimizers refuse empty ones."""
     encoder = encoder_of("resnet")
-    Probe().prepare(encoder)
-    groups = Probe().parameter_groups(encoder, nn.Linear(8, 2, bias=False), 0.1)
+    Probe(True).prepare(encoder)
+    groups = Probe(True).parameter_groups(encoder, nn.Linear(8, 2, bias=False), 0.1)
     assert len(groups) == 1 and len(groups[0]["params"]) == 1
 
 
