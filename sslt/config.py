@@ -94,6 +94,8 @@ def _check_alike(path: str, node: dict[str, Any], defaults: dict[str, Any]) -> N
 
 def _alike(value: Any, default: Any) -> bool:
     """Whether a value is of the kind that its default is of."""
+    if default is None:  # of any kind
+        return True
     if isinstance(default, float):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)

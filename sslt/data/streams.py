@@ -48,8 +48,8 @@ class Stream:
             ranks = f" × {world} ranks" if world > 1 else ""
             raise UserError(f"batch_size={batch_size}{ranks} is larger than the data set ({n} samples): lower batch_size")
         self.length = n // whole if drop_last else -(-n // whole)
-        if not drop_last and n % whole and n % whole < world:
-            self.length -= 1  # too few left to give every rank one
+        if not drop_last and self.length > 1 and 0 < n % whole < 2 * world:
+            self.length -= 1  # too few left to give every rank two, which batch statistics need
         self._order: tuple[int, list[np.ndarray]] | None = None
 
     def __len__(self) -> int:

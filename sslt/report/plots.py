@@ -100,6 +100,21 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
     _save(fig, path)
 
 
+def label_curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    """Score 0..1 against the number of labels, on a logarithmic axis; a line for each name's (labels, score) points."""
+    fig = _figure(5.2, 3.6)
+    ax = fig.add_subplot()
+    for i, (name, points) in enumerate(lines.items()):
+        ordered = sorted(points)
+        ax.plot([n for n, _ in ordered], [100 * s for _, s in ordered], color=COLOURS[i % 7], marker=MARKERS[i % 3], label=name)
+    ax.set_xscale("log")
+    ax.set_xlabel("labels")
+    ax.set_ylabel("test accuracy, %")
+    ax.legend(frameon=False)
+    ax.set_title("Score against labels")
+    _save(fig, path)
+
+
 def curves(metrics_csv: Path, path: Path) -> None:
     """Every scalar of a `MetricsCSV` over the steps, a panel each: losses first, then learning rates, then the rest.
 

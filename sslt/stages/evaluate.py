@@ -14,7 +14,7 @@ from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError
 from sslt.report.end import say_next
 from sslt.runs import RUN_FILE, Run
-from sslt.stages import common, measure
+from sslt.stages import common, labels, measure
 
 log = logging.getLogger("sslt")
 
@@ -34,6 +34,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         metrics = measure.classifier(encoder, objective, samples, device, batch, cfg.split, plots=run)
     else:
         metrics = measure.encoder_probes(cfg, run, encoder, source, device, batch)
+        if metrics and source.classes is not None:
+            metrics |= labels.saved(cfg, run, source, metrics)
     run.add_metrics(metrics)
     say_next(run, metrics, [])
     return metrics

@@ -42,7 +42,7 @@ def classifier(
 
 def encoder_probes(cfg: Any, run: Run, encoder: Encoder, source: Any, device: torch.device, batch: int) -> dict[str, float]:
     """kNN, linear and k-shot probes, spectrum, alignment and uniformity, all from one feature pass a split."""
-    from sslt.evaluation import few_shot, knn, linear, spectrum
+    from sslt.evaluation import few_shot, knn, label_curve, linear, spectrum
 
     key = fingerprint(encoder)
     features = lambda split: _features(encoder, source, split, device, batch, key)  # noqa: E731
@@ -60,6 +60,8 @@ def encoder_probes(cfg: Any, run: Run, encoder: Encoder, source: Any, device: to
     found: dict[str, float] = {"knn/accuracy": float(knn.knn_accuracy(x, y, tx, ty, n, k=cfg.knn.k, temperature=cfg.knn.temperature))}
     probe = linear.linear_probe(x, y, vx, vy, tx, ty, n)
     found |= {"linear/accuracy": float(probe.accuracy), "linear/val_accuracy": float(probe.val_accuracy), "linear/l2": float(probe.l2)}
+    found |= {"linear/labels": len(x)}
+    found |= label_curve.linear_curve((x, y), (vx, vy), (tx, ty), n, [f for f in cfg.curve.fractions if f != 1], cfg.seed)
     found |= few_shot.few_shot_probe(x, y, tx, ty, n, shots=tuple(cfg.shots), draws=cfg.draws, seed=cfg.seed)
     found |= _named("features", spectrum.collapse_report(tx))
     found["features/uniformity"] = float(spectrum.uniformity(tx))

@@ -63,7 +63,7 @@ def test_every_sample_once_an_epoch(n, world, grouped):
         seen = np.concatenate([i for ranks in steps for i in ranks])
         assert len(seen) == len(set(seen.tolist()))
         left = n % (8 * world)
-        assert len(seen) == (n - left if left < world else n)
+        assert len(seen) == (n - left if left < 2 * world else n)
         assert all(1 <= len(i) <= 8 for ranks in steps for i in ranks)
 
 

@@ -1,0 +1,67 @@
+"""How many labels pretraining saves: training from scratch beside the probes of an encoder."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from omegaconf import OmegaConf, open_dict
+
+from sslt import config, distributed, groups
+from sslt.errors import UserError, nearest
+from sslt.evaluation.label_curve import curve_points, labels_needed, name_of
+from sslt.execute import perform
+from sslt.runs import Run
+
+log = logging.getLogger("sslt")
+
+
+def saved(cfg: Any, run: Run, source: Any, metrics: dict[str, float]) -> dict[str, float]:
+    """Draw score against labels; with `curve.target`, train the same architecture from scratch on each share of the labels.
+
+    `labels_saved/<n>_labels` is how many labels the training from scratch needs beyond the probe's n to match its score
+    (`labels_saved_at_least/…`, where all the labels there are do not do).
+    """
+    ours = curve_points(metrics, len(source.classes))
+    scratch = _from_scratch(cfg, run, metrics) if cfg.curve.target is not None else {}
+    theirs = sorted((int(v["train/labels"]), v["test/accuracy"]) for v in scratch.values())
+    found = {f"scratch_{name}/{k.rpartition('/')[2]}": v[k] for name, v in scratch.items() for k in ("train/labels", "test/accuracy")}
+    if theirs:
+        for n, score in ours:
+            need = labels_needed(theirs, score)
+            if math.isfinite(need):
+                found[f"labels_saved/{n}_labels"] = round(max(need - n, 0.0), 1)
+            else:
+                found[f"labels_saved_at_least/{n}_labels"] = theirs[-1][0] - n
+    if run.is_main and ours:
+        from sslt.report.plots import label_curves
+
+        (run / "plots").mkdir(exist_ok=True)
+        label_curves({"frozen features": ours} | ({"from scratch": theirs} if theirs else {}), run / "plots" / "labels.png")
+    return found
+
+
+def _from_scratch(cfg: Any, run: Run, metrics: dict[str, float]) -> dict[str, dict[str, float]]:
+    start, target = str(cfg["from"]).removeprefix("scratch:"), str(cfg.curve.target)
+    if target not in groups.options("target"):
+        raise UserError(f"curve.target={target}: there is no such target{nearest(target, groups.options('target'))}")
+    if distributed.active():
+        raise UserError("curve.target trains in this process alone: set trainer.devices=1")
+    out = {}
+    for fraction in sorted({*cfg.curve.fractions, 1.0}):
+        name = name_of(fraction).removeprefix("linear_").replace("linear", "100pct")
+        inner = Run(run / "scratch" / name, run.is_main)
+        settings = [f"+target={target}", f"from='scratch:{start}'", f"label_fraction={fraction}", f"seed={cfg.seed}", *cfg.curve.overrides]
+        composed = config.compose("finetune", settings)
+        with open_dict(composed):
+            composed.data = OmegaConf.create(Run(start).config.data) if cfg.data is None else cfg.data
+            composed.cache_dir, composed.trainer.devices = cfg.cache_dir, cfg.trainer.devices
+        if not inner.finished:
+            log.info("from scratch on %g %% of the labels → %s", 100 * fraction, inner)
+            if inner.is_main:
+                inner.start("finetune", composed, settings)
+            perform("finetune", composed, inner)
+            inner.update(status="finished")
+        out[name] = inner.metrics
+    return out
