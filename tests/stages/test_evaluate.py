@@ -8,6 +8,7 @@ from conftest import TINY_IMAGES, TINY_TEXT
 from sslt.runs import Run
 
 CPU = "trainer.accelerator=cpu"
+LEARNS = ["optimizer.lr=0.02", "batch_size=64", "trainer.max_epochs=8"]
 
 
 @pytest.fixture
