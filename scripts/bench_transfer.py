@@ -105,7 +105,8 @@ def probes(folder: Path, rounds: int, only: str) -> list[dict[str, Any]]:
         rows.append(row)
         print(f"round {r + 1}/{rounds}", {k: round(v, 2) for k, v in row.items()})
     middle = lambda f: statistics.median(map(f, rows))  # noqa: E731
-    print(f"\nsix label fractions: {middle(lambda r: (r['pass'] + r['six probes']) / r['pass']):.2f} x one feature pass (aim: 1.2 and seconds)")
+    cost = middle(lambda r: (r["pass"] + r["six probes"]) / r["pass"])
+    print(f"\nsix label fractions: {cost:.2f} x one feature pass (aim: 1.2 and seconds)")
     if "probe" in only:
         ratio = middle(lambda r: r["frozen training"] / (r["pass"] + r["one probe"]))
         print(f"a head trained on the frozen model for {EPOCHS} epochs: {ratio:.1f} x a linear probe, feature pass included (aim: 20)")
