@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": ("measure a run or an encoder", "sslt evaluate from=RUN"),
     "predict": ("labels (or features) for new files", "sslt predict from=RUN input=photos/"),
     "run": ("pretrain, finetune and evaluate in one go", "sslt run +task=simclr +target=digits"),
+    "merge": ("fold an adapter into its base", "sslt merge from=RUN"),
 }
 CHOICES = {
     "pretrain": ("task", "data", "encoder"),
@@ -22,6 +23,7 @@ CHOICES = {
     "evaluate": ("data", "episodes", "test_time", "corruption"),
     "predict": ("data",),
     "run": ("task", "target"),
+    "merge": (),
 }
 # What a user calls a list → the folder it is.
 KINDS = {

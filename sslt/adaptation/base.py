@@ -22,6 +22,7 @@ class Adaptation(abc.ABC):
     """
 
     changes = False  # whether what moves depends on how far the run is
+    total_steps: int | None = None  # optimizer steps of the run, where they are known; set before `prepare`
     frozen = False  # whether the encoder's features are the same all the run, so that they can be computed once
 
     def __init__(self, layer_decay: float):

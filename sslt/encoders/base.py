@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sslt.errors import UserError
 
 FILE = "sslt.json"
+ADAPTER = "adapter.safetensors"
 FORMAT = 1
 
 
@@ -35,6 +36,9 @@ class Encoder(nn.Module, abc.ABC):
 
     modality: ClassVar[str]
     Processor: ClassVar[Any]
+    adapter: dict[str, Any] | None = None  # what an adapter in it is rebuilt from (`encoders/adapters.py`)
+    origin: str | None = None  # where its weights can be found again: a folder or a published name
+    base_fingerprint: str | None = None  # `fingerprint` before the adapter came
 
     def __init__(self, processor: Any, **args: Any):
         super().__init__()
@@ -85,20 +89,40 @@ class Encoder(nn.Module, abc.ABC):
                 groups[name] = len(blocks) if order[owner] > first_block else 0
         return groups
 
+    @property
+    def _max_length(self) -> int | None:
+        return getattr(self.processor, "max_length", None)
+
     # ---------------------------------------------------------------- folders
     def save(self, folder: Path, card: str = "") -> None:
-        """Write the encoder: weights (safetensors), plain config, processor, model card."""
+        """Write the encoder: weights (safetensors), plain config, processor, model card.
+
+        With an adapter whose base can be found again, the adapter alone and which base it is; otherwise everything.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        self.save_weights(folder)
         cls = type(self)
-        about = {
+        about: dict[str, Any] = {
             "format": FORMAT,
             "_target_": f"{cls.__module__}.{cls.__qualname__}",
             "args": self.args,
             "modality": self.modality,
             "dim": self.dim,
-            "processor": self.processor_config(folder),
         }
+        if self.adapter is None:
+            self.save_weights(folder)
+            about["processor"] = self.processor_config(folder)
+        else:
+            from safetensors.torch import save_file
+
+            from sslt.encoders import adapters
+
+            about["adapter"] = self.adapter
+            if self.origin is not None:
+                about["base"] = {"from": self.origin, "fingerprint": self.base_fingerprint, "max_length": self._max_length}
+            else:
+                about["processor"] = self.processor_config(folder)
+            tensors = adapters.state(self) if self.origin is not None else self.state_dict()
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / ADAPTER)
         (folder / FILE).write_text(json.dumps(about, indent=1) + "\n")
         (folder / "README.md").write_text(card or f"# {cls.__name__}\n")
 

@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sslt.encoders.base import FILE, Encoder
+from sslt.encoders import adapters
+from sslt.encoders.base import ADAPTER, FILE, Encoder, fingerprint
 from sslt.errors import UserError
-from sslt.runs import RUN_FILE, Run
+from sslt.runs import RUN_FILE, Run, display
 
 
 def build_encoder(node: Any, source: Any) -> Encoder:
@@ -27,11 +28,21 @@ def build_encoder(node: Any, source: Any) -> Encoder:
     return cls.build(source, args.pop("processor", {}), **args)
 
 
-def load_encoder(what: str, modality: str | None = None, trust: list[str] | None = None, max_length: int | None = None) -> Encoder:
+def load_encoder(
+    what: str, modality: str | None = None, trust: list[str] | None = None, max_length: int | None = None, base: str | None = None
+) -> Encoder:
     """The encoder of a run folder, an encoder folder, a Hugging Face or timm folder, or a model name.
 
-    Raises `UserError` if `what` is none of these.
+    base: where the base of an adapter is now, if it is not where it was. Raises `UserError` if `what` is none of these.
     """
+    encoder = _load(what, modality, trust, max_length, base)
+    if encoder.adapter is None:
+        path = Path(what).expanduser()
+        encoder.origin = str(path.resolve()) if path.is_dir() else what
+    return encoder
+
+
+def _load(what: str, modality: str | None, trust: list[str] | None, max_length: int | None, base: str | None) -> Encoder:
     path = Path(what).expanduser()
     if (path / RUN_FILE).is_file():
         if not (path / "encoder" / FILE).is_file():
@@ -39,7 +50,7 @@ def load_encoder(what: str, modality: str | None = None, trust: list[str] | None
             raise UserError(f"from={what} has no encoder yet (its status is '{status}'): end it first with resume={what}")
         path = path / "encoder"
     if (path / FILE).is_file():
-        return _own(path, trust or [])
+        return _own(path, trust or [], base=base)
     if path.is_dir():
         return _foreign(path, max_length)
     if what.startswith((".", "/", "~")) or what.count("/") > 1:
@@ -60,9 +71,11 @@ def fresh_like(encoder_folder: str, trust: list[str] | None = None) -> Encoder:
     return _own(path, trust or [], weights=False)
 
 
-def _own(path: Path, trust: list[str], weights: bool = True) -> Encoder:
+def _own(path: Path, trust: list[str], weights: bool = True, base: str | None = None) -> Encoder:
     try:
         about = json.loads((path / FILE).read_text())
+        if "base" in about:
+            return _over_base(path, about, trust, weights, base)
         target, args, config = about["_target_"], about["args"], about["processor"]
     except (ValueError, KeyError) as e:
         raise UserError(f"{path / FILE} is damaged: {e}") from e
@@ -71,8 +84,36 @@ def _own(path: Path, trust: list[str], weights: bool = True) -> Encoder:
         raise UserError(f"{path} asks for the class {target}, which is not part of sslt. If you know and trust it: trust=[{package}]")
     cls = _locate(target)
     encoder = cls(cls.load_processor(path, config), **args)
-    if weights:
+    if weights and "adapter" in about:
+        from safetensors.torch import load_file
+
+        adapters.inject(encoder, about["adapter"])
+        encoder.load_state_dict(load_file(path / ADAPTER))
+    elif weights:
         encoder.load_weights(path)
+    return encoder
+
+
+def _over_base(path: Path, about: dict[str, Any], trust: list[str], weights: bool, base: str | None) -> Encoder:
+    """An adapter over the base it was made for. Fresh weights (`weights=False`) are those of the base's architecture, without it."""
+    from safetensors.torch import load_file
+
+    known = about["base"]
+    place = base or known["from"]
+    if base is None and place.startswith("/") and not Path(place).is_dir():
+        raise UserError(f"{display(path)} is an adapter; its base was in {place}, where nothing is: say base=FOLDER, where it is now")
+    if not weights:
+        return fresh_like(place, trust)
+    encoder = load_encoder(place, about["modality"], trust, known["max_length"])
+    if (found := fingerprint(encoder)) != known["fingerprint"]:
+        raise UserError(
+            f"{display(path)} is an adapter made over another base than {place} (content {found[:8]}, not {known['fingerprint'][:8]}): "
+            f"say base=FOLDER, where the one it was made over is"
+        )
+    if known["max_length"] is not None:
+        encoder.processor.max_length = known["max_length"]
+    adapters.inject(encoder, about["adapter"])
+    adapters.load_state(encoder, load_file(path / ADAPTER))
     return encoder
 
 

@@ -35,6 +35,7 @@ class TextEncoder(Encoder):
         self.model = model if model is not None else _create(processor, model_type, config)
         self.dim = int(self.model.config.hidden_size)
         self.pooling = pooling
+        self.virtual_tokens: nn.Module | None = None  # a prompt or prefix, where an adapter put one
 
     @classmethod
     def build(cls, source: Any, processor: dict[str, Any], **args: Any) -> TextEncoder:
@@ -71,8 +72,10 @@ class TextEncoder(Encoder):
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         mask = inputs.get("mask")
-        out = self.model(input_ids=inputs["tokens"], attention_mask=None if mask is None else mask.long())
-        tokens = out.last_hidden_state
+        if self.virtual_tokens is not None:
+            tokens = self.virtual_tokens(self.model, inputs["tokens"], mask)
+        else:
+            tokens = self.model(input_ids=inputs["tokens"], attention_mask=None if mask is None else mask.long()).last_hidden_state
         return Features(tokens[:, 0] if self.pooling == "cls" else pool_mean(tokens, mask), tokens, mask)
 
     @property

@@ -25,6 +25,7 @@ from sslt.config import build
 from sslt.data.base import Samples
 from sslt.data.sampling import Sampling, Together
 from sslt.data.streams import Stream
+from sslt.encoders import adapters
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
 from sslt.errors import UserError
@@ -56,7 +57,10 @@ def starting_encoder(cfg: Any, source: Any) -> Encoder:
         encoder = fresh_like(str(start).partition(":")[2], trust)
     else:
         wanted = cfg.encoder.get("processor", {}).get("max_length") if cfg.encoder is not None else None
-        encoder = load_encoder(str(start), source.modality, trust, wanted)
+        encoder = load_encoder(str(start), source.modality, trust, wanted, cfg.get("base"))
+        if encoder.adapter is not None:
+            log.info("from=%s is an adapter over %s: it is merged into its base", start, encoder.origin)
+            adapters.merge(encoder)
     if encoder.modality != source.modality:
         raise UserError(f"from={start} reads {encoder.modality}s, but {source.name} holds {source.modality}s: choose another data=")
     return encoder
@@ -112,6 +116,9 @@ def fit(
             distributed.span_batch_norm(module)
         settings["sync_batchnorm"] = False
     sampling = sampling or Together()
+    adaptation.total_steps = _total_steps(
+        budget, sampling.epoch({k: len(s) for k, s in streams.items()}), settings["accumulate_grad_batches"]
+    )
     learner = Learner(
         encoder,
         terms,
@@ -177,6 +184,7 @@ def fit(
         "train/seconds": round(budget.elapsed, 2),
         "model/parameters": whole,
         "model/moving_parameters": moving,
+        "train/peak_memory_bytes": peak_memory(),
     }
     learner.loggers_used = loggers
     return learner
@@ -225,6 +233,14 @@ def _optimizer(node: Any, number_format: str) -> dict[str, Any]:
     """The optimizer's node; a fused one would unscale float16 gradients itself, after they are clipped."""
     fused = {"fused": False} if number_format.startswith("16") and "fused" in node else {}
     return {**node, **fused}
+
+
+def _total_steps(budget: Budget, steps_per_epoch: int, accumulate: int) -> int | None:
+    """Optimizer steps of a run that is bounded by epochs or steps."""
+    bounds = [budget.max_steps] if budget.max_steps else []
+    if budget.max_epochs:
+        bounds.append(budget.max_epochs * -(-steps_per_epoch // accumulate))
+    return min(bounds) if bounds else None
 
 
 def _strategy(world: int, varies: bool) -> str:
@@ -287,6 +303,21 @@ def load_head(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, li
     objective = build(OmegaConf.create(about["objective"]), encoder, n_classes=len(about["classes"]))
     objective.load_state_dict(load_file(folder / "model.safetensors"))
     return objective, about["classes"]
+
+
+def stored_bytes(run: Run) -> int:
+    """What the weights of a run's encoder and head take on disk."""
+    return sum(p.stat().st_size for folder in ("encoder", "head") for p in (run / folder).glob("*.safetensors"))
+
+
+def peak_memory() -> int:
+    """Most bytes this process held: of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def eval_batch_size(cfg: Any) -> int:

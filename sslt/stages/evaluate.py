@@ -74,7 +74,7 @@ def load(cfg: Any, modality: str | None) -> tuple[Encoder, tuple[Any, list[str]]
 
         torch.manual_seed(int(cfg.seed))
         return fresh_like(what.partition(":")[2], trust), None
-    encoder = load_encoder(what, modality, trust)
+    encoder = load_encoder(what, modality, trust, base=cfg.base)
     if modality not in (None, encoder.modality):
         raise UserError(f"from={what} reads {encoder.modality}s, but the data are {modality}s: choose another data=")
     folder = Path(what).expanduser() / "head"

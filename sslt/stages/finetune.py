@@ -69,6 +69,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     metrics |= measure.classifier(trained, objective, test, device, batch, "test", plots=run)
     common.save_result(run, encoder, cfg, source, metrics)
     common.save_head(run, objective, cfg.objective, source.classes)
+    metrics["model/stored_bytes"] = common.stored_bytes(run)
     run.add_metrics(metrics)
     common.log_final(learner, metrics)
     write_plots(run, learner)
