@@ -215,7 +215,8 @@ class Prefix(nn.Module):
         cache = DynamicCache()
         split = self.pairs.view(layers, 2, p, self.heads, width // self.heads).transpose(2, 3)
         for i in range(layers):
-            cache.update(*(split[i, j].unsqueeze(0).expand(b, -1, -1, -1) for j in (0, 1)), i)
+            key, value = (split[i, j].unsqueeze(0).expand(b, -1, -1, -1) for j in (0, 1))
+            cache.update(key, value, i)
         seen = torch.ones(b, t, dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
         seen = torch.cat([seen.new_ones(b, p), seen], 1)[:, None, None, :].expand(b, 1, t, p + t)
         positions = torch.arange(t, device=tokens.device).unsqueeze(0)
