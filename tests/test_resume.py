@@ -47,6 +47,8 @@ class StopAt:
 IMAGES = ["pretrain", "+task=simclr", *TINY_IMAGES, "batch_size=256", "trainer.max_epochs=3"]  # 5 steps an epoch
 TEXT = ["pretrain", "+task=mlm", *TINY_TEXT, "trainer.max_steps=8", "batch_size=16"]
 TUNE = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=20", "batch_size=64", "trainer.max_epochs=3"]
+SHIFT = ["finetune", "+target=digits", "+shift=dann", "data@shift.target=digits", "shift.samples=200", "from=scratch", *TINY_IMAGES]
+SHIFT += ["labels_per_class=20", "batch_size=32", "trainer.max_epochs=3"]  # 6 steps an epoch, of 40 of the target
 
 
 @pytest.mark.parametrize(
@@ -56,8 +58,9 @@ TUNE = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_
         ([*IMAGES, "trainer.accumulate_grad_batches=2"], (2, 6)),
         (TEXT, (5,)),
         ([*TUNE, "adaptation=partial", "adaptation.blocks=2"], (4, 7)),
+        (SHIFT, (8,)),  # two streams, a critic, the best epoch so far
     ],
-    ids=["simclr", "simclr-accumulated", "mlm", "finetune-partial"],
+    ids=["simclr", "simclr-accumulated", "mlm", "finetune-partial", "shift"],
 )
 def test_stopped_and_resumed_equals_uninterrupted(args, stops, sslt, here):
     """The order of samples, views, dropout, masks, optimizer, schedule and counters go on where they were."""
