@@ -74,8 +74,19 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
         raise UserError(_missing(e)) from e
     assert isinstance(plain, dict)
     _check_alike("", {str(k): v for k, v in plain.items()}, groups.plain_values(verb))
+    for group in known & set(groups.names(config_dir)):
+        _check_read_by_a_stage(str(group), plain.get(group), config_dir)
     for path, node in targets(plain):
         _check_node(path, node)
+
+
+def _check_read_by_a_stage(group: str, node: Any, config_dir: str | None) -> None:
+    """A group's node without a `_target_` holds the keys that its options have in their YAMLs."""
+    if isinstance(node, dict) and "_target_" not in node:
+        keys = groups.keys_of(group, config_dir)
+        for key in node:
+            if key not in keys:
+                raise UserError(f"nothing reads '{group}.{key}'{nearest(str(key), keys)}")
 
 
 def _check_alike(path: str, node: dict[str, Any], defaults: dict[str, Any]) -> None:

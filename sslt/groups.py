@@ -23,11 +23,15 @@ def names(config_dir: str | None = None) -> list[str]:
 
 
 def options(group: str, config_dir: str | None = None) -> dict[str, str]:
-    """option → its one-line description (the first comment of its file); a user's own come last."""
+    """option → its one-line description (the first comment of its file); a user's own come last.
+
+    A file whose name begins with "_" is what options of its group have in common, and none itself.
+    """
     found: dict[str, str] = {}
     for directory in _dirs(config_dir):
         for path in sorted((directory / group).glob("*.yaml")):
-            found[path.stem] = describe(path)
+            if not path.stem.startswith("_"):
+                found[path.stem] = describe(path)
     return found
 
 
@@ -87,6 +91,9 @@ def keys_of(path: str, config_dir: str | None = None) -> set[str]:
         files = [*(directory / group).glob("*.yaml"), *directory.glob("*.yaml")]
         for file in files:
             node: Any = _load(file)
+            if file.parent.name == group and not rest:  # other groups that are put below it: /data@target
+                chosen = [str(k) for item in node.get("defaults", []) if isinstance(item, dict) for k in item]
+                keys |= {k.partition("@")[2] for k in chosen if "@" in k}
             for part in rest if file.parent.name == group else [group, *rest]:
                 node = node.get(part) if isinstance(node, dict) else None
             if isinstance(node, dict):

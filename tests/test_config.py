@@ -20,8 +20,9 @@ from sslt.errors import UserError
 FILES = sorted(groups.CONFIG_DIR.glob("*/*.yaml"))
 NAMES = [f"{p.parent.name}/{p.stem}" for p in FILES]
 VERBS = ("pretrain", "finetune", "evaluate", "predict", "run", "merge")
-# What the code gives, not the config: an objective's encoder and classes, a logger's folder, weights that exist already
-GIVEN = {"encoder", "n_classes", "save_dir", "model", "params"}
+# What the code gives, not the config: an objective's encoder and classes, an alignment's features and the task beside it, a logger's
+# folder, weights that exist already
+GIVEN = {"encoder", "n_classes", "save_dir", "model", "params", "width", "task", "layer"}
 
 
 def nodes() -> list[tuple[str, dict[str, Any]]]:

@@ -22,7 +22,10 @@ from sslt import distributed
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, Features
 from sslt.errors import UserError
+from sslt.objectives.adversarial import CDAN, DANN
+from sslt.objectives.alignment import CORAL, MMD
 from sslt.objectives.base import Loss, Objective
+from sslt.objectives.classification import Classification
 from sslt.objectives.contrastive import NTXent, nt_xent
 
 N = 6  # samples per rank of what is split evenly
@@ -58,6 +61,56 @@ class Contrast(nn.Module):
         return self.objective(self.encoder, {"views": {"image": views}}).value
 
 
+class Vectors(nn.Module):
+    """One linear map: an encoder without statistics of its own."""
+
+    dim = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(4, 5)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> Features:
+        pooled = self.map(inputs["x"])
+        return Features(pooled, pooled.unsqueeze(1))
+
+
+class Aligned(nn.Module):
+    """An encoder and what brings two domains together."""
+
+    KINDS = ("mmd", "coral", "dann", "cdan")
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = Vectors()
+        self.task = (Classification(self.encoder, 3, 0.0, 0.0),)  # type: ignore[arg-type]
+        given: Any = {"encoder": self.encoder, "width": 5, "task": self.task[0], "layer": None}
+        nn.init.normal_(self.task[0].head.weight)
+        critic: Any = {"hidden": 6, "dropout": 0.0, "gamma": 10.0, "ceiling": 1.0}
+        make = {
+            "mmd": lambda: MMD(**given, factors=[0.5, 2.0], unbiased=True),
+            "coral": lambda: CORAL(**given),
+            "dann": lambda: DANN(**given, **critic),
+            "cdan": lambda: CDAN(**given, **critic, entropy=True),
+        }
+        self.objective = make[kind]()
+        self.objective.progress = 0.2
+
+    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        parts = {"finetune": {"views": {"x": source.unsqueeze(0)}}, "target": {"views": {"x": target.unsqueeze(0)}}}
+        return self.objective(self.encoder, parts).value
+
+
+def domains() -> tuple[torch.Tensor, torch.Tensor]:
+    """[2N, 4] of source and target; each half, a rank's share, lies elsewhere."""
+    g = torch.Generator().manual_seed(4)
+    source, target = torch.randn(2 * N, 4, generator=g), torch.randn(2 * N, 4, generator=g) * 1.5 + 1
+    source[N:] -= 2
+    target[N:] *= 3
+    return source, target
+
+
 def views() -> torch.Tensor:
     """[2, 2N, 3, 6, 6]; the second half (rank 1's) has other colours, so that statistics of a half are not the whole's."""
     x = torch.randn(2, 2 * N, 3, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -91,7 +144,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
     os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init("cpu")
     try:
-        out = {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm)}
+        out = {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm, _alignment)}
     finally:
         distributed.close()
     torch.save(out, Path(folder) / f"{rank}.pt")
@@ -151,6 +204,17 @@ def _norm(rank: int) -> dict[str, Any]:
         (y * _weights(y.shape[1:])).sum().backward()
         evaluated = module.eval()(x)
         out[name] = {"y": y.detach(), "x_grad": x.grad, "grads": gradients(module), "buffers": buffers(module), "eval": evaluated.detach()}
+    return out
+
+
+def _alignment(rank: int) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name in Aligned.KINDS:
+        model = Aligned(name)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        loss = wrapped(*(x[rank * N : (rank + 1) * N] for x in domains()))
+        loss.backward()
+        out[name] = {"loss": loss.detach(), "grads": gradients(model)}
     return out
 
 
@@ -310,6 +374,21 @@ def test_a_norm_that_cannot_span_ranks_is_named():
 
     with pytest.raises(UserError, match=r"Fused.*trainer\.sync_batchnorm=false"):
         distributed.span_batch_norm(nn.Sequential(Fused(4)))
+
+
+@pytest.mark.parametrize("kind", Aligned.KINDS)
+def test_domains_are_compared_as_one_batch(ranks, kind):
+    """Statistics, the bandwidth and CDAN's weights are those of both ranks' rows; the averaged gradient is the joint one."""
+    model = Aligned(kind)
+    loss = model(*domains())
+    loss.backward()
+    got = [r["_alignment"][kind] for r in ranks]
+    assert float(sum(g["loss"] for g in got) / 2) == pytest.approx(float(loss), rel=1e-4)
+    assert_same_direction_and_length(flat(got[0]["grads"]), flat(gradients(model)))
+    if kind != "dann":  # whose loss is a mean over rows
+        half = Aligned(kind)
+        half(*(x[:N] for x in domains())).backward()
+        assert torch.cosine_similarity(flat(gradients(half)), flat(gradients(model)), dim=0) < 0.999, "a half would be noticed"
 
 
 # -------------------------------------------------------------------- the learner's weighing of unequal batches

@@ -48,6 +48,8 @@ class StopAt:
 IMAGES = ["pretrain", "+task=simclr", *TINY_IMAGES, "batch_size=256", "trainer.max_epochs=3"]  # 5 steps an epoch
 TEXT = ["pretrain", "+task=mlm", *TINY_TEXT, "trainer.max_steps=8", "batch_size=16"]
 TUNE = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=20", "batch_size=64", "trainer.max_epochs=3"]
+SHIFT = ["finetune", "+target=digits", "+shift=dann", "data@shift.target=digits", "shift.samples=200", "from=scratch", *TINY_IMAGES]
+SHIFT += ["labels_per_class=20", "batch_size=32", "trainer.max_epochs=3"]  # 6 steps an epoch, of 40 of the target
 
 
 ADALORA = ["finetune", "+target=docs", "from=scratch", *TINY_TEXT, "labels_per_class=8", "batch_size=16", "adaptation=adalora"]
@@ -65,8 +67,9 @@ ADALORA = ["finetune", "+target=docs", "from=scratch", *TINY_TEXT, "labels_per_c
         ([*TUNE, "+joint=simclr", "joint.batch_size=100"], (4, 8)),  # one stream in its second round, the other in its first
         ([*TUNE, "+joint=simclr", "sampling=proportional", "trainer.accumulate_grad_batches=2", "trainer.max_steps=5"], (4,)),
         ([*ADALORA, "trainer.max_steps=8", "adaptation.every=1"], (3, 6)),  # while ranks are taken away, and when they are settled
+        (SHIFT, (8,)),  # two streams, a critic, the best epoch so far
     ],
-    ids=["simclr", "simclr-accumulated", "mlm", "finetune-partial", "gradual", "l2sp", "joint", "joint-in-turns", "adalora"],
+    ids=["simclr", "simclr-accumulated", "mlm", "finetune-partial", "gradual", "l2sp", "joint", "joint-in-turns", "adalora", "shift"],
 )
 def test_stopped_and_resumed_equals_uninterrupted(args, stops, sslt, here):
     """The order of samples, views, dropout, masks, optimizer, schedule and counters go on where they were."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,7 @@ import pytorch_lightning as pl
 
 from sslt.callbacks.curves import Curves
 from sslt.data.base import Samples, stratified
-from sslt.evaluation.classification import classification_metrics
-from sslt.evaluation.features import encode, logits_of
+from sslt.evaluation.features import encode
 from sslt.evaluation.knn import knn_accuracy
 from sslt.evaluation.spectrum import collapse_report, collapse_warning
 
@@ -71,42 +72,40 @@ class OnlineProbe(pl.Callback):
 
 
 class Validation(pl.Callback):
-    """Metrics over the whole validation split every few epochs and at the end; keeps the best epoch's number for the record.
+    """Numbers of the model as it is, every few epochs and at the end, and which epoch was the best by one of them.
 
-    best: called when validation accuracy is the best so far (to keep those weights where the user asked for them).
+    measure: number format → named scalars. key: the one that says which epoch is best (None: none does). keep: called when
+    `key` is higher than ever, to keep those weights. `highest` holds, for the record, the highest value of each number.
     """
 
-    def __init__(self, curves: Curves, samples: Samples, objective: Any, every_n_epochs: int, batch_size: int, best: Any = None):
-        self.curves, self.samples, self.objective = curves, samples, objective
-        self.every, self.batch_size, self.on_best = every_n_epochs, batch_size, best
-        self.best = -1.0
-        self.last: dict[str, float] = {}
+    def __init__(
+        self, curves: Curves, measure: Callable[[str], dict[str, float]], every_n_epochs: int, key: str | None, keep: Callable[[], None]
+    ):
+        self.curves, self.measure, self.every, self.key, self.keep = curves, measure, every_n_epochs, key, keep
+        self.highest: dict[str, float] = {}
+        self.best_epoch: float | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if _epoch_due(pl_module, self.every):
-            self.measure(trainer, pl_module)
+            self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not (pl_module.interrupted or _epoch_due(pl_module, self.every)):
-            self.measure(trainer, pl_module)
+            self._measure(trainer, pl_module)
 
-    def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Score the validation split."""
-        logits = logits_of(pl_module.encoder, self.objective, self.samples, pl_module.device, self.batch_size, "auto")
-        assert self.samples.classes is not None
-        found = classification_metrics(logits, _labels(self.samples), self.samples.classes)
-        self.last = {f"val/{k}": float(found[k]) for k in ("accuracy", "f1", "nll")}
-        self.curves.record(trainer, pl_module, self.last)
-        if self.last["val/accuracy"] > self.best:
-            self.best = self.last["val/accuracy"]
-            if self.on_best is not None:
-                self.on_best()
+    def _measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        found = self.measure("auto")
+        self.curves.record(trainer, pl_module, found)
+        if self.key is not None and found[self.key] > self.highest.get(self.key, -math.inf):
+            self.best_epoch = round(pl_module.epoch_position, 4)
+            self.keep()
+        self.highest = {k: max(v, self.highest.get(k, -math.inf)) for k, v in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "last": self.last}
+        return {"highest": self.highest, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.last = state_dict["best"], state_dict["last"]
+        self.highest, self.best_epoch = state_dict["highest"], state_dict["best_epoch"]
 
 
 def _epoch_due(learner: Any, every: int) -> bool:

@@ -195,6 +195,11 @@ class Samples(abc.ABC):
         """Tokens per row, where rows differ; batches are then grouped by it."""
         return None
 
+    @property
+    def padding(self) -> dict[str, int]:
+        """What fills up the shorter rows of a batch, by the tensor's name; 0 where it is not named."""
+        return {}
+
     @abc.abstractmethod
     def subset(self, index: np.ndarray) -> Samples:
         """The rows `index`, sharing storage."""

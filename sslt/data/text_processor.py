@@ -169,6 +169,10 @@ class TextSamples(Samples):
         """Tokens per row [N] in a batch: with start and end, at most `max_length`."""
         return np.minimum(self.sizes + 2, self.max_length)
 
+    @property
+    def padding(self) -> dict[str, int]:
+        return {"tokens": self.special[2]}
+
     def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
         """`tokens` int64 [B, L], `mask` bool [B, L] (False on padding), `label` int64 [B], `index` int64 [B].
 

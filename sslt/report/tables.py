@@ -19,7 +19,8 @@ def print_table(title: str, rows: Sequence[Row], console: Console | None = None)
     """Print `rows`, whose keys are the columns (a row may lack some); numbers are aligned right.
 
     Metrics that end in accuracy, f1, precision, recall or interval are shown as percentages: by the name of the
-    column, or, in a table with one metric per row, by what the column `metric` says.
+    column, or, in a table with one metric per row, by what the column `metric` says (there an accuracy may also be
+    one of several domains, as in `shift/accuracy/usps`).
     """
     from rich.console import Console
     from rich.table import Table
@@ -86,6 +87,6 @@ def _cell(row: Row, column: str) -> str:
         return "–" if math.isnan(value) else str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    if column.endswith(PERCENTAGES) or str(row.get("metric", "")).endswith(PERCENTAGES):
+    if column.endswith(PERCENTAGES) or str(row.get("metric", "")).endswith(PERCENTAGES) or "accuracy" in str(row.get("metric", "")):
         return f"{100 * value:.2f} %"
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
 from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, signals_restored
 from sslt.callbacks.curves import Clock, Curves
+from sslt.callbacks.probes import Validation
 from sslt.callbacks.progress import Progress
 from sslt.config import build
 from sslt.data.base import Samples
@@ -47,12 +49,15 @@ def device_of(cfg: Any) -> torch.device:
     return torch.device("cpu")
 
 
-def starting_encoder(cfg: Any, source: Any) -> Encoder:
-    """The encoder of `from=`: an existing one, `scratch` (fresh, by `encoder=`), or `scratch:RUN` (fresh, as RUN's)."""
+def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
+    """The encoder of `from=`: an existing one, `scratch` (fresh, by `encoder=`), or `scratch:RUN` (fresh, as RUN's).
+
+    corpus: what a fresh one is fitted to, where that is more than `source`.
+    """
     start = cfg["from"]
     trust = list(cfg.trust)
     if start in (None, "scratch"):
-        encoder = build_encoder(cfg.encoder, source)
+        encoder = build_encoder(cfg.encoder, corpus or source)
     elif str(start).startswith("scratch:"):
         encoder = fresh_like(str(start).partition(":")[2], trust)
     else:
@@ -79,10 +84,30 @@ def prepare(encoder: Encoder, source: Any, split: str) -> Samples:
 
 @dataclasses.dataclass
 class Parts:
-    """What a run minimises and on what, by name; the first stream is the task's own."""
+    """What fine-tuning is made of; parts of the config (`joint`, `shift`) add to it or put something else in a place.
+
+    terms, streams: what is minimised and on what, by name; the first stream is the task's own. labels: how many teach.
+    validate: number format → what is measured every few epochs; chosen_by: the number of it whose highest value picks the epoch
+    that is reported (None: the last). test: what the result is measured on. after: what it adds to the final numbers.
+    unlabelled: samples that a joint objective learns from, beside the task's own.
+    """
 
     terms: dict[str, Term]
     streams: dict[str, Stream]
+    labels: int
+    validate: Callable[[str], dict[str, float]]
+    chosen_by: str | None
+    test: Samples
+    after: Callable[[dict[str, float], Validation], dict[str, float]] = lambda metrics, validation: {}
+    unlabelled: list[Samples] = dataclasses.field(default_factory=list)
+
+
+def batch_size(cfg: Any, samples: Samples) -> int:
+    """`batch_size`, or less where there are not so many samples."""
+    share = max(len(samples) // distributed.world_size(), 1)
+    if cfg.batch_size > share:
+        log.info("batch_size=%d is larger than the %d labelled samples: batches of %d are used", cfg.batch_size, len(samples), share)
+    return min(cfg.batch_size, share)
 
 
 def stream(cfg: Any, samples: Samples, batch_size: int, views: Any, *, drop_last: bool) -> Stream:
@@ -328,3 +353,23 @@ def eval_batch_size(cfg: Any) -> int:
 def labels_of(samples: Samples) -> torch.Tensor:
     """Labels [N] as a tensor."""
     return torch.as_tensor(np.asarray(samples.labels)).long()
+
+
+def save_best(path: Path, encoder: Encoder, objective: torch.nn.Module, run: Run) -> None:
+    """Keep the weights as they are now."""
+    if run.is_main:
+        from safetensors.torch import save_file
+
+        path.parent.mkdir(exist_ok=True)
+        parts = {**{f"e.{k}": v for k, v in encoder.state_dict().items()}, **{f"o.{k}": v for k, v in objective.state_dict().items()}}
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in parts.items()}, path)
+
+
+def load_best(path: Path, encoder: Encoder, objective: torch.nn.Module) -> None:
+    """Take back what `save_best` kept."""
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    parts: dict[str, torch.nn.Module] = {"e.": encoder, "o.": objective}
+    for prefix, module in parts.items():
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

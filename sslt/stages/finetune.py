@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
-
 from sslt import distributed
 from sslt.callbacks.probes import Validation
 from sslt.config import build
-from sslt.data.base import Samples, stratified
+from sslt.data.base import Samples
 from sslt.data.features import FeatureSamples
+from sslt.data.subsets import label_subset
 from sslt.data.views import Plain
 from sslt.encoders.base import Encoder, fingerprint
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
-from sslt.evaluation.features import cached_features
+from sslt.evaluation.features import MEASURED, cached_features
 from sslt.learner import Term
 from sslt.report.end import say_next, write_plots
 from sslt.runs import Run
-from sslt.stages import common, joint, measure
+from sslt.stages import common, joint, measure, shift
 from sslt.stages.common import Parts
 
 log = logging.getLogger("sslt")
@@ -41,32 +40,46 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if cfg.report not in ("last", "best"):
         raise UserError(f"report={cfg.report}: 'last' reports the last epoch's weights, 'best' those of the best validation accuracy")
     adaptation = build(cfg.adaptation)
-    encoder = common.starting_encoder(cfg, source)
+    domains = None if cfg.shift is None else shift.read(cfg, source)
+    encoder = common.starting_encoder(cfg, source, None if domains is None else domains.corpus)
     train = label_subset(common.prepare(encoder, source, "train"), cfg.label_fraction, cfg.labels_per_class, cfg.seed)
-    val = common.prepare(encoder, source, "val")
+    val, test = common.prepare(encoder, source, "val"), common.prepare(encoder, source, "test")
     objective = build(cfg.objective, encoder, n_classes=len(source.classes))
     views = build(cfg.views)
-    test = common.prepare(encoder, source, "test")
+    device, batch = common.device_of(cfg), common.eval_batch_size(cfg)
     trained: Encoder = encoder
-    if adaptation.frozen and cfg.joint is None:
+    if adaptation.frozen and cfg.joint is None and domains is None:
         log.info("the encoder stands still: its features are computed once, without augmentation")
         trained, views, (train, val, test) = Precomputed(encoder), Plain(1), _features(cfg, encoder, train, val, test)
-    parts = Parts({"finetune": Term(objective, "finetune")}, {})
-    parts.streams["finetune"] = common.stream(cfg, train, _batch_size(cfg, train), views, drop_last=objective.needs_full_batches)
+
+    def validate(number_format: str) -> dict[str, float]:
+        return measure.classifier(trained, objective, val, device, batch, "val", detail=False, number_format=number_format)
+
+    stream = common.stream(cfg, train, common.batch_size(cfg, train), views, drop_last=objective.needs_full_batches)
+    chosen_by = "val/accuracy" if cfg.report == "best" else None
+    parts = Parts({"finetune": Term(objective, "finetune")}, {"finetune": stream}, len(train), validate, chosen_by, test)
+    if domains is not None:
+        shift.add(cfg, encoder, objective, adaptation, domains, views, parts)
     if cfg.joint is not None:
         joint.add(cfg, encoder, source, parts)
-    best = run / "checkpoints" / "best.safetensors"
-    keep = (lambda: _save_best(best, trained, objective, run)) if cfg.report == "best" else None
-    batch = common.eval_batch_size(cfg)
-    watchers = lambda curves: [Validation(curves, val, objective, cfg.val_every_n_epochs, batch, keep)]  # noqa: E731
-    learner = common.fit(cfg, run, trained, parts.terms, parts.streams, adaptation, watchers, build(cfg.sampling))
-    if cfg.report == "best" and best.exists():
-        _load_best(best, trained, objective)
 
-    device = common.device_of(cfg)
-    metrics = {**learner.run_metrics, "train/labels": len(train)} | ({"data/skipped": train.skipped} if train.skipped else {})
-    metrics |= measure.classifier(trained, objective, val, device, batch, "val", detail=False)
-    metrics |= measure.classifier(trained, objective, test, device, batch, "test", plots=run)
+    best = run / "checkpoints" / "best.safetensors"
+    keep = lambda: common.save_best(best, trained, objective, run)  # noqa: E731
+    watchers: list[Validation] = []
+
+    def watch(curves: Any) -> list[Validation]:
+        watchers.append(Validation(curves, parts.validate, cfg.val_every_n_epochs, parts.chosen_by, keep))
+        return watchers
+
+    learner = common.fit(cfg, run, trained, parts.terms, parts.streams, adaptation, watch, build(cfg.sampling))
+    if watchers[0].best_epoch is not None:
+        distributed.barrier()  # they are written by one rank
+        common.load_best(best, trained, objective)
+
+    metrics = {**learner.run_metrics, "train/labels": parts.labels} | ({"data/skipped": train.skipped} if train.skipped else {})
+    metrics |= parts.validate(MEASURED)
+    metrics |= measure.classifier(trained, objective, parts.test, device, batch, "test", plots=run)
+    metrics |= parts.after(metrics, watchers[0])
     common.save_result(run, encoder, cfg, source, metrics)
     common.save_head(run, objective, cfg.objective, source.classes)
     metrics["model/stored_bytes"] = common.stored_bytes(run)
@@ -82,42 +95,3 @@ def _features(cfg: Any, encoder: Encoder, *splits: Samples) -> list[Samples]:
     """The splits as features of a frozen encoder, from one pass that is kept on disk."""
     device, key = common.device_of(cfg), fingerprint(encoder)
     return [FeatureSamples(cached_features(encoder, s, device, common.eval_batch_size(cfg), key=key), s) for s in splits]
-
-
-def label_subset(samples: Samples, fraction: float, per_class: int | None, seed: int) -> Samples:
-    """The seeded, stratified part of the labels that may be used."""
-    if per_class is not None and (not isinstance(per_class, int) or per_class < 1):
-        raise UserError(f"labels_per_class={per_class}: give a whole number from 1")
-    if per_class is not None and fraction != 1:
-        raise UserError(f"label_fraction={fraction} and labels_per_class={per_class}: give one of the two")
-    if per_class is None and fraction == 1:
-        return samples
-    assert samples.labels is not None
-    labels = np.asarray(samples.labels)
-    index = stratified(labels, per_class=per_class, seed=seed) if per_class else stratified(labels, fraction=fraction, seed=seed)
-    log.info("%d of %d labels are used", len(index), len(samples))
-    return samples.subset(index)
-
-
-def _batch_size(cfg: Any, train: Samples) -> int:
-    share = max(len(train) // distributed.world_size(), 1)
-    if cfg.batch_size > share:
-        log.info("batch_size=%d is larger than the %d labelled samples: batches of %d are used", cfg.batch_size, len(train), share)
-    return min(cfg.batch_size, share)
-
-
-def _save_best(path: Any, encoder: Any, objective: Any, run: Run) -> None:
-    if run.is_main:
-        from safetensors.torch import save_file
-
-        path.parent.mkdir(exist_ok=True)
-        parts = {**{f"e.{k}": v for k, v in encoder.state_dict().items()}, **{f"o.{k}": v for k, v in objective.state_dict().items()}}
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in parts.items()}, path)
-
-
-def _load_best(path: Any, encoder: Any, objective: Any) -> None:
-    from safetensors.torch import load_file
-
-    state = load_file(path)
-    for prefix, module in (("e.", encoder), ("o.", objective)):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

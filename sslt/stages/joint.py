@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from sslt.config import build
+from sslt.data.joined import Joined
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.learner import Term
@@ -14,19 +15,19 @@ from sslt.stages import common
 
 @dataclasses.dataclass
 class Mix:
-    """α as a function of progress: a straight line from `start` to `end`; of the task's own term, 1 - α."""
+    """α as a function of progress: a straight line from `start` to `end`; of the task's own terms, (1 - α) · `of_task`."""
 
     start: float
     end: float
-    of_task: bool = False
+    of_task: float | None = None
 
     def __call__(self, progress: float) -> float:
         alpha = self.start + (self.end - self.start) * progress
-        return 1 - alpha if self.of_task else alpha
+        return alpha if self.of_task is None else (1 - alpha) * self.of_task
 
 
 def add(cfg: Any, encoder: Encoder, source: Any, parts: common.Parts) -> None:
-    """Add the unlabelled term of `joint=` and weigh the task's term by what it leaves."""
+    """Add the unlabelled term of `joint=` and weigh the task's terms by what it leaves."""
     o = cfg.joint
     start, end = o.weight, o.weight if o.final_weight is None else o.final_weight
     for key, value in (("weight", start), ("final_weight", end)):
@@ -39,9 +40,12 @@ def add(cfg: Any, encoder: Encoder, source: Any, parts: common.Parts) -> None:
     if unlabelled.modality != source.modality:
         raise UserError(f"joint.data holds {unlabelled.modality}s, but the task's data are {source.modality}s")
     samples = common.prepare(encoder, unlabelled, "unlabeled")
+    if parts.unlabelled and o.get("data") is None:
+        samples = Joined([samples, *parts.unlabelled])
     if o.pack:
         samples = samples.packed(encoder.processor.max_length)
     size = o.batch_size or next(iter(parts.streams.values())).batch_size
     parts.streams["joint"] = common.stream(cfg, samples, size, views, drop_last=True)
+    for term in parts.terms.values():
+        term.weight = Mix(start, end, term.weight_at(0.0))
     parts.terms["joint"] = Term(build(o.objective, encoder), "joint", Mix(start, end))
-    parts.terms["finetune"].weight = Mix(start, end, of_task=True)

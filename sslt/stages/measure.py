@@ -14,7 +14,7 @@ from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, fingerprint
 from sslt.errors import UserError
 from sslt.evaluation.classification import classification_metrics, confusion_matrix
-from sslt.evaluation.features import cached_features, logits_of
+from sslt.evaluation.features import MEASURED, cached_features, logits_of
 from sslt.runs import Run
 from sslt.stages import common
 
@@ -23,11 +23,11 @@ log = logging.getLogger("sslt")
 
 def classifier(
     encoder: Encoder, objective: Any, samples: Samples, device: torch.device, batch: int, split: str,
-    *, detail: bool = True, plots: Run | None = None,
+    *, detail: bool = True, plots: Run | None = None, number_format: str = MEASURED,
 ) -> dict[str, float]:  # fmt: skip
     """Metrics of a classifier over a whole split, named `<split>/accuracy` and so on; with `plots`, its confusion matrix."""
     objective.to(device)
-    logits, labels = logits_of(encoder, objective, samples, device, batch), common.labels_of(samples)
+    logits, labels = logits_of(encoder, objective, samples, device, batch, number_format), common.labels_of(samples)
     assert samples.classes is not None
     found = classification_metrics(logits, labels, samples.classes)
     if plots is not None and plots.is_main:

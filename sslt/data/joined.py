@@ -1,0 +1,103 @@
+"""Several data sets as one: prepared samples row after row, and sources for what must be fitted to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslt.data import cache
+from sslt.data.base import Raw, Samples, Source
+
+
+class Joined(Samples):
+    """The rows of the first of `parts`, then those of the second, and so on; all prepared by one processor.
+
+    There are labels where every part has them, and then of the same classes (`ValueError` otherwise).
+    rows: int64, those of all rows that are samples, in order (None: all).
+    """
+
+    def __init__(self, parts: Sequence[Samples], rows: np.ndarray | None = None):
+        self.parts, self.chosen = list(parts), rows
+        self.starts = np.cumsum([0, *map(len, self.parts)])
+        self.rows = np.arange(self.starts[-1]) if rows is None else np.asarray(rows, np.int64)
+        found = [p.labels for p in self.parts if p.labels is not None]
+        labelled = len(found) == len(self.parts)
+        if labelled and any(p.classes != self.parts[0].classes for p in self.parts):
+            raise ValueError("the parts have labels of different classes")
+        self.labels = np.concatenate([np.asarray(part) for part in found])[self.rows] if labelled else None
+        self.classes = self.parts[0].classes if labelled else None
+        self.fingerprint = cache.digest("joined", [p.fingerprint for p in self.parts], self.rows)
+        self.skipped = sum(p.skipped for p in self.parts)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        found = [p.lengths for p in self.parts]
+        return None if any(n is None for n in found) else np.concatenate([n for n in found if n is not None])[self.rows]
+
+    @property
+    def padding(self) -> dict[str, int]:
+        return self.parts[0].padding
+
+    def batch(self, index: np.ndarray) -> dict[str, Tensor]:
+        """What the parts' batches have in common, in the order of `index`; rows of text are padded to the longest."""
+        index = np.asarray(index, np.int64)
+        made, places = [], []
+        for part, (place, own) in zip(self.parts, self._shares(self.rows[index]), strict=True):
+            if len(own):
+                made.append(part.batch(own))
+                places.append(place)
+        back = torch.from_numpy(np.argsort(np.concatenate(places)))
+        names = [k for k in made[0] if k not in ("index", "label") and all(k in m for m in made)]
+        out = {k: _stack([m[k] for m in made], self.padding.get(k, 0))[back] for k in names}
+        label = {} if self.labels is None else {"label": torch.from_numpy(self.labels[index])}
+        return {**out, "index": torch.from_numpy(index), **label}
+
+    def subset(self, index: np.ndarray) -> Joined:
+        return Joined(self.parts, self.rows[np.asarray(index)])
+
+    def packed(self, length: int) -> Joined:
+        if self.chosen is None:
+            return Joined([p.packed(length) for p in self.parts])
+        shares = zip(self.parts, self._shares(self.rows), strict=True)
+        return Joined([part.subset(own).packed(length) for part, (_, own) in shares if len(own)])
+
+    def _shares(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each part, which of `rows` are its own: their places in `rows`, and its own numbers for them."""
+        owner = np.searchsorted(self.starts, rows, side="right") - 1
+        places = [np.flatnonzero(owner == i) for i in range(len(self.parts))]
+        return [(place, rows[place] - self.starts[i]) for i, place in enumerate(places)]
+
+
+def _stack(parts: list[Tensor], fill: int) -> Tensor:
+    """Rows one below the other; of tensors [B, L, ...] with different L, each filled up to the longest."""
+    width = max(p.shape[1] for p in parts) if parts[0].dim() > 1 else 0
+    if any(p.dim() > 1 and p.shape[1] != width for p in parts):
+        parts = [F.pad(p, [0, 0] * (p.dim() - 2) + [0, width - p.shape[1]], value=fill) for p in parts]
+    return torch.cat(parts)
+
+
+class Corpus(Source):
+    """The unlabelled texts of several sources as one: what a tokenizer for all of them is trained on."""
+
+    val_fraction = test_fraction = 0.0
+    classes = None
+
+    def __init__(self, sources: Sequence[Source]):
+        self.sources = list(sources)
+        self.modality, self.name = self.sources[0].modality, " and ".join(s.name for s in self.sources)
+
+    def own_splits(self) -> tuple[str, ...]:
+        return ("unlabeled",)
+
+    def read(self, split: str) -> Raw:
+        return Raw([text for source in self.sources for text in source.get("unlabeled").items])
+
+    def fingerprint(self) -> str:
+        return cache.digest("corpus", [(s.fingerprint(), s.val_fraction, s.test_fraction) for s in self.sources])

@@ -1,0 +1,34 @@
+"""Seeded parts of prepared samples: of their labels, or of rows whatever their labels are."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from sslt.data.base import Samples, stratified
+from sslt.errors import UserError
+
+log = logging.getLogger("sslt")
+
+
+def label_subset(samples: Samples, fraction: float, per_class: int | None, seed: int) -> Samples:
+    """The seeded, stratified part of the labels that may be used."""
+    if per_class is not None and (not isinstance(per_class, int) or per_class < 1):
+        raise UserError(f"labels_per_class={per_class}: give a whole number from 1")
+    if per_class is not None and fraction != 1:
+        raise UserError(f"label_fraction={fraction} and labels_per_class={per_class}: give one of the two")
+    if per_class is None and fraction == 1:
+        return samples
+    assert samples.labels is not None
+    labels = np.asarray(samples.labels)
+    index = stratified(labels, per_class=per_class, seed=seed) if per_class else stratified(labels, fraction=fraction, seed=seed)
+    log.info("%d of %d labels are used", len(index), len(samples))
+    return samples.subset(index)
+
+
+def some(samples: Samples, n: int, seed: int) -> Samples:
+    """`n` rows drawn by the seed (all, where there are no more), in order, without a look at their labels."""
+    if len(samples) <= n:
+        return samples
+    return samples.subset(np.sort(np.random.default_rng([seed, 0x50E]).choice(len(samples), n, replace=False)))

@@ -1,0 +1,19 @@
+"""Protects report=best: the weights that are reported are those of the epoch with the best validation accuracy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import TINY_IMAGES
+
+from sslt.report.curves import MetricsCSV
+from sslt.runs import Run
+
+
+def test_the_best_epochs_weights_are_reported(sslt, here):
+    """A rate that rises until training falls apart: the last epoch is worse than an earlier one, which is what is reported."""
+    args = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=40", "batch_size=50", "trainer.max_epochs=5"]
+    sslt(*args, "optimizer.lr=0.5", "schedule=constant", "schedule.warmup=1.0", "report=best", "hydra.run.dir=run")
+    scores = MetricsCSV.read(here / "run" / "metrics.csv")["val/accuracy"][1]
+    assert len(scores) == 5 and scores[-1] < max(scores), "the case is one where it matters"
+    assert Run(here / "run").metrics["val/accuracy"] == pytest.approx(scores[int(np.argmax(scores))])
