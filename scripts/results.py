@@ -9,18 +9,14 @@ interrupted goes on. The tables are written from the run folders after every cel
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import statistics
-import sys
-import time
 from pathlib import Path
 
-from sslt.cli import main as sslt
-from sslt.evaluation.few_shot import mean_interval
-from sslt.runs import Run, read_json
+from cells import SEEDS, Cells, about, numbers, percent
 
-SEEDS = (0, 1, 2)
+from sslt.runs import read_json
+
 VISION = ("val_every_n_epochs=0", "optimizer.lr=0.0005", "views.scale=[0.4,1.0]")
 TEXT = ("val_every_n_epochs=0", "optimizer.lr=0.0005")
 PRETRAIN = {
@@ -44,40 +40,6 @@ LABELS: dict[str, list[tuple[str, list[str]]]] = {
         ("25,000", ["trainer.max_steps=800", "data.val_fraction=0.0001", *TEXT]),
     ],
 }
-
-
-class Cells:
-    """Runs commands into folders below `root` and remembers what was typed."""
-
-    def __init__(self, root: Path, data: str):
-        self.root, self.data = root, data
-
-    def run(self, name: str, verb: str, *args: str) -> Run:
-        folder = self.root / name
-        run = Run(folder)
-        if not run.finished:
-            command = [verb, *args, f"data.root={self.data}"] if verb != "evaluate" else [verb, *args]
-            print("$ sslt", shlex.join(command), flush=True)
-            code = sslt([*command, f"hydra.run.dir={folder}", "resume=auto"])
-            if code:
-                sys.exit(f"{name} ended with code {code}")
-        return run
-
-
-def numbers(root: Path, pattern: str, key: str = "test/accuracy") -> list[float]:
-    """`key` of every finished run that matches."""
-    found = [read_json(p / "metrics.json").get(key) for p in sorted(root.glob(pattern)) if Run(p).finished]
-    return [v for v in found if v is not None]
-
-
-def percent(values: list[float]) -> str:
-    """mean ± 95 % interval (Student's t), in percent."""
-    if not values:
-        return "–"
-    if len(values) == 1:
-        return f"{100 * values[0]:.1f} (1 seed)"
-    mean, half = mean_interval(values)
-    return f"{100 * mean:.1f} ± {100 * half:.1f}"
 
 
 def table(root: Path, data: str) -> str:
@@ -110,13 +72,11 @@ def table(root: Path, data: str) -> str:
 
 def write(root: Path, out: Path, names: list[str]) -> None:
     """Write a section for every data set of which something is measured."""
-    import torch
-
     names = [d for d in names if numbers(root, f"{d}-evaluate-*", "knn/accuracy") or numbers(root, f"{d}-finetune-*")]
 
     text = f"""# First results: what pretraining is worth
 
-Made by `python scripts/results.py --data DIR`, {time.strftime("%Y-%m-%d")}, on {os.cpu_count()} CPU cores, torch {torch.__version__}.
+Made by `python scripts/results.py --data DIR`; {about()}.
 Three seeds unless a cell says otherwise; mean ± 95 % interval (Student's t, so wide with three).
 The last checkpoint is reported, on the test split, read once.
 "From scratch" is the same architecture and tokenizer with fresh weights, the same labels, steps and settings.

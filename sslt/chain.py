@@ -16,14 +16,15 @@ from sslt.errors import UserError
 log = logging.getLogger("sslt")
 
 STAGES = ("pretrain", "finetune", "evaluate")
+BELONGS = {"task": "pretrain", "data": "pretrain", "from": "pretrain", "target": "finetune", "adaptation": "finetune"}
 OWN = ("resume", "cache_dir", "debug", "hydra")  # of the chain as a whole
 
 
 def rewrite(overrides: list[str], config_dir: str | None) -> list[str]:
     """Overrides of a chain → values of run.yaml: `stages.STAGE.choices` (groups), `.values` (keys) and `.added` (`+key`).
 
-    `+task=` belongs to pretrain and `+target=` to finetune; `STAGE.key=value` to that stage; anything else to every stage that
-    reads it, but `data=` (which data set to pretrain on) to pretrain alone.
+    What `BELONGS` to a stage goes there (`data=` is which data set to pretrain on), `STAGE.key=value` to that stage, anything else
+    to every stage that reads it.
     """
     known = {s: groups.top_level_keys(s) for s in STAGES}
     chosen = set(groups.names(config_dir))
@@ -37,10 +38,8 @@ def rewrite(overrides: list[str], config_dir: str | None) -> list[str]:
             continue
         if top in STAGES:
             stages, bare = [top], bare.partition(".")[2]
-        elif bare in ("task", "target"):
-            stages = ["pretrain" if bare == "task" else "finetune"]
-        elif bare in ("data", "from"):
-            stages = ["pretrain"]
+        elif bare in BELONGS or top == "adaptation":
+            stages = [BELONGS[top]]
         else:
             stages = [s for s in STAGES if top in known[s] and (top, s) != ("data", "evaluate")]
             if not stages:

@@ -48,6 +48,8 @@ def _composing(config_dir: str | None, verb: str) -> Iterator[list[str]]:
     try:
         with hydra.initialize_config_dir(str(groups.CONFIG_DIR), version_base="1.3", job_name=f"sslt {verb}"):
             yield [f"hydra.searchpath=[{Path(config_dir).absolute().as_uri()}]"] if config_dir else []
+    except UserError:
+        raise
     except Exception as e:
         raise explain(e, verb, config_dir) from e
     finally:

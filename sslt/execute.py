@@ -256,9 +256,11 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _find(e: BaseException | None, wanted: Any) -> BaseException | None:
-    while e is not None:
+    seen: set[int] = set()  # a chain may lead back to itself
+    while e is not None and id(e) not in seen:
         if wanted(e):
             return e
+        seen.add(id(e))
         e = e.__cause__ or e.__context__
     return None
 

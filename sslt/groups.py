@@ -53,19 +53,19 @@ def _load(path: Path) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _own_files(verb: str) -> Iterator[dict[str, Any]]:
-    """The contents of a verb's own YAML and of those it includes."""
+def own_files(verb: str) -> Iterator[Path]:
+    """A verb's own YAML and those it includes."""
     todo = [verb]
     while todo:
-        content = _load(CONFIG_DIR / f"{todo.pop()}.yaml")
-        todo += [item for item in content.get("defaults", []) if isinstance(item, str) and item != "_self_"]
-        yield content
+        path = CONFIG_DIR / f"{todo.pop()}.yaml"
+        todo += [item for item in _load(path).get("defaults", []) if isinstance(item, str) and item != "_self_"]
+        yield path
 
 
 def top_level_keys(verb: str) -> set[str]:
     """Every key a verb reads: those of its own YAML, of those it includes, and the groups it chooses from."""
     keys: set[str] = set()
-    for content in _own_files(verb):
+    for content in map(_load, own_files(verb)):
         chosen = [item for item in content.get("defaults", []) if isinstance(item, dict)]
         keys |= {str(k).removeprefix("optional ").removeprefix("override ").strip("/") for item in chosen for k in item}
         keys |= set(content)
@@ -77,7 +77,7 @@ def plain_values(verb: str) -> dict[str, Any]:
     free = ("hydra", "defaults", "stages")
     return {
         k: v
-        for content in _own_files(verb)
+        for content in map(_load, own_files(verb))
         for k, v in content.items()
         if isinstance(v, (bool, int, float, list, dict)) and v != {} and k not in free
     }

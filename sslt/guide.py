@@ -18,8 +18,8 @@ VERBS = {
 }
 CHOICES = {
     "pretrain": ("task", "data", "encoder"),
-    "finetune": ("target", "data", "adaptation", "encoder"),
-    "evaluate": ("data",),
+    "finetune": ("target", "data", "adaptation", "encoder", "joint", "shift", "episodes", "sampling"),
+    "evaluate": ("data", "episodes", "test_time", "corruption"),
     "predict": ("data",),
     "run": ("task", "target"),
 }
@@ -27,8 +27,10 @@ CHOICES = {
 KINDS = {
     "tasks": "task", "targets": "target", "data": "data", "encoders": "encoder", "objectives": "objective",
     "adaptations": "adaptation", "views": "views", "optimizers": "optimizer", "schedules": "schedule",
-    "trainers": "trainer", "loggers": "logger",
+    "trainers": "trainer", "loggers": "logger", "samplings": "sampling", "joint": "joint", "shifts": "shift",
+    "episodes": "episodes", "test_time": "test_time", "corruptions": "corruption",
 }  # fmt: skip
+ADDED = ("task", "target", "joint", "shift", "episodes", "test_time", "corruption")  # chosen with a +, as nothing is by default
 
 
 def _rows(rows: dict[str, str], indent: int = 2) -> str:
@@ -64,7 +66,7 @@ def verb_help(verb: str, config_dir: str | None = None) -> str:
     what, example = VERBS[verb]
     lines = [f"sslt {verb}: {what}", "", f"  {example}", ""]
     for group in CHOICES[verb]:
-        written = f"+{group}=" if group in ("task", "target") else f"{group}="
+        written = f"+{group}=" if group in ADDED else f"{group}="
         lines += [f"{written}", _rows(groups.options(group, config_dir), 4), ""]
     lines += ["settings (the rest: --cfg job)", _rows(_settings(verb), 4), ""]
     lines += ["-m sweeps over commas, --cfg job shows the whole config, --config-dir DIR adds your own YAMLs, resume=RUN|auto goes on."]
@@ -74,9 +76,8 @@ def verb_help(verb: str, config_dir: str | None = None) -> str:
 def _settings(verb: str) -> dict[str, str]:
     """The commented keys of a verb's own YAML: the comment is the help."""
     found: dict[str, str] = {}
-    for name in (verb, *(["common"] if verb != "run" else [])):
-        path = groups.CONFIG_DIR / f"{name}.yaml"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for path in groups.own_files(verb):
+        for line in path.read_text(encoding="utf-8").splitlines():
             key, colon, rest = line.partition(":")
             if colon and key and key[0].isalpha() and "  # " in rest:
                 value, _, comment = rest.partition("  # ")
@@ -99,7 +100,8 @@ def listing(args: list[str]) -> str:
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
     if not rest or rest[0] in ("-h", "--help"):
-        counts = {f"sslt list {kind}": ", ".join(list(groups.options(g, config_dir))[:6]) for kind, g in KINDS.items()}
+        named = {kind: list(groups.options(g, config_dir)) for kind, g in KINDS.items()}
+        counts = {f"sslt list {kind}": ", ".join(found[:6]) + (", …" if len(found) > 6 else "") for kind, found in named.items()}
         return _rows(counts | {"sslt list runs": "the runs below ./runs"}, 0)
     kind = rest[0]
     if kind == "runs":

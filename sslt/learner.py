@@ -166,6 +166,8 @@ class Learner(pl.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.optimizer_steps += 1
         self.adaptation.after_step(self.encoder, self.optimizer_steps)
+        for term in self.terms.values():
+            term.objective.after_step(self.encoder)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

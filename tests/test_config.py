@@ -131,9 +131,9 @@ def test_every_option_can_be_chosen(name):
     group, option = name.split("/")
     content = yaml.safe_load(FILES[NAMES.index(name)].read_text(encoding="utf-8")) or {}
     missing = [f"{group}.{k}=x" for k, v in content.items() if v == "???"]
-    verb = "pretrain" if group in ("objective", "views") else "finetune"
-    start = ["from=x"] if verb == "finetune" else []
-    plus = "+" if group in ("joint", "shift", "episodes") else ""
+    verb = {"objective": "pretrain", "views": "pretrain", "corruption": "evaluate", "test_time": "evaluate"}.get(group, "finetune")
+    start = [] if verb == "pretrain" else ["from=x"]
+    plus = "+" if group in ("joint", "shift", "episodes", "corruption", "test_time") else ""
     cfg = config.compose(verb, [*start, f"{plus}{group}={option}", *missing])
     assert set(content) - {"defaults"} <= set(cfg[group])
 

@@ -28,7 +28,7 @@ def test_examples_of_the_architecture_run(sslt, here, monkeypatch):
     assert len(commands) >= 4
     for command in commands:
         sslt(*shlex.split(command))
-    for name in ("vicreg", "stripes", "mixed", "measured"):
+    for name in ("spectral", "stripes", "mixed", "measured"):
         assert Run(here / name).finished
     sslt("evaluate", "from=mixed", code=2)  # without trust=
     for name in [m for m in sys.modules if m.split(".")[0] == "mylab"]:

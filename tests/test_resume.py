@@ -58,9 +58,13 @@ SHIFT += ["labels_per_class=20", "batch_size=32", "trainer.max_epochs=3"]  # 6 s
         ([*IMAGES, "trainer.accumulate_grad_batches=2"], (2, 6)),
         (TEXT, (5,)),
         ([*TUNE, "adaptation=partial", "adaptation.blocks=2"], (4, 7)),
+        ([*TUNE, "adaptation=gradual", "adaptation.over=0.9"], (4, 7)),  # some blocks free, others not yet
+        ([*TUNE, "adaptation=l2sp"], (4,)),
+        ([*TUNE, "+joint=simclr", "joint.batch_size=100"], (4, 8)),  # one stream in its second round, the other in its first
+        ([*TUNE, "+joint=simclr", "sampling=proportional", "trainer.accumulate_grad_batches=2", "trainer.max_steps=5"], (4,)),
         (SHIFT, (8,)),  # two streams, a critic, the best epoch so far
     ],
-    ids=["simclr", "simclr-accumulated", "mlm", "finetune-partial", "shift"],
+    ids=["simclr", "simclr-accumulated", "mlm", "finetune-partial", "gradual", "l2sp", "joint", "joint-in-turns", "shift"],
 )
 def test_stopped_and_resumed_equals_uninterrupted(args, stops, sslt, here):
     """The order of samples, views, dropout, masks, optimizer, schedule and counters go on where they were."""

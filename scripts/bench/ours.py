@@ -17,7 +17,7 @@ from bench.rounds import Watch
 from sslt import config, precision
 from sslt.data.image_views import ImageViews
 from sslt.data.streams import Stream
-from sslt.data.text_processor import PackedSamples, TextProcessor
+from sslt.data.text_processor import PackedSamples, TextProcessor, TextSamples
 from sslt.encoders.text import TextEncoder
 from sslt.learner import Term
 from sslt.runs import Run
@@ -104,6 +104,23 @@ def mlm(encoder: str, batch: int, length: int, steps: int, folder: Path) -> Pret
     samples = PackedSamples(words, length, processor.cls_id, "random tokens")
     stream = Stream(samples, batch, seed=0, drop_last=True, views=config.build(cfg.views))
     return Pretraining(cfg, model, config.build(cfg.objective, model), stream, folder)
+
+
+def lora(encoder: str, batch: int, longest: int, steps: int, folder: Path) -> Pretraining:
+    """Classification with LoRA, on texts of 16 to `longest` random tokens out of BERT's 30,522, with two classes."""
+    settings = ["from=scratch", f"encoder={encoder}", f"batch_size={batch}", "data=docs", "adaptation=lora", "optimizer.lr=0.001"]
+    cfg = config.compose("finetune", [*settings, "val_every_n_epochs=0", "adaptation.target_modules=[query,value]", "adaptation.r=8"])
+    processor = TextProcessor(tokenizer(), longest)
+    args: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg.encoder, ["model_type", "config", "pooling"]))
+    model = TextEncoder(processor, **args)
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(14, longest - 1, batch * steps)
+    words = rng.integers(len(processor.special_ids), VOCABULARY, int(sizes.sum()), dtype=np.int32)
+    special = (processor.cls_id, processor.sep_id, processor.pad_id)
+    labels = rng.integers(0, 2, len(sizes))
+    samples = TextSamples(words, np.cumsum(sizes) - sizes, sizes, labels, ["a", "b"], "random texts", special, longest, 0)
+    stream = Stream(samples, batch, seed=0, drop_last=False, views=config.build(cfg.views))
+    return Pretraining(cfg, model, config.build(cfg.objective, model, n_classes=2), stream, folder)
 
 
 def tokenizer() -> Any:

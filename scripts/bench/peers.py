@@ -203,6 +203,42 @@ def hf_mlm(ours: Pretraining, bf16: bool, folder: Path) -> Callable[[Watch], Non
     return run
 
 
+def hf_lora(ours: Pretraining, bf16: bool, folder: Path) -> Callable[[Watch], None]:
+    """BertForSequenceClassification with peft's LoRA under transformers.Trainer, padded batch by batch, on the same texts."""
+    import peft
+    import transformers as hf
+
+    hf.utils.logging.set_verbosity_error()
+    samples = ours.samples
+    rows = []
+    for i in range(len(samples)):
+        one = samples.batch(np.array([i]))
+        rows.append({"input_ids": one["tokens"][0][one["mask"][0]].tolist(), "labels": int(one["label"][0])})
+    config = copy.deepcopy(ours.encoder.model.config)
+    config.num_labels = 2
+    wanted = peft.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
+    model = peft.get_peft_model(hf.BertForSequenceClassification(config), wanted)
+
+    class Lap(hf.TrainerCallback):
+        def __init__(self, watch: Watch):
+            self.watch = watch
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.watch.step()
+
+    def run(watch: Watch) -> None:
+        args = hf.TrainingArguments(
+            output_dir=str(folder), per_device_train_batch_size=ours.stream.batch_size, max_steps=watch.total, learning_rate=1e-3,
+            bf16=bf16, use_cpu=device().type == "cpu", save_strategy="no", report_to="none", disable_tqdm=True,
+        )  # fmt: skip
+        collator = hf.DataCollatorWithPadding(ours.encoder.processor.tokenizer)
+        trainer = hf.Trainer(model=model, args=args, data_collator=collator, train_dataset=rows, callbacks=[Lap(watch)])
+        trainer.remove_callback(hf.PrinterCallback)
+        trainer.train()
+
+    return run
+
+
 # ---------------------------------------------------------------- augmentation
 def lightly_augment(images: np.ndarray, size: int) -> Callable[[Watch], None]:
     """One step is the two views of every image, from PIL, one image after the other; collating them is not counted."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,34 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
+@functools.cache
+def ask_once() -> bool:
+    """Whether the Hugging Face hub answers; if not, its libraries are told, and look into their caches at once.
+
+    Left to themselves they would retry every request for a minute in all.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=5)
+        return True
+    except Exception:  # whatever the client's library raises
+        constants.HF_HUB_OFFLINE = True
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].config.HF_HUB_OFFLINE = True  # a copy of its own
+        return False
+
+
 def load_datasets(name: str, config: str | None) -> dict[str, Table]:
     """The splits of a saved data set or of one of the hub (downloaded, or from its cache), by their own names."""
     import datasets
 
     folder = Path(name).expanduser()
+    if not folder.is_dir():
+        ask_once()
     try:
         loaded = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(name, config)
     except Exception as e:  # offline, no such set, no such config: each has its own

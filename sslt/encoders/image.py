@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslt.data.hub import ask_once
 from sslt.data.image_processor import ImageProcessor
 from sslt.encoders.base import Encoder, Features, require
 from sslt.errors import UserError, nearest
@@ -125,6 +126,8 @@ def _create(name: str, channels: int, args: dict[str, Any], pretrained: bool) ->
     name = name.removeprefix("timm/")
     if not name.startswith("local-dir:") and not timm.is_model(name):
         raise UserError(f"encoder '{name}' is no timm model{nearest(name, timm.list_models())}")
+    if pretrained and not name.startswith("local-dir:"):
+        ask_once()
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **args)
     except TypeError as e:

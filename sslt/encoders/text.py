@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sslt.data.hub import ask_once
 from sslt.data.text_processor import TextProcessor
 from sslt.encoders.base import Encoder, Features, pool_mean, require
 from sslt.errors import UserError, nearest
@@ -46,6 +47,8 @@ class TextEncoder(Encoder):
         """A Hugging Face folder or hub id; nothing of it is executed (no remote code, safetensors before pickle)."""
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+        if not Path(folder).is_dir():
+            ask_once()
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             known = AutoConfig.from_pretrained(folder, trust_remote_code=False)

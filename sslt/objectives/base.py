@@ -26,6 +26,7 @@ class Objective(nn.Module, abc.ABC):
     """
 
     needs_full_batches = False  # True where samples of a batch are compared with each other
+    needs_labels = False  # True where pretraining reads `label`
     # Set by the learner before every step:
     logs_now = True  # False in steps whose logs nobody reads: what is only shown need not be computed
     progress = 0.0  # share of the run's budget that is used up, 0..1
@@ -33,6 +34,9 @@ class Objective(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         """The loss on a batch that the stream's views have made."""
+
+    def after_step(self, encoder: Encoder) -> None:
+        """Called after every optimizer step: what moves without a gradient (a momentum teacher) moves now."""
 
     def units(self, batch: dict) -> int | Tensor:
         """Over how many samples (or tokens) of `batch` the loss is a mean.
@@ -66,11 +70,17 @@ def n_samples(batch: dict) -> int:
     return n_samples(next(iter(batch.values())))
 
 
-def mlp(dim: int, hidden: int, out: int, *, norm: bool = True) -> nn.Sequential:
-    """Linear → BatchNorm → ReLU → Linear, the projector of most joint-embedding methods."""
-    return nn.Sequential(
-        nn.Linear(dim, hidden, bias=not norm), *([nn.BatchNorm1d(hidden)] if norm else []), nn.ReLU(inplace=True), nn.Linear(hidden, out)
-    )
+def mlp(dim: int, hidden: int, out: int, *, norm: bool = True, layers: int = 2, last_norm: bool = False) -> nn.Sequential:
+    """(Linear → BatchNorm → ReLU) × (layers - 1) → Linear, the projector of most joint-embedding methods.
+
+    last_norm: a BatchNorm without scale and shift at the end (SimSiam, MoCo v3).
+    """
+    parts: list[nn.Module] = []
+    for _ in range(layers - 1):
+        parts += [nn.Linear(dim, hidden, bias=not norm), *([nn.BatchNorm1d(hidden)] if norm else []), nn.ReLU(inplace=True)]
+        dim = hidden
+    parts.append(nn.Linear(dim, out, bias=not last_norm))
+    return nn.Sequential(*parts, *([nn.BatchNorm1d(out, affine=False)] if last_norm else []))
 
 
 def full_precision() -> torch.autocast:

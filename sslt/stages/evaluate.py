@@ -31,7 +31,14 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         if source.classes != classes:
             raise UserError(_mismatch(classes, source))
         samples = common.prepare(encoder, source, cfg.split)
+        if cfg.corruption is not None:
+            samples = measure.corrupted(cfg, encoder, samples)
         metrics = measure.classifier(encoder, objective, samples, device, batch, cfg.split, plots=run)
+        if cfg.test_time is not None:
+            metrics |= measure.test_time(cfg, encoder, objective, samples, device)
+            metrics["test_time/gain"] = metrics["test_time/accuracy"] - metrics[f"{cfg.split}/accuracy"]
+    elif cfg.corruption is not None or cfg.test_time is not None:
+        raise UserError("corruption and test_time measure a classifier: give a fine-tuned run as from=, without probes=true")
     else:
         metrics = measure.encoder_probes(cfg, run, encoder, source, device, batch)
         if metrics and source.classes is not None:

@@ -38,7 +38,9 @@ def saved(cfg: Any, run: Run, source: Any, metrics: dict[str, float]) -> dict[st
         from sslt.report.plots import label_curves
 
         (run / "plots").mkdir(exist_ok=True)
-        label_curves({"frozen features": ours} | ({"from scratch": theirs} if theirs else {}), run / "plots" / "labels.png")
+        shots = curve_points({k: v for k, v in metrics.items() if "_shot/" in k}, len(source.classes))
+        lines = {"linear probe": [p for p in ours if p not in shots], "k-shot probe": shots, "from scratch": theirs}
+        label_curves({name: points for name, points in lines.items() if points}, run / "plots" / "labels.png")
     return found
 
 

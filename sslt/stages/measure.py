@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 
+from sslt import distributed
+from sslt.config import build
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, fingerprint
 from sslt.errors import UserError
@@ -38,6 +41,39 @@ def classifier(
 
         write_json(plots / f"confusion_{split}.json", {"classes": samples.classes, "rows_true_columns_predicted": matrix.tolist()})
     return {f"{split}/{k}": float(v) for k, v in found.items() if detail or k in ("accuracy", "f1", "nll")}
+
+
+def corrupted(cfg: Any, encoder: Encoder, samples: Samples) -> Samples:
+    """The samples under `corruption=`."""
+    from sslt.data.corruptions import Corrupted
+
+    corruption = build(cfg.corruption)
+    if corruption.modality != encoder.modality:
+        raise UserError(f"corruption {corruption.name} is for {corruption.modality}s, but from={cfg['from']} reads {encoder.modality}s")
+    if encoder.modality == "text":
+        corruption.unknown = encoder.processor.tokenizer.unk_token_id or 0
+    return Corrupted(samples, corruption, cfg.seed)
+
+
+def test_time(cfg: Any, encoder: Encoder, objective: Any, samples: Samples, device: torch.device) -> dict[str, float]:
+    """Metrics, named `test_time/…`, of a classifier that adapts to the split as a stream of batches in shuffled order.
+
+    Each rank would adapt to its share alone: one process only.
+    """
+    if distributed.active():
+        raise UserError("test_time= follows one stream: set trainer.devices=1")
+    adapter = build(cfg.test_time)
+    adapter.start(encoder.to(device), lambda e, inputs: objective.logits(e(inputs).pooled).float())
+    order = np.random.default_rng([cfg.seed, 0x7E57]).permutation(len(samples))
+    parts = []
+    objective.to(device).eval()
+    for i in range(0, len(order), cfg.batch_size):
+        batch = {k: v.to(device) for k, v in samples.batch(order[i : i + cfg.batch_size]).items()}
+        parts.append(adapter.predict(encoder.inputs(batch)).cpu())
+    labels = common.labels_of(samples)[torch.from_numpy(order)]
+    assert samples.classes is not None
+    adapted = classification_metrics(torch.cat(parts), labels, samples.classes)
+    return {f"test_time/{k}": float(adapted[k]) for k in ("accuracy", "f1", "nll", "ece")}
 
 
 def encoder_probes(cfg: Any, run: Run, encoder: Encoder, source: Any, device: torch.device, batch: int) -> dict[str, float]:

@@ -31,7 +31,9 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         )
     encoder = common.starting_encoder(cfg, source)
     objective = build(cfg.objective, encoder)
-    samples = common.prepare(encoder, source, "unlabeled")
+    if objective.needs_labels and source.classes is None:
+        raise UserError(f"+task={cfg.name} learns from labels, and {source.name} has none: choose another data= or +task=")
+    samples = common.prepare(encoder, source, "train" if objective.needs_labels else "unlabeled")
     if cfg.pack:
         samples = samples.packed(encoder.processor.max_length)
     stream = common.stream(cfg, samples, cfg.batch_size, views, drop_last=True)

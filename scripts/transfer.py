@@ -1,0 +1,214 @@
+"""Show what the ways of carrying an encoder over are worth: docs/results/transfer.md, made cell by cell and resumable.
+
+    python scripts/transfer.py --data DIR [--root FOLDER] [--only modes,digits,text,episodes,joint]
+
+Each cell is one `sslt` command in a run folder below --root; what is finished is not run again. The document is written from the
+run folders after every cell. The encoders of the modes are those of scripts/results.py (its --root, if they are there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from cells import SEEDS, Cells, about, numbers, percent
+from results import PRETRAIN
+
+from sslt.runs import Run, read_json
+
+MODES = {
+    "full": ["adaptation=full"],
+    "layer decay 0.7": ["adaptation=full", "adaptation.layer_decay=0.7"],
+    "probe": ["adaptation=probe"],
+    "partial, last block": ["adaptation=partial", "adaptation.blocks=1"],
+    "gradual": ["adaptation=gradual"],
+    "LP-FT": ["adaptation=lpft"],
+    "L2-SP": ["adaptation=l2sp"],
+    "BitFit": ["adaptation=bitfit"],
+    "LoRA": ["adaptation=lora"],
+    "AdaLoRA": ["adaptation=adalora"],
+    "adapter": ["adaptation=adapter"],
+    "IA3": ["adaptation=ia3"],
+    "prefix": ["adaptation=prefix"],
+    "prompt": ["adaptation=prompt"],
+}
+TARGETS = {
+    "imdb": ["labels_per_class=1250", "trainer.max_steps=250", "val_every_n_epochs=0"],
+    "cifar10": ["label_fraction=0.1", "batch_size=128", "trainer.max_steps=180", "val_every_n_epochs=0", "views.scale=[0.4,1.0]"],
+}
+# the learning rate of each kind was chosen on the validation split of seed 0 among 5e-4, 2e-3, 1e-2
+RATES = {"full": 5e-4, "light": 5e-3}
+LIGHT = ("probe", "BitFit", "LoRA", "AdaLoRA", "adapter", "IA3", "prefix", "prompt")
+SHIFTS = ("source_only", "mmd", "coral", "dann", "cdan", "target_supervised")
+DIGITS = {"mnist-usps": ("mnist", "usps"), "usps-mnist": ("usps", "mnist")}
+EPISODES = ("protonet", "maml", "fomaml", "anil")
+SHOTS = (1, 5)
+
+
+def modes(cells: Cells) -> Iterator[str]:
+    """Every adaptation, from the pretrained encoder of each target."""
+    for data, settings in TARGETS.items():
+        start = cells.run(f"{data}-pretrain", "pretrain", *PRETRAIN[data]).path
+        for name, chosen in MODES.items():
+            for seed in SEEDS:
+                rate = RATES["light" if name in LIGHT else "full"]
+                args = [f"+target={data}", f"from={start}", *settings, *chosen, f"optimizer.lr={rate}", f"seed={seed}"]
+                cells.run(f"modes-{data}-{slug(name)}-{seed}", "finetune", *args, may_fail=True)
+                yield "modes"
+
+
+def digits(cells: Cells) -> Iterator[str]:
+    """MNIST and USPS, each as the other's source."""
+    for name, (source, target) in DIGITS.items():
+        for shift in SHIFTS:
+            for seed in SEEDS:
+                args = [f"+target={source}", "from=scratch", "encoder=lenet", f"+shift={shift}", f"data@shift.target={target}"]
+                cells.run(f"digits-{name}-{shift}-{seed}", "finetune", *args, f"seed={seed}", "trainer.max_epochs=30")
+                yield "digits"
+
+
+def text(cells: Cells) -> Iterator[str]:
+    """Reviews of books as the source, of kitchenware as the target."""
+    folder = Path(cells.data) / "amazon-multidomain-sentiment"
+    for shift in ("source_only", "coral", "dann", "target_supervised"):
+        for seed in SEEDS:
+            args = ["+target=text_csv", f"data.path={folder / 'books.tsv'}", "from=scratch", f"+shift={shift}"]
+            target = ["data@shift.target=text_csv", f"shift.target.path={folder / 'kitchen.tsv'}"]
+            cells.run(f"text-{shift}-{seed}", "finetune", *args, *target, f"seed={seed}", "trainer.max_epochs=5")
+            yield "text"
+
+
+def episodes(cells: Cells) -> Iterator[str]:
+    """Omniglot, 5-way: learners from scratch within 15 minutes, and a SimCLR encoder with nearest centroids."""
+    for shot in SHOTS:
+        for method in EPISODES:
+            args = ["+target=omniglot", f"+episodes={method}", "from=scratch", f"episodes.shot={shot}", "trainer.max_time=00:15:00"]
+            cells.run(f"episodes-{method}-{shot}", "finetune", *args)
+            yield "episodes"
+    start = cells.run("omniglot-pretrain", "pretrain", "+task=simclr", "data=omniglot", "encoder=conv4", "trainer.max_time=00:15:00").path
+    for shot in SHOTS:
+        cells.run(f"episodes-simclr-{shot}", "evaluate", f"from={start}", "+episodes=centroid", f"episodes.shot={shot}")
+        yield "episodes"
+
+
+def joint(cells: Cells) -> Iterator[str]:
+    """IMDB with 2,500 labels in 10 minutes: everything joint, against pretraining for 8 and fine-tuning for 2."""
+    labels = ["+target=imdb", "labels_per_class=1250", "val_every_n_epochs=0", "encoder=modernbert_tiny"]
+    for seed in SEEDS:
+        args = ["+joint=mlm", "joint.weight=0.7", "joint.final_weight=0.1", "joint.batch_size=32", "trainer.max_time=00:10:00"]
+        cells.run(f"joint-joint-{seed}", "finetune", *labels, "from=scratch", *args, f"seed={seed}")
+        pre = ["+task=mlm", "data=imdb", "encoder=modernbert_tiny", "trainer.max_time=00:08:00", "online_probe.every_n_epochs=0"]
+        start = cells.run(f"joint-pretrain-{seed}", "pretrain", *pre, f"seed={seed}").path
+        cells.run(f"joint-then-{seed}", "finetune", *labels, f"from={start}", "trainer.max_time=00:02:00", f"seed={seed}")
+        yield "joint"
+
+
+PARTS = {"modes": modes, "digits": digits, "text": text, "episodes": episodes, "joint": joint}
+
+
+def slug(name: str) -> str:
+    """A name as part of a folder's."""
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+# -------------------------------------------------------------------- the document
+def write(root: Path, out: Path) -> None:
+    """Write a section for everything of which something is measured."""
+    text = f"""# Ways to carry an encoder over
+
+Made by `python scripts/transfer.py --data DIR`; {about()}. Three seeds unless a cell says otherwise; mean ± 95 % interval (Student's t).
+The last checkpoint is reported, on the test split, read once; under a shift the epoch is picked without target labels.
+"""
+    sections = [
+        *(_modes(root, data) for data in TARGETS),
+        *(_digits(root, name) for name in DIGITS),
+        _text(root),
+        _episodes(root),
+        _joint(root),
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text + "".join(f"\n{section}\n" for section in sections if section))
+
+
+def _modes(root: Path, data: str) -> str:
+    rows = []
+    for name, chosen in MODES.items():
+        pattern = f"modes-{data}-{slug(name)}-*"
+        get = lambda key, pattern=pattern: numbers(root, pattern, key)  # noqa: E731
+        errors = sorted(root.glob(f"{pattern}/error.txt"))
+        if errors and not get("test/accuracy"):
+            rows.append(f"| {name} | refused: {errors[0].read_text().partition(': ')[2]} | | | | |")
+        elif get("test/accuracy"):
+            moving, stored, memory = (mean(get(k)) for k in ("model/moving_parameters", "model/stored_bytes", "train/peak_memory_bytes"))
+            seconds = mean(get("train/seconds"))
+            cells = [percent(get("test/accuracy")), f"{moving:,.0f}", f"{stored / 1e6:.2f}", f"{seconds:.0f}", f"{memory / 1e6:,.0f}"]
+            rows.append(f"| {name} (`{shlex.join(chosen)}`) | {' | '.join(cells)} |")
+    if not rows:
+        return ""
+    head = "| adaptation | test accuracy | moving parameters | stored, MB | seconds | peak memory, MB |\n|---|---|---|---|---|---|\n"
+    rates = f"Learning rates: {RATES['full']} where whole layers move, {RATES['light']} for {', '.join(LIGHT)}."
+    return f"## Modes: {data}\n\n`sslt finetune +target={data} from=RUN {shlex.join(TARGETS[data])}`. {rates}\n\n{head}" + "\n".join(rows)
+
+
+def _digits(root: Path, name: str) -> str:
+    return _shift(root, f"digits-{name}", f"New domain: {name}", "lenet, all training images of both domains")
+
+
+def _text(root: Path) -> str:
+    return _shift(root, "text", "New domain: reviews of books → of kitchenware", "bert_tiny from scratch")
+
+
+def _shift(root: Path, prefix: str, title: str, what: str) -> str:
+    rows = []
+    for shift in SHIFTS:
+        get = lambda key, shift=shift: numbers(root, f"{prefix}-{shift}-*", key)  # noqa: E731
+        if get("test/accuracy"):
+            distance = f"{mean(get('shift/proxy_a_distance_before')):.2f} → {mean(get('shift/proxy_a_distance_after')):.2f}"
+            scores = [percent(get(k)) for k in ("test/accuracy", "oracle/test/accuracy", "shift/source_val_accuracy")]
+            rows.append(f"| {shift} | {' | '.join(scores)} | {distance} |")
+    head = "| method | target, picked without labels | oracle | source validation | proxy A-distance |\n|---|---|---|---|---|\n"
+    return f"## {title}\n\n{what}\n\n{head}" + "\n".join(rows) if rows else ""
+
+
+def _episodes(root: Path) -> str:
+    rows = []
+    for method in (*EPISODES, "simclr"):
+        runs = [Run(root / f"episodes-{method}-{shot}") for shot in SHOTS]
+        if all(run.finished for run in runs):
+            found = [read_json(run / "metrics.json") for run in runs]
+            scores = [f"{100 * m['episodes/accuracy']:.1f} ± {100 * m['episodes/interval']:.1f}" for m in found]
+            rows.append(f"| {method} | {' | '.join(scores)} |")
+    head = "| learner | 5-way 1-shot | 5-way 5-shot |\n|---|---|---|\n"
+    note = "15 minutes of training each (SimCLR: without labels, then nearest centroids); mean ± 95 % interval over 600 test episodes."
+    return f"## Episodes: Omniglot\n\n{note}\n\n{head}" + "\n".join(rows) if rows else ""
+
+
+def _joint(root: Path) -> str:
+    rows = [(name, numbers(root, f"joint-{key}-*")) for name, key in (("joint", "joint"), ("pretrain, then fine-tune", "then"))]
+    if not any(values for _, values in rows):
+        return ""
+    head = "| 10 minutes in all | test accuracy |\n|---|---|\n"
+    return "## The joint loss: IMDB, 2,500 labels\n\n" + head + "\n".join(f"| {name} | {percent(values)} |" for name, values in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder of data sets (data.root)")
+    parser.add_argument("--root", default="runs/results", help="where the run folders go")
+    parser.add_argument("--out", default="docs/results/transfer.md")
+    parser.add_argument("--only", default=",".join(PARTS))
+    args = parser.parse_args()
+    cells = Cells(Path(args.root), args.data)
+    for part in args.only.split(","):
+        for _ in PARTS[part](cells):
+            write(cells.root, Path(args.out))
+
+
+if __name__ == "__main__":
+    main()

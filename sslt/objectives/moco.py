@@ -1,0 +1,128 @@
+"""MoCo v2 and v3, NNCLR: contrast with a momentum encoder, with a queue, with nearest neighbours."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslt import distributed
+from sslt.encoders.base import Encoder
+from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views
+from sslt.objectives.momentum import Queue, Teacher
+
+
+def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each query [B, D] choosing its key among the keys of all ranks [W·B, D], and its accuracy.
+
+    van den Oord et al. (2018), eq. 4, on unit vectors. `keys` are this rank's [B, D]; gradients reach those of every rank.
+    """
+    everyone = distributed.gather(keys)
+    logits = queries @ everyone.T / temperature
+    labels = torch.arange(len(queries), device=queries.device) + distributed.rank() * len(queries)
+    return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).float().mean()
+
+
+def _pairs(v: int) -> list[tuple[int, int]]:
+    return [(a, b) for a in range(v) for b in range(v) if a != b]
+
+
+class _WithTeacher(Objective):
+    """An encoder and projector with their momentum copies."""
+
+    needs_full_batches = True
+    teacher: Teacher
+    projector: torch.nn.Module
+
+    def keys(self, batch: dict) -> Tensor:
+        """Unit-length projections of the teacher [V, B, D]."""
+        with torch.no_grad():
+            pooled = encode_views(self.teacher["encoder"], {"views": batch["views"]}).pooled  # type: ignore[arg-type]
+            z = self.teacher["projector"](pooled).float()
+        return F.normalize(z, dim=1).unflatten(0, (n_views(batch["views"]), -1))
+
+    def after_step(self, encoder: Encoder) -> None:
+        self.teacher.follow(self.progress, encoder=encoder, projector=self.projector)
+
+
+class MoCoV2(_WithTeacher):
+    """Momentum contrast with a queue of negatives (He et al., 2020, eq. 1; v2's head and views: Chen et al., 2020b).
+
+    Reads `views` [V, B, ...]; each ordered pair of views is once query and key (the paper's has one direction; this uses every
+    view computed). queue: how many past keys are negatives; keys of the present batch join it after the loss. BatchNorm
+    sees all views of all ranks together, in place of the paper's shuffling.
+    """
+
+    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float, queue: int):
+        super().__init__()
+        self.temperature = temperature
+        self.projector = mlp(encoder.dim, hidden, out, norm=False)
+        self.teacher = Teacher(momentum, encoder=encoder, projector=self.projector)
+        self.queue = Queue(queue, out)
+
+    def forward(self, encoder: Encoder, batch: dict) -> Loss:
+        v = n_views(batch["views"])
+        z = self.projector(encode_views(encoder, batch).pooled)
+        with full_precision():
+            q, k, negatives = F.normalize(z.float(), dim=1).unflatten(0, (v, -1)), self.keys(batch), self.queue.rows
+            losses, right = [], []
+            for a, b in _pairs(v):
+                logits = torch.cat([(q[a] * k[b]).sum(1, keepdim=True), q[a] @ negatives.T], 1) / self.temperature
+                losses.append(F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=z.device)))
+                right.append((logits.detach().argmax(1) == 0).float().mean())
+        if self.training:
+            self.queue.push(k.flatten(0, 1))
+        return Loss(torch.stack(losses).mean(), {"contrast_accuracy": torch.stack(right).mean()})
+
+
+class MoCoV3(_WithTeacher):
+    """Momentum contrast without a queue (Chen et al., 2021, algorithm 1): symmetric, with a predictor, negatives of the batch.
+
+    Reads `views` [V, B, ...]. The loss is scaled by 2·temperature as in the paper.
+    """
+
+    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float):
+        super().__init__()
+        self.temperature = temperature
+        self.projector = mlp(encoder.dim, hidden, out, layers=3, last_norm=True)
+        self.predictor = mlp(out, hidden, out, last_norm=True)
+        self.teacher = Teacher(momentum, encoder=encoder, projector=self.projector)
+
+    def forward(self, encoder: Encoder, batch: dict) -> Loss:
+        v = n_views(batch["views"])
+        z = self.predictor(self.projector(encode_views(encoder, batch).pooled))
+        with full_precision():
+            q, k = F.normalize(z.float(), dim=1).unflatten(0, (v, -1)), self.keys(batch)
+            found = [info_nce(q[a], k[b], self.temperature) for a, b in _pairs(v)]
+            loss = 2 * self.temperature * torch.stack([x for x, _ in found]).mean()
+        return Loss(loss, {"contrast_accuracy": torch.stack([x for _, x in found]).mean()})
+
+
+class NNCLR(Objective):
+    """Nearest-neighbour contrast (Dwibedi et al., 2021, eq. 3): the positive is the nearest past projection to the other view's.
+
+    Reads `views` [V, B, ...]. queue: how many past projections are looked through; those of the first view join it.
+    """
+
+    needs_full_batches = True
+
+    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, queue: int):
+        super().__init__()
+        self.temperature = temperature
+        self.projector = mlp(encoder.dim, hidden, out, layers=3, last_norm=True)
+        self.predictor = mlp(out, hidden, out)
+        self.queue = Queue(queue, out)
+
+    def forward(self, encoder: Encoder, batch: dict) -> Loss:
+        v = n_views(batch["views"])
+        z = self.projector(encode_views(encoder, batch).pooled)
+        p = self.predictor(z)
+        with full_precision():
+            z, p = (F.normalize(x.float(), dim=1).unflatten(0, (v, -1)) for x in (z, p))
+            rows = self.queue.rows
+            neighbours = rows[(z.detach() @ rows.T).argmax(-1)]  # [V, B, D]
+            found = [info_nce(neighbours[b], p[a], self.temperature) for a, b in _pairs(v)]
+        if self.training:
+            self.queue.push(z[0])
+        loss = torch.stack([x for x, _ in found]).mean()
+        return Loss(loss, {"contrast_accuracy": torch.stack([x for _, x in found]).mean()})

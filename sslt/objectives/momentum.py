@@ -1,0 +1,72 @@
+"""The momentum teacher and the queue of past features: what BYOL, MoCo, DINO and others share."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from sslt import distributed
+from sslt.errors import UserError
+
+
+class Teacher(nn.Module):
+    """An exponential moving average of modules (Tarvainen & Valpola, 2017): same shapes, no gradient.
+
+    It starts as a copy. After each step every parameter becomes m·teacher + (1-m)·student, where m rises from `momentum` to 1 over
+    the run on half a cosine (Grill et al., 2020, section 3.2: 1 - (1-m₀)(cos πp + 1)/2). Buffers (BatchNorm statistics) are the
+    teacher's own: it sees the views itself.
+    """
+
+    def __init__(self, momentum: float, **modules: nn.Module):
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise UserError(f"objective.momentum={momentum}: give a number from 0 (the student itself) to 1 (never moves)")
+        self.momentum = momentum
+        self.copies = nn.ModuleDict({name: copy.deepcopy(m).requires_grad_(False) for name, m in modules.items()})
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.copies[name]
+
+    def momentum_at(self, progress: float) -> float:
+        return 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
+
+    @torch.no_grad()
+    def follow(self, progress: float, **modules: nn.Module) -> None:
+        """Move towards the students, at `progress` 0..1 of the run."""
+        m = self.momentum_at(progress)
+        mine: list[Tensor] = [p for name in modules for p in self.copies[name].parameters()]
+        theirs = [p.detach() for module in modules.values() for p in module.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1 - m)
+
+
+class Queue(nn.Module):
+    """The newest `size` normalised features [size, D] of all ranks, oldest overwritten first (He et al., 2020, section 3.1).
+
+    Starts with random unit vectors. Part of the state dict, so that a resumed run goes on with it.
+    """
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        if size < 1:
+            raise UserError(f"objective.queue={size}: give at least 1")
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("features", nn.functional.normalize(torch.randn(size, dim, generator=generator), dim=1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+
+    @property
+    def rows(self) -> Tensor:
+        """[size, D]; a copy, since the next `push` writes in place and a loss may still need these."""
+        return cast(Tensor, self.features).clone()
+
+    @torch.no_grad()
+    def push(self, rows: Tensor) -> None:
+        """Add this rank's rows [B, D], with those of the other ranks, in rank order."""
+        features, place = cast(Tensor, self.features), cast(Tensor, self.place)
+        rows = distributed.gather_rows(rows.detach().to(features.dtype))[-len(features) :]
+        index = (place + torch.arange(len(rows), device=features.device)) % len(features)
+        features[index] = rows
+        place.copy_((place + len(rows)) % len(features))

@@ -1,0 +1,77 @@
+"""Protects `sslt evaluate` beyond its probes: worse data, adapting at test time, and labels saved."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import TINY_IMAGES, TINY_TEXT
+
+from sslt.runs import Run
+
+CPU = "trainer.accelerator=cpu"
+LEARNS = ["optimizer.lr=0.02", "batch_size=64", "trainer.max_epochs=8"]
+
+
+@pytest.fixture
+def tuned(sslt, here):
+    """A classifier of digits."""
+    sslt(
+        "finetune",
+        "+target=digits",
+        "from=scratch",
+        *TINY_IMAGES,
+        "optimizer.lr=0.02",
+        "batch_size=64",
+        "trainer.max_epochs=8",
+        "hydra.run.dir=tuned",
+    )
+    return "from=tuned"
+
+
+def test_batch_statistics_mend_lost_contrast(tuned, sslt, here):
+    """Fog shifts every statistic: scores fall without labels' fault, and come back by the test batches' own statistics."""
+    sslt("evaluate", tuned, CPU, "hydra.run.dir=clean")
+    for name in ("bn", "tent"):
+        sslt("evaluate", tuned, CPU, "+corruption=contrast", "corruption.severity=5", f"+test_time={name}", f"hydra.run.dir={name}")
+    clean = Run(here / "clean").metrics["test/accuracy"]
+    for name in ("bn", "tent"):
+        found = Run(here / name).metrics
+        assert found["test/accuracy"] < clean - 0.1
+        assert found["test_time/gain"] == pytest.approx(found["test_time/accuracy"] - found["test/accuracy"])
+        assert found["test_time/gain"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["+corruption=dropped_words"], "reads images"),
+        (["+test_time=tent", "test_time.lr=0"], "test_time.lr"),
+        (["+test_time=tent", "probes=true"], "measure a classifier"),
+        (["+corruption=fgo"], "corruption 'fgo'"),
+    ],
+)
+def test_mistakes(args, words, tuned, sslt, here, capfd):
+    """One line each."""
+    sslt("evaluate", tuned, CPU, *args, "hydra.run.dir=run", code=2)
+    err = capfd.readouterr().err
+    assert words in err and "Traceback" not in err
+
+
+def test_text_is_adapted_by_its_layer_norms(sslt, here):
+    """The same command on words that are missing."""
+    sslt("finetune", "+target=docs", "from=scratch", *TINY_TEXT, "labels_per_class=8", "trainer.max_steps=3", "hydra.run.dir=text")
+    sslt("evaluate", "from=text", CPU, "+corruption=dropped_words", "+test_time=tent", "hydra.run.dir=run")
+    assert "test_time/accuracy" in Run(here / "run").metrics
+    sslt("evaluate", "from=text", CPU, "+test_time=bn", "hydra.run.dir=none", code=2)  # no BatchNorm in BERT
+
+
+def test_labels_saved_are_measured_against_training_from_scratch(sslt, here):
+    """Training from scratch on each share of the labels, in folders of its own; taken up where it stopped."""
+    sslt("pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=3", "hydra.run.dir=pre")
+    args = ["evaluate", "from=pre", CPU, "curve.target=digits", "curve.fractions=[0.1]", "shots=[5]", "draws=2",
+            'curve.overrides=["trainer.max_steps=3","trainer.precision=32","trainer.accelerator=cpu"]']  # fmt: skip
+    sslt(*args, "hydra.run.dir=run")
+    found = Run(here / "run").metrics
+    assert found["linear_10pct/labels"] == found["scratch_10pct/labels"] == 129
+    assert {k.split("/")[1] for k in found if k.startswith("labels_saved")} == {"50_labels", "129_labels", "1294_labels"}
+    assert (here / "run" / "plots" / "labels.png").exists()
+    assert Run(here / "run" / "scratch" / "100pct").finished
