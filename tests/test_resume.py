@@ -48,6 +48,20 @@ IMAGES = ["pretrain", "+task=simclr", *TINY_IMAGES, "batch_size=256", "trainer.m
 TEXT = ["pretrain", "+task=mlm", *TINY_TEXT, "trainer.max_steps=8", "batch_size=16"]
 TUNE = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=20", "batch_size=64", "trainer.max_epochs=3"]
 
+EPISODES = [
+    "finetune",
+    "+target=digits",
+    "from=scratch",
+    "encoder=conv4",
+    "encoder.width=8",
+    "trainer.precision=32",
+    "trainer.accelerator=cpu",
+]
+MAML = [
+    *EPISODES, "+episodes=maml", "episodes.way=3", "episodes.query=5", "episodes.test_episodes=4", "trainer.max_steps=9",
+    "episodes.training.per_step=2", "episodes.training.val_every_n_steps=2", "episodes.training.val_episodes=2",
+]  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("args", "stops"),
@@ -60,8 +74,9 @@ TUNE = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_
         ([*TUNE, "adaptation=l2sp"], (4,)),
         ([*TUNE, "+joint=simclr", "joint.batch_size=100"], (4, 8)),  # one stream in its second round, the other in its first
         ([*TUNE, "+joint=simclr", "sampling=proportional", "trainer.accumulate_grad_batches=2", "trainer.max_steps=5"], (4,)),
+        (MAML, (3, 6)),
     ],
-    ids=["simclr", "simclr-accumulated", "mlm", "finetune-partial", "gradual", "l2sp", "joint", "joint-in-turns"],
+    ids=["simclr", "simclr-accumulated", "mlm", "finetune-partial", "gradual", "l2sp", "joint", "joint-in-turns", "maml"],
 )
 def test_stopped_and_resumed_equals_uninterrupted(args, stops, sslt, here):
     """The order of samples, views, dropout, masks, optimizer, schedule and counters go on where they were."""

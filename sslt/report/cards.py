@@ -54,4 +54,6 @@ def _usage(encoder: Any) -> str:
             "    model.maxpool = torch.nn.Identity()\n"
             "    model.load_state_dict(safetensors.torch.load_file('model.safetensors'))"
         )
+    if "stem" not in encoder.args:
+        return '    sslt.encoders.load.load_encoder("FOLDER")'
     return '    timm.create_model("local-dir:FOLDER", pretrained=True)'

@@ -297,3 +297,29 @@ def eval_batch_size(cfg: Any) -> int:
 def labels_of(samples: Samples) -> torch.Tensor:
     """Labels [N] as a tensor."""
     return torch.as_tensor(np.asarray(samples.labels)).long()
+
+
+def save_best(path: Path, encoder: Encoder, objective: torch.nn.Module, run: Run) -> None:
+    """Keep the weights as they are now."""
+    if run.is_main:
+        from safetensors.torch import save_file
+
+        path.parent.mkdir(exist_ok=True)
+        parts = {**{f"e.{k}": v for k, v in encoder.state_dict().items()}, **{f"o.{k}": v for k, v in objective.state_dict().items()}}
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in parts.items()}, path)
+
+
+def load_best(path: Path, encoder: Encoder, objective: torch.nn.Module) -> None:
+    """Take back what `save_best` kept."""
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    parts: dict[str, torch.nn.Module] = {"e.": encoder, "o.": objective}
+    for prefix, module in parts.items():
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def refuse_new_classes(source: Any) -> None:
+    """Raise `UserError` for data whose test classes are new: no classifier of train's classes can tell them."""
+    if source.new_classes_in_test:
+        raise UserError(f"the test classes of {source.name} are others than those of train: use episodes, +episodes=protonet or centroid")

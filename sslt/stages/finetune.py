@@ -20,7 +20,7 @@ from sslt.evaluation.features import cached_features
 from sslt.learner import Term
 from sslt.report.end import say_next, write_plots
 from sslt.runs import Run
-from sslt.stages import common, joint, measure
+from sslt.stages import common, episodes, joint, measure
 from sslt.stages.common import Parts
 
 log = logging.getLogger("sslt")
@@ -34,12 +34,15 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         raise UserError(f"compare={cfg.compare}: what can be compared with is 'scratch'")
     if cfg.compare == "scratch" and str(cfg["from"]).startswith("scratch"):
         raise UserError("compare=scratch compares a start from weights with fresh ones: give from=RUN")
-    source = build(cfg.data)
-    run.update(data=source.fingerprint())
-    if source.classes is None:
-        raise UserError(f"{source.name} has no labels to fine-tune on: for text_csv name the column, data.label=…")
     if cfg.report not in ("last", "best"):
         raise UserError(f"report={cfg.report}: 'last' reports the last epoch's weights, 'best' those of the best validation accuracy")
+    if cfg.episodes is not None:
+        return episodes.main(cfg, run)
+    source = build(cfg.data)
+    run.update(data=source.fingerprint())
+    common.refuse_new_classes(source)
+    if source.classes is None:
+        raise UserError(f"{source.name} has no labels to fine-tune on: for text_csv name the column, data.label=…")
     adaptation = build(cfg.adaptation)
     encoder = common.starting_encoder(cfg, source)
     train = label_subset(common.prepare(encoder, source, "train"), cfg.label_fraction, cfg.labels_per_class, cfg.seed)
@@ -56,12 +59,12 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if cfg.joint is not None:
         joint.add(cfg, encoder, source, parts)
     best = run / "checkpoints" / "best.safetensors"
-    keep = (lambda: _save_best(best, trained, objective, run)) if cfg.report == "best" else None
+    keep = (lambda: common.save_best(best, trained, objective, run)) if cfg.report == "best" else None
     batch = common.eval_batch_size(cfg)
     watchers = lambda curves: [Validation(curves, val, objective, cfg.val_every_n_epochs, batch, keep)]  # noqa: E731
     learner = common.fit(cfg, run, trained, parts.terms, parts.streams, adaptation, watchers, build(cfg.sampling))
     if cfg.report == "best" and best.exists():
-        _load_best(best, trained, objective)
+        common.load_best(best, trained, objective)
 
     device = common.device_of(cfg)
     metrics = {**learner.run_metrics, "train/labels": len(train)} | ({"data/skipped": train.skipped} if train.skipped else {})
@@ -103,20 +106,3 @@ def _batch_size(cfg: Any, train: Samples) -> int:
     if cfg.batch_size > share:
         log.info("batch_size=%d is larger than the %d labelled samples: batches of %d are used", cfg.batch_size, len(train), share)
     return min(cfg.batch_size, share)
-
-
-def _save_best(path: Any, encoder: Any, objective: Any, run: Run) -> None:
-    if run.is_main:
-        from safetensors.torch import save_file
-
-        path.parent.mkdir(exist_ok=True)
-        parts = {**{f"e.{k}": v for k, v in encoder.state_dict().items()}, **{f"o.{k}": v for k, v in objective.state_dict().items()}}
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in parts.items()}, path)
-
-
-def _load_best(path: Any, encoder: Any, objective: Any) -> None:
-    from safetensors.torch import load_file
-
-    state = load_file(path)
-    for prefix, module in (("e.", encoder), ("o.", objective)):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
