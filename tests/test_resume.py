@@ -54,6 +54,20 @@ SHIFT += ["labels_per_class=20", "batch_size=32", "trainer.max_epochs=3"]  # 6 s
 
 ADALORA = ["finetune", "+target=docs", "from=scratch", *TINY_TEXT, "labels_per_class=8", "batch_size=16", "adaptation=adalora"]
 
+EPISODES = [
+    "finetune",
+    "+target=digits",
+    "from=scratch",
+    "encoder=conv4",
+    "encoder.width=8",
+    "trainer.precision=32",
+    "trainer.accelerator=cpu",
+]
+MAML = [
+    *EPISODES, "+episodes=maml", "episodes.way=3", "episodes.query=5", "episodes.test_episodes=4", "trainer.max_steps=9",
+    "episodes.training.per_step=2", "episodes.training.val_every_n_steps=2", "episodes.training.val_episodes=2",
+]  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("args", "stops"),
@@ -68,8 +82,21 @@ ADALORA = ["finetune", "+target=docs", "from=scratch", *TINY_TEXT, "labels_per_c
         ([*TUNE, "+joint=simclr", "sampling=proportional", "trainer.accumulate_grad_batches=2", "trainer.max_steps=5"], (4,)),
         ([*ADALORA, "trainer.max_steps=8", "adaptation.every=1"], (3, 6)),  # while ranks are taken away, and when they are settled
         (SHIFT, (8,)),  # two streams, a critic, the best epoch so far
+        (MAML, (3, 6)),
     ],
-    ids=["simclr", "simclr-accumulated", "mlm", "finetune-partial", "gradual", "l2sp", "joint", "joint-in-turns", "adalora", "shift"],
+    ids=[
+        "simclr",
+        "simclr-accumulated",
+        "mlm",
+        "finetune-partial",
+        "gradual",
+        "l2sp",
+        "joint",
+        "joint-in-turns",
+        "adalora",
+        "shift",
+        "maml",
+    ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(args, stops, sslt, here):
     """The order of samples, views, dropout, masks, optimizer, schedule and counters go on where they were."""

@@ -66,6 +66,8 @@ class Source(abc.ABC):
     name: str = "data"
     val_fraction: float = 0.1
     test_fraction: float = 0.2
+    new_classes_in_test = False  # the test split holds other classes than train: made for few-shot episodes
+    turned_is_another_class = False  # an image turned by a quarter is of another class (characters)
 
     @abc.abstractmethod
     def own_splits(self) -> tuple[str, ...]:

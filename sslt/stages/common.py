@@ -373,3 +373,9 @@ def load_best(path: Path, encoder: Encoder, objective: torch.nn.Module) -> None:
     parts: dict[str, torch.nn.Module] = {"e.": encoder, "o.": objective}
     for prefix, module in parts.items():
         module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def refuse_new_classes(source: Any) -> None:
+    """Raise `UserError` for data whose test classes are new: no classifier of train's classes can tell them."""
+    if source.new_classes_in_test:
+        raise UserError(f"the test classes of {source.name} are others than those of train: use episodes, +episodes=protonet or centroid")

@@ -24,10 +24,10 @@ def compare(cfg: Any, run: Run, overrides: list[str]) -> None:
         baseline.update(status="finished")
     ours, theirs = run.metrics, baseline.metrics
     rows = []
-    for key in ("test/accuracy", "test/f1", "val/accuracy", "train/steps", "train/seconds"):
+    for key in ("test/accuracy", "episodes/accuracy", "test/f1", "val/accuracy", "train/steps", "train/seconds"):
         if key in ours and key in theirs:
             gain = ours[key] - theirs[key]
             rows.append({"metric": key, "from": ours[key], "scratch": theirs[key], "difference": gain})
-    run.add_metrics({f"scratch/{r['metric']}": r["scratch"] for r in rows} | {"gain/test/accuracy": rows[0]["difference"]})
+    run.add_metrics({f"scratch/{r['metric']}": r["scratch"] for r in rows} | {f"gain/{rows[0]['metric']}": rows[0]["difference"]})
     print_table(f"from {start}, against scratch", rows)
     say_next(run, {}, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"])

@@ -14,7 +14,7 @@ from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError
 from sslt.report.end import say_next
 from sslt.runs import RUN_FILE, Run
-from sslt.stages import common, labels, measure
+from sslt.stages import common, episodes, labels, measure
 
 log = logging.getLogger("sslt")
 
@@ -24,6 +24,11 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     source = source_of(cfg)
     run.update(data=source.fingerprint())
     encoder, head = load(cfg, source.modality)
+    if cfg.episodes is not None:
+        if cfg.corruption is not None or cfg.test_time is not None:
+            raise UserError("+episodes= measures an encoder as it is on data as they are: leave out +corruption= and +test_time=")
+        return episodes.evaluate(cfg, run, encoder, source)
+    common.refuse_new_classes(source)
     device = common.device_of(cfg)
     batch = common.eval_batch_size(cfg)
     if head is not None and not cfg.probes:

@@ -19,7 +19,7 @@ from sslt.evaluation.features import MEASURED, cached_features
 from sslt.learner import Term
 from sslt.report.end import say_next, write_plots
 from sslt.runs import Run
-from sslt.stages import common, joint, measure, shift
+from sslt.stages import common, episodes, joint, measure, shift
 from sslt.stages.common import Parts
 
 log = logging.getLogger("sslt")
@@ -33,12 +33,15 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         raise UserError(f"compare={cfg.compare}: what can be compared with is 'scratch'")
     if cfg.compare == "scratch" and str(cfg["from"]).startswith("scratch"):
         raise UserError("compare=scratch compares a start from weights with fresh ones: give from=RUN")
-    source = build(cfg.data)
-    run.update(data=source.fingerprint())
-    if source.classes is None:
-        raise UserError(f"{source.name} has no labels to fine-tune on: for text_csv name the column, data.label=…")
     if cfg.report not in ("last", "best"):
         raise UserError(f"report={cfg.report}: 'last' reports the last epoch's weights, 'best' those of the best validation accuracy")
+    if cfg.episodes is not None:
+        return episodes.main(cfg, run)
+    source = build(cfg.data)
+    run.update(data=source.fingerprint())
+    common.refuse_new_classes(source)
+    if source.classes is None:
+        raise UserError(f"{source.name} has no labels to fine-tune on: for text_csv name the column, data.label=…")
     adaptation = build(cfg.adaptation)
     domains = None if cfg.shift is None else shift.read(cfg, source)
     encoder = common.starting_encoder(cfg, source, None if domains is None else domains.corpus)
