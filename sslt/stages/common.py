@@ -84,22 +84,30 @@ def prepare(encoder: Encoder, source: Any, split: str) -> Samples:
 
 @dataclasses.dataclass
 class Parts:
-    """What fine-tuning is made of; parts of the config (`joint`, `shift`) add to it or put something else in a place.
+    """What is minimised and on what, by name; the first stream is the task's own.
 
-    terms, streams: what is minimised and on what, by name; the first stream is the task's own. labels: how many teach.
-    validate: number format → what is measured every few epochs; chosen_by: the number of it whose highest value picks the epoch
-    that is reported (None: the last). test: what the result is measured on. after: what it adds to the final numbers.
     unlabelled: samples that a joint objective learns from, beside the task's own.
     """
 
     terms: dict[str, Term]
     streams: dict[str, Stream]
+    unlabelled: list[Samples] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Supervised(Parts):
+    """What fine-tuning is made of; parts of the config (`joint`, `shift`) add to it or put something else in a place.
+
+    labels: how many teach. validate: number format → what is measured every few epochs; chosen_by: the number of it whose
+    highest value picks the epoch that is reported (None: the last). test: what the result is measured on. after: what it adds
+    to the final numbers.
+    """
+
     labels: int
     validate: Callable[[str], dict[str, float]]
     chosen_by: str | None
     test: Samples
     after: Callable[[dict[str, float], Validation], dict[str, float]] = lambda metrics, validation: {}
-    unlabelled: list[Samples] = dataclasses.field(default_factory=list)
 
 
 def batch_size(cfg: Any, samples: Samples) -> int:

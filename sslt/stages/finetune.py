@@ -20,7 +20,7 @@ from sslt.learner import Term
 from sslt.report.end import say_next, write_plots
 from sslt.runs import Run
 from sslt.stages import common, episodes, joint, measure, shift
-from sslt.stages.common import Parts
+from sslt.stages.common import Supervised
 
 log = logging.getLogger("sslt")
 
@@ -60,7 +60,14 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
 
     stream = common.stream(cfg, train, common.batch_size(cfg, train), views, drop_last=objective.needs_full_batches)
     chosen_by = "val/accuracy" if cfg.report == "best" else None
-    parts = Parts({"finetune": Term(objective, "finetune")}, {"finetune": stream}, len(train), validate, chosen_by, test)
+    parts = Supervised(
+        {"finetune": Term(objective, "finetune")},
+        {"finetune": stream},
+        labels=len(train),
+        validate=validate,
+        chosen_by=chosen_by,
+        test=test,
+    )
     if domains is not None:
         shift.add(cfg, encoder, objective, adaptation, domains, views, parts)
     if cfg.joint is not None:

@@ -46,7 +46,7 @@ def read(cfg: Any, source: Source) -> Domains:
     return found
 
 
-def add(cfg: Any, encoder: Encoder, objective: Any, adaptation: Adaptation, found: Domains, views: Any, parts: common.Parts) -> None:
+def add(cfg: Any, encoder: Encoder, objective: Any, adaptation: Adaptation, found: Domains, views: Any, parts: common.Supervised) -> None:
     """Put the sources' terms in the place of the task's, with an alignment each; validate and test on the target.
 
     Every source is a stream and a term of its own, of weight 1/K or by its distance to the target, or all are pooled into one.
