@@ -36,6 +36,8 @@ def rewrite(overrides: list[str], config_dir: str | None) -> list[str]:
         if top in OWN or override.startswith("~") or top == "stages":
             out.append(override)
             continue
+        if "@" in key:
+            raise UserError(f"`sslt run` cannot place {key}=: run `sslt finetune` by itself for it, from the pretraining's folder")
         if top in STAGES:
             stages, bare = [top], bare.partition(".")[2]
         elif bare in BELONGS or top == "adaptation":
@@ -46,7 +48,7 @@ def rewrite(overrides: list[str], config_dir: str | None) -> list[str]:
                 from sslt.errors import nearest
 
                 raise UserError(f"nothing reads '{bare}' in `sslt run`{nearest(top, set().union(*known.values(), {'task', 'target'}))}")
-        new = key.startswith("+") and bare not in ("task", "target")
+        new = key.startswith("+") and bare not in groups.ADDED
         kind = "choices" if bare in chosen else ("added" if new else "values")
         out += [f"++stages.{stage}.{kind}.{bare}{equals}{value}" for stage in stages]
     return out
@@ -55,7 +57,7 @@ def rewrite(overrides: list[str], config_dir: str | None) -> list[str]:
 def shares(cfg: Any, stage: str) -> list[str]:
     """The command-line overrides of a stage."""
     share = cfg.stages[stage]
-    out = [f"{'+' if k in ('task', 'target') else ''}{k}={_written(v)}" for k, v in share.choices.items()]
+    out = [f"{'+' if k in groups.ADDED else ''}{k}={_written(v)}" for k, v in share.choices.items()]
     out += [f"{k}={_written(v)}" for k, v in _flat(share["values"])]
     out += [f"+{k}={_written(v)}" for k, v in _flat(share.added)]
     return out

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# Groups of which nothing is chosen by default: written with a + on the command line.
+ADDED = ("task", "target", "joint", "shift", "episodes", "test_time", "corruption")
+
 _HERE = Path(__file__).resolve().parent
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 

@@ -32,7 +32,6 @@ KINDS = {
     "trainers": "trainer", "loggers": "logger", "samplings": "sampling", "joint": "joint", "shifts": "shift",
     "episodes": "episodes", "test_time": "test_time", "corruptions": "corruption",
 }  # fmt: skip
-ADDED = ("task", "target", "joint", "shift", "episodes", "test_time", "corruption")  # chosen with a +, as nothing is by default
 
 
 def _rows(rows: dict[str, str], indent: int = 2) -> str:
@@ -68,7 +67,7 @@ def verb_help(verb: str, config_dir: str | None = None) -> str:
     what, example = VERBS[verb]
     lines = [f"sslt {verb}: {what}", "", f"  {example}", ""]
     for group in CHOICES[verb]:
-        written = f"+{group}=" if group in ADDED else f"{group}="
+        written = f"+{group}=" if group in groups.ADDED else f"{group}="
         lines += [f"{written}", _rows(groups.options(group, config_dir), 4), ""]
     lines += ["settings (the rest: --cfg job)", _rows(_settings(verb), 4), ""]
     lines += ["-m sweeps over commas, --cfg job shows the whole config, --config-dir DIR adds your own YAMLs, resume=RUN|auto goes on."]

@@ -553,6 +553,7 @@ def test_ranks_with_unequal_batches_are_the_joined_batch(monkeypatch, accumulate
     if accumulate == 1:
         shares = [[range(0, 8)], [range(8, 11)]]
     monkeypatch.setattr(distributed, "active", lambda: True)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     whole = samples.batch(list(range(11)))
     totals = torch.tensor([float(whole["mask"].sum()), 11.0])

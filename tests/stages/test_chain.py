@@ -167,3 +167,12 @@ def test_predictions_for_a_folder_of_pictures(sslt, here):
     sslt("predict", "from=fine", "input=photos/0.png", "trainer.accelerator=cpu", code=2)
     sslt("predict", "from=fine/encoder", "input=photos", "trainer.accelerator=cpu", "hydra.run.dir=features")
     assert np.load(here / "features" / "features.npy").shape == (3, 16)
+
+
+def test_a_chain_takes_what_is_added_to_fine_tuning(sslt, here, capfd):
+    """+joint= goes to fine-tuning alone; what cannot be placed is said."""
+    args = ["run", "+task=mlm", "+target=docs", "+joint=mlm", "joint.weight=0.4", *TINY_TEXT, "trainer.max_steps=2", "shots=[1]", "draws=1"]
+    sslt(*args, "hydra.run.dir=chain")
+    assert Run(here / "chain" / "finetune").config.joint.weight == 0.4
+    sslt("run", "+task=mlm", "+target=docs", "+shift=coral", "data@shift.target=docs", code=2)
+    assert "cannot place data@shift.target=" in capfd.readouterr().err
