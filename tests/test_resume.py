@@ -48,17 +48,9 @@ IMAGES = ["pretrain", "+task=simclr", *TINY_IMAGES, "batch_size=256", "trainer.m
 TEXT = ["pretrain", "+task=mlm", *TINY_TEXT, "trainer.max_steps=8", "batch_size=16"]
 TUNE = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=20", "batch_size=64", "trainer.max_epochs=3"]
 
-EPISODES = [
-    "finetune",
-    "+target=digits",
-    "from=scratch",
-    "encoder=conv4",
-    "encoder.width=8",
-    "trainer.precision=32",
-    "trainer.accelerator=cpu",
-]
 MAML = [
-    *EPISODES, "+episodes=maml", "episodes.way=3", "episodes.query=5", "episodes.test_episodes=4", "trainer.max_steps=9",
+    "finetune", "+target=digits", "from=scratch", "encoder=conv4", "encoder.width=8", "trainer.precision=32", "trainer.accelerator=cpu",
+    "+episodes=maml", "episodes.way=3", "episodes.query=5", "episodes.test_episodes=4", "trainer.max_steps=9",
     "episodes.training.per_step=2", "episodes.training.val_every_n_steps=2", "episodes.training.val_episodes=2",
 ]  # fmt: skip
 
