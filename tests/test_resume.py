@@ -54,17 +54,9 @@ SHIFT += ["labels_per_class=20", "batch_size=32", "trainer.max_epochs=3"]  # 6 s
 
 ADALORA = ["finetune", "+target=docs", "from=scratch", *TINY_TEXT, "labels_per_class=8", "batch_size=16", "adaptation=adalora"]
 
-EPISODES = [
-    "finetune",
-    "+target=digits",
-    "from=scratch",
-    "encoder=conv4",
-    "encoder.width=8",
-    "trainer.precision=32",
-    "trainer.accelerator=cpu",
-]
 MAML = [
-    *EPISODES, "+episodes=maml", "episodes.way=3", "episodes.query=5", "episodes.test_episodes=4", "trainer.max_steps=9",
+    "finetune", "+target=digits", "from=scratch", "encoder=conv4", "encoder.width=8", "trainer.precision=32", "trainer.accelerator=cpu",
+    "+episodes=maml", "episodes.way=3", "episodes.query=5", "episodes.test_episodes=4", "trainer.max_steps=9",
     "episodes.training.per_step=2", "episodes.training.val_every_n_steps=2", "episodes.training.val_episodes=2",
 ]  # fmt: skip
 

@@ -36,11 +36,11 @@ def test_learn_from_episodes_and_measure_on_new_classes(method, sslt, here):
 
 
 def test_prototypes_learn(sslt, here):
-    """After sixty steps the classes of a training episode are told apart far above chance."""
-    shape = ["episodes.training.way=3", "encoder.width=16", "trainer.log_every_n_steps=1", "trainer.max_steps=60"]
-    sslt("finetune", *DIGITS, "+episodes=protonet", *shape, "hydra.run.dir=p")
+    """After eighty steps the classes of a training episode are told apart far above chance."""
+    shape = ["episodes.training.way=3", "encoder.width=16", "optimizer.lr=0.005", "trainer.log_every_n_steps=1"]
+    sslt("finetune", *DIGITS, "+episodes=protonet", *shape, "trainer.max_steps=80", "hydra.run.dir=p")
     accuracy = MetricsCSV.read("p/metrics.csv")["accuracy"][1]
-    assert sum(accuracy[-20:]) / 20 > max(0.6, sum(accuracy[:5]) / 5)
+    assert sum(accuracy[-20:]) / 20 > max(0.55, sum(accuracy[:5]) / 5 + 0.1)
 
 
 def test_any_encoder_is_measured(sslt, here):
