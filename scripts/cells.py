@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,14 +22,18 @@ class Cells:
         self.root, self.data = root, data
         os.environ["SSLT_DATA"] = str(Path(data).resolve())
 
-    def run(self, name: str, verb: str, *args: str, may_fail: bool = False) -> Run:
-        """One command in the folder `name`. may_fail: a mistake (exit code 2) is a result, kept in `error.txt`."""
+    def run(self, name: str, verb: str, *args: str, may_fail: bool = False, alone: bool = False) -> Run:
+        """One command in the folder `name`. may_fail: a mistake (exit code 2) is a result, kept in `error.txt`.
+
+        alone: in a process of its own, so that its peak memory is its own.
+        """
         folder = self.root / name
         run = Run(folder)
         if run.finished or (folder / "error.txt").exists():
             return run
         print("$ sslt", shlex.join([verb, *args]), flush=True)
-        code = sslt([verb, *args, f"hydra.run.dir={folder}", "resume=auto"])
+        command = [verb, *args, f"hydra.run.dir={folder}", "resume=auto"]
+        code = subprocess.run([sys.executable, "-m", "sslt", *command]).returncode if alone else sslt(command)
         if code and not (may_fail and code == 2):
             sys.exit(f"{name} ended with code {code}")
         if code:

@@ -42,7 +42,12 @@ TARGETS = {
 RATES = {"full": 5e-4, "light": 5e-3}
 LIGHT = ("probe", "BitFit", "LoRA", "AdaLoRA", "adapter", "IA3", "prefix", "prompt")
 SHIFTS = ("source_only", "mmd", "coral", "dann", "cdan", "target_supervised")
-DIGITS = {"mnist-usps": ("mnist", "usps"), "usps-mnist": ("usps", "mnist")}
+# name → source, target, labels per class of the source, samples of the target: the 2,000/1,800 protocol
+DIGITS = {"mnist-usps": ("mnist", "usps", 200, 1800), "usps-mnist": ("usps", "mnist", 180, 2000)}
+DIGITS_SETTINGS = [
+    "views=plain", "trainer.max_epochs=40", "val_every_n_epochs=5", "optimizer.lr=0.002", "optimizer.betas=[0.5,0.999]",
+    "adaptation.layer_decay=0.6",
+]  # fmt: skip
 EPISODES = ("protonet", "maml", "fomaml", "anil")
 SHOTS = (1, 5)
 
@@ -55,17 +60,18 @@ def modes(cells: Cells) -> Iterator[str]:
             for seed in SEEDS:
                 rate = RATES["light" if name in LIGHT else "full"]
                 args = [f"+target={data}", f"from={start}", *settings, *chosen, f"optimizer.lr={rate}", f"seed={seed}"]
-                cells.run(f"modes-{data}-{slug(name)}-{seed}", "finetune", *args, may_fail=True)
+                cells.run(f"modes-{data}-{slug(name)}-{seed}", "finetune", *args, may_fail=True, alone=True)
                 yield "modes"
 
 
 def digits(cells: Cells) -> Iterator[str]:
     """MNIST and USPS, each as the other's source."""
-    for name, (source, target) in DIGITS.items():
+    for name, (source, target, labels, samples) in DIGITS.items():
         for shift in SHIFTS:
             for seed in SEEDS:
-                args = [f"+target={source}", "from=scratch", "encoder=lenet", f"+shift={shift}", f"data@shift.target={target}"]
-                cells.run(f"digits-{name}-{shift}-{seed}", "finetune", *args, f"seed={seed}", "trainer.max_epochs=30")
+                args = [f"+target={source}", "from=scratch", f"+shift={shift}", f"data@shift.target={target}"]
+                args += [f"labels_per_class={labels}", f"shift.target_samples={samples}", *DIGITS_SETTINGS]
+                cells.run(f"digits-{name}-{shift}-{seed}", "finetune", *args, f"seed={seed}")
                 yield "digits"
 
 
@@ -157,7 +163,9 @@ def _modes(root: Path, data: str) -> str:
 
 
 def _digits(root: Path, name: str) -> str:
-    return _shift(root, f"digits-{name}", f"New domain: {name}", "lenet, all training images of both domains")
+    _, _, labels, samples = DIGITS[name]
+    what = f"LeNet from scratch, {10 * labels:,} labelled source and {samples:,} unlabelled target images; `{shlex.join(DIGITS_SETTINGS)}`."
+    return _shift(root, f"digits-{name}", f"New domain: {name}", what)
 
 
 def _text(root: Path) -> str:
