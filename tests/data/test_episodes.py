@@ -28,7 +28,7 @@ def pictures(labels: np.ndarray | list[int], size: int = 6, seed: int = 0) -> Im
     labels = np.asarray(labels)
     images = np.random.default_rng(seed).integers(0, 256, (len(labels), size, size, 1), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(len(labels)) % 256
-    return ImageSamples(images, labels.astype(np.int64), [f"c{i}" for i in range(labels.max() + 1)], f"noise{seed}")
+    return ImageSamples(images, labels.astype(np.int64), [f"c{i}" for i in range(max(10, labels.max() + 1))], f"noise{seed}")
 
 
 def shuffled(classes: int, each: int, first: int = 0) -> np.ndarray:
