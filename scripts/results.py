@@ -41,6 +41,16 @@ LABELS: dict[str, list[tuple[str, list[str]]]] = {
     ],
 }
 
+# what the numbers alone do not say
+NOTES = {
+    "cifar10": "Fine-tuning of 150 to 180 steps stays below the linear probe on all labels; a longer budget is the user's to give.",
+    "imdb": (
+        "The encoder (1.6 million weights, 1.5 passes over the reviews) has learned to predict words: loss 9.0 to 4.0, where the frequencies "
+        "of words alone give 6.2. For sentiment that is worth 5 points of a linear probe, under one point of fine-tuning on all labels, and "
+        "nothing with 500. `encoder=bert_tiny` (absolute positions, norms behind) was still at 6.1 after 3,400 steps of the same task."
+    ),
+}
+
 
 def table(root: Path, data: str) -> str:
     """The Markdown section of one data set."""
@@ -67,6 +77,7 @@ def table(root: Path, data: str) -> str:
         count = f"{int(used[0]):,}" if used else "–"
         lines.append(f"| {name} | {count} | {percent(theirs)} | {percent(ours)} | {gain} |")
         lines.append(f"| | | | `+target={data} {shlex.join(settings)}` | |")
+    lines += ["", NOTES[data]] if data in NOTES else []
     return "\n".join(lines) + "\n"
 
 
