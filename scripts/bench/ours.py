@@ -18,6 +18,7 @@ from sslt import config, precision
 from sslt.data.image_views import ImageViews
 from sslt.data.streams import Stream
 from sslt.data.text_processor import PackedSamples, TextProcessor, TextSamples
+from sslt.encoders import adapters
 from sslt.encoders.text import TextEncoder
 from sslt.learner import Term
 from sslt.runs import Run
@@ -52,6 +53,8 @@ class Pretraining:
         run = Run(self.folder / f"round{next(_rounds)}")
         run.path.mkdir(parents=True)
         term = Term(self.objective, "pretrain")
+        if self.encoder.adapter is not None:  # of the round before
+            adapters.merge(self.encoder)
         moves = config.build(self.cfg.adaptation)
         common.fit(self.cfg, run, self.encoder, {"pretrain": term}, {"pretrain": self.stream}, moves, lambda _: [_Lap(watch)])
         shutil.rmtree(run.path)
