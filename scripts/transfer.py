@@ -91,6 +91,7 @@ def episodes(cells: Cells) -> Iterator[str]:
     for shot in SHOTS:
         for method in EPISODES:
             args = ["+target=omniglot", f"+episodes={method}", "from=scratch", f"episodes.shot={shot}", "trainer.max_time=00:15:00"]
+            args += ["encoder=conv4_stride"] if method in ("maml", "fomaml") else []  # as Finn et al. for Omniglot
             cells.run(f"episodes-{method}-{shot}", "finetune", *args)
             yield "episodes"
     start = cells.run("omniglot-pretrain", "pretrain", "+task=simclr", "data=omniglot", "encoder=conv4", "trainer.max_time=00:15:00").path
