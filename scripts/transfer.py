@@ -80,8 +80,8 @@ def text(cells: Cells) -> Iterator[str]:
     folder = Path(cells.data) / "amazon-multidomain-sentiment"
     for shift in ("source_only", "coral", "dann", "target_supervised"):
         for seed in SEEDS:
-            args = ["+target=text_csv", f"data.path={folder / 'books.tsv'}", "from=scratch", f"+shift={shift}"]
-            target = ["data@shift.target=text_csv", f"shift.target.path={folder / 'kitchen.tsv'}"]
+            args = ["+target=text_csv", f"data.path={folder / 'books.tsv.xz'}", "from=scratch", f"+shift={shift}"]
+            target = ["data@shift.target=text_csv", f"shift.target.path={folder / 'kitchen.tsv.xz'}"]
             cells.run(f"text-{shift}-{seed}", "finetune", *args, *target, f"seed={seed}", "trainer.max_epochs=5")
             yield "text"
 
