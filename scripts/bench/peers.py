@@ -184,23 +184,7 @@ def hf_mlm(ours: Pretraining, bf16: bool, folder: Path) -> Callable[[Watch], Non
     collator = hf.DataCollatorForLanguageModeling(ours.encoder.processor.tokenizer, mlm_probability=0.15)
     model = hf.BertForMaskedLM(copy.deepcopy(ours.encoder.model.config))
 
-    class Lap(hf.TrainerCallback):
-        def __init__(self, watch: Watch):
-            self.watch = watch
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.watch.step()
-
-    def run(watch: Watch) -> None:
-        args = hf.TrainingArguments(
-            output_dir=str(folder), per_device_train_batch_size=ours.stream.batch_size, max_steps=watch.total, learning_rate=1e-3,
-            weight_decay=0.01, bf16=bf16, use_cpu=device().type == "cpu", save_strategy="no", report_to="none", disable_tqdm=True,
-        )  # fmt: skip
-        trainer = hf.Trainer(model=model, args=args, data_collator=collator, train_dataset=rows, callbacks=[Lap(watch)])
-        trainer.remove_callback(hf.PrinterCallback)
-        trainer.train()
-
-    return run
+    return _hf_training(model, collator, rows, ours.stream.batch_size, bf16, folder, weight_decay=0.01)
 
 
 def hf_lora(ours: Pretraining, bf16: bool, folder: Path) -> Callable[[Watch], None]:
@@ -219,6 +203,14 @@ def hf_lora(ours: Pretraining, bf16: bool, folder: Path) -> Callable[[Watch], No
     wanted = peft.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
     model = peft.get_peft_model(hf.BertForSequenceClassification(config), wanted)
 
+    collator = hf.DataCollatorWithPadding(ours.encoder.processor.tokenizer)
+    return _hf_training(model, collator, rows, ours.stream.batch_size, bf16, folder)
+
+
+def _hf_training(model: Any, collator: Any, rows: Any, batch_size: int, bf16: bool, folder: Path, **more: Any) -> Callable[[Watch], None]:
+    """transformers.Trainer as its users call it, watched step by step; `more` are further training arguments."""
+    import transformers as hf
+
     class Lap(hf.TrainerCallback):
         def __init__(self, watch: Watch):
             self.watch = watch
@@ -228,10 +220,9 @@ def hf_lora(ours: Pretraining, bf16: bool, folder: Path) -> Callable[[Watch], No
 
     def run(watch: Watch) -> None:
         args = hf.TrainingArguments(
-            output_dir=str(folder), per_device_train_batch_size=ours.stream.batch_size, max_steps=watch.total, learning_rate=1e-3,
-            bf16=bf16, use_cpu=device().type == "cpu", save_strategy="no", report_to="none", disable_tqdm=True,
+            output_dir=str(folder), per_device_train_batch_size=batch_size, max_steps=watch.total, learning_rate=1e-3,
+            bf16=bf16, use_cpu=device().type == "cpu", save_strategy="no", report_to="none", disable_tqdm=True, **more,
         )  # fmt: skip
-        collator = hf.DataCollatorWithPadding(ours.encoder.processor.tokenizer)
         trainer = hf.Trainer(model=model, args=args, data_collator=collator, train_dataset=rows, callbacks=[Lap(watch)])
         trainer.remove_callback(hf.PrinterCallback)
         trainer.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import fnmatch
 import math
 
@@ -69,9 +70,9 @@ class _Staged(Adaptation):
             self.level = level
             self._apply(encoder)
 
+    @abc.abstractmethod
     def level_at(self, epoch: float, progress: float, groups: int) -> int:
         """How many groups move."""
-        raise NotImplementedError
 
 
 class Gradual(_Staged):

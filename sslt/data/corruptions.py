@@ -21,7 +21,7 @@ from sslt.errors import UserError
 class Corruption(abc.ABC):
     """A batch of prepared samples → the same, worse. severity: 1 (mild) to 5."""
 
-    modality: ClassVar[str] = "image"
+    modality: ClassVar[str]
     strengths: ClassVar[tuple[float, ...]]
 
     def __init__(self, severity: int):
@@ -29,6 +29,16 @@ class Corruption(abc.ABC):
             raise UserError(f"corruption.severity={severity}: give 1 (mild) to 5 (strong)")
         self.strength = self.strengths[severity - 1]
         self.name = f"{type(self).__name__}-{severity}"
+
+    @abc.abstractmethod
+    def __call__(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """The batch, corrupted."""
+
+
+class ImageCorruption(Corruption):
+    """One that changes pixels."""
+
+    modality = "image"
 
     def __call__(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         x = batch["image"].float() / 255
@@ -40,7 +50,7 @@ class Corruption(abc.ABC):
         """Images [B, C, H, W] in 0..1, corrupted."""
 
 
-class GaussianNoise(Corruption):
+class GaussianNoise(ImageCorruption):
     """Independent normal noise; strength: its deviation."""
 
     strengths = (0.04, 0.08, 0.12, 0.18, 0.26)
@@ -49,7 +59,7 @@ class GaussianNoise(Corruption):
         return x + self.strength * torch.randn(x.shape, generator=generator)
 
 
-class ImpulseNoise(Corruption):
+class ImpulseNoise(ImageCorruption):
     """Salt and pepper; strength: the share of pixels hit."""
 
     strengths = (0.01, 0.03, 0.06, 0.1, 0.17)
@@ -59,7 +69,7 @@ class ImpulseNoise(Corruption):
         return torch.where(hit < self.strength / 2, 0.0, torch.where(hit < self.strength, 1.0, x))
 
 
-class Blur(Corruption):
+class Blur(ImageCorruption):
     """Gaussian blur; strength: its sigma as a share of the image's height."""
 
     strengths = (0.015, 0.025, 0.035, 0.05, 0.07)
@@ -74,7 +84,7 @@ class Blur(Corruption):
         return F.conv2d(F.pad(x, (0, 0, radius, radius), mode="reflect"), kernel.unsqueeze(3), groups=x.shape[1])
 
 
-class Contrast(Corruption):
+class Contrast(ImageCorruption):
     """Less contrast about each image's mean; strength: the share that is left."""
 
     strengths = (0.75, 0.5, 0.4, 0.3, 0.15)
@@ -84,7 +94,7 @@ class Contrast(Corruption):
         return (x - mean) * self.strength + mean
 
 
-class Brightness(Corruption):
+class Brightness(ImageCorruption):
     """Everything brighter; strength: what is added."""
 
     strengths = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -93,7 +103,7 @@ class Brightness(Corruption):
         return x + self.strength
 
 
-class Pixelate(Corruption):
+class Pixelate(ImageCorruption):
     """Fewer pixels, drawn large; strength: the share of height and width that is left."""
 
     strengths = (0.8, 0.65, 0.5, 0.4, 0.3)
@@ -115,9 +125,6 @@ class DroppedWords(Corruption):
         hit = torch.rand(tokens.shape, generator=generator) < self.strength
         hit[:, 0] = False  # the sentence's own token
         return {**batch, "tokens": torch.where(hit & batch.get("mask", torch.ones_like(hit)), self.unknown, tokens)}
-
-    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        raise TypeError("text has no pixels")
 
 
 class Corrupted(Samples):

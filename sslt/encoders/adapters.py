@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslt.encoders.base import Encoder
+from sslt.encoders.base import Encoder, evaluating
 from sslt.encoders.base import fingerprint as fingerprint_of
 from sslt.errors import UserError
 
@@ -101,7 +101,7 @@ def _inject_peft(encoder: Encoder, kind: str, settings: dict[str, Any]) -> None:
     config = {"lora": peft.LoraConfig, "adalora": peft.AdaLoraConfig, "ia3": peft.IA3Config}[kind]
     if targets is not None:
         missing = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n, _ in encoder.named_modules())]
-        if missing and (settings.get("strict", True) and family != "resnet"):
+        if missing and family != "resnet":  # its usual names are those of both kinds of blocks
             some = [n for n, m in encoder.named_modules() if isinstance(m, nn.Linear)]
             raise UserError(
                 f"adaptation.target_modules: '{missing[0]}' matches no layer of this encoder (there is {', '.join(some[:3])}, …)"
@@ -155,15 +155,12 @@ def _block_outputs(encoder: Encoder) -> dict[str, torch.Size]:
     for name in encoder.block_names():
         note = lambda _, __, out, name=name: shapes.update({name: (out[0] if isinstance(out, tuple) else out).shape})  # noqa: E731
         hooks.append(encoder.get_submodule(name).register_forward_hook(note))
-    modes = [(m, m.training) for m in encoder.modules()]
     try:
-        with torch.no_grad():
-            encoder.eval()(_blank(encoder))
+        with evaluating(encoder):
+            encoder(_blank(encoder))
     finally:
         for hook in hooks:
             hook.remove()
-        for m, training in modes:
-            m.training = training
     return shapes
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -150,6 +152,19 @@ def pool_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
         return tokens.mean(1)
     weight = mask.to(tokens.dtype).unsqueeze(-1)
     return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every submodule has the mode it had (frozen ones stay frozen)."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for m, training in modes:
+            m.training = training
 
 
 def fingerprint(encoder: Encoder) -> str:

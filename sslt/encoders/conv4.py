@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt.data.image_processor import ImageProcessor
-from sslt.encoders.base import Encoder, Features, require
+from sslt.encoders.base import Features, require
+from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError, nearest
 
-WEIGHTS = "model.safetensors"
 
-
-class Conv4(Encoder):
+class Conv4(PixelEncoder):
     """Blocks of 3×3 convolution, BatchNorm, ReLU and halving (Vinyals et al., 2016, section 4.1.1; Snell et al., 2017).
 
     blocks: how many (4 in the literature). width: channels of each.
@@ -26,7 +24,6 @@ class Conv4(Encoder):
     "mean" its average over places, each place being a token.
     """
 
-    modality = "image"
     Processor = ImageProcessor
 
     def __init__(self, processor: ImageProcessor, width: int, blocks: int, downsample: str, pooling: str):
@@ -52,9 +49,6 @@ class Conv4(Encoder):
         require("image", source, "encoder conv4")
         return cls(ImageProcessor.fit(source, **processor), **args)
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"image": self.processor.normalize(batch["image"])}
-
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         x = inputs["image"]
         for block in self.blocks:
@@ -67,26 +61,6 @@ class Conv4(Encoder):
 
     def block_names(self) -> list[str]:
         return [f"blocks.{i}" for i in range(len(self.blocks))]
-
-    def save_weights(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
-
-    def load_weights(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        try:
-            self.load_state_dict(load_file(folder / WEIGHTS))
-        except (RuntimeError, FileNotFoundError, OSError) as e:
-            raise UserError(f"{folder}: the weights do not fit the encoder's config ({str(e).splitlines()[0]})") from e
-
-    def processor_config(self, folder: Path) -> dict[str, Any]:
-        return self.processor.config()
-
-    @classmethod
-    def load_processor(cls, folder: Path, config: dict[str, Any]) -> ImageProcessor:
-        return ImageProcessor(**config)
 
 
 class ConvBlock(nn.Module):

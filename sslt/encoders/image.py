@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from sslt.data.hub import ask_once
 from sslt.data.image_processor import ImageProcessor
-from sslt.encoders.base import Encoder, Features, require
+from sslt.encoders.base import Features, require
+from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError, nearest
 
-WEIGHTS = "model.safetensors"
 
-
-class ImageEncoder(Encoder):
+class ImageEncoder(PixelEncoder):
     """A timm model without its classifier (Wightman, 2019).
 
     name: a timm architecture, or `torchvision/NAME`. args: keyword arguments of the model, e.g. channels, layers.
@@ -26,7 +25,6 @@ class ImageEncoder(Encoder):
     pretrained: start from the library's published weights (needs a network or a filled cache).
     """
 
-    modality = "image"
     Processor = ImageProcessor
 
     def __init__(
@@ -57,8 +55,9 @@ class ImageEncoder(Encoder):
         require("image", source, f"encoder {args.get('name')}")
         return cls(ImageProcessor.fit(source, **processor), **args)
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"image": self.processor.normalize(batch["image"])}
+    @property
+    def stored(self) -> nn.Module:
+        return self.model  # in the names of the library it comes from
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         x = self.model.forward_features(inputs["image"])
@@ -84,10 +83,7 @@ class ImageEncoder(Encoder):
         return names
 
     def save_weights(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        super().save_weights(folder)
         if not self.args["name"].startswith("torchvision/"):
             p = self.processor
             about = {
@@ -101,21 +97,6 @@ class ImageEncoder(Encoder):
                 },
             }  # fmt: skip
             (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
-
-    def load_weights(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        try:
-            self.model.load_state_dict(load_file(folder / WEIGHTS))
-        except (RuntimeError, FileNotFoundError, OSError) as e:
-            raise UserError(f"{folder}: the weights do not fit the encoder's config ({str(e).splitlines()[0]})") from e
-
-    def processor_config(self, folder: Path) -> dict[str, Any]:
-        return self.processor.config()
-
-    @classmethod
-    def load_processor(cls, folder: Path, config: dict[str, Any]) -> ImageProcessor:
-        return ImageProcessor(**config)
 
 
 def _create(name: str, channels: int, args: dict[str, Any], pretrained: bool) -> Any:

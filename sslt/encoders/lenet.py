@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from sslt.data.image_processor import ImageProcessor
-from sslt.encoders.base import Encoder, Features, require
+from sslt.encoders.base import Features, require
+from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError
 
-WEIGHTS = "model.safetensors"
 
-
-class LeNet(Encoder):
+class LeNet(PixelEncoder):
     """Two 5×5 convolutions, each halved by a maximum, and one dense layer (LeCun et al., 1998, in the form that domain
     adaptation uses for digits: Long et al., 2018, section 5.1).
 
@@ -22,7 +20,6 @@ class LeNet(Encoder):
     token). dropout: of whole maps after the second convolution, and of the features. Images of at least 16×16 pixels.
     """
 
-    modality = "image"
     Processor = ImageProcessor
 
     def __init__(self, processor: ImageProcessor, maps: list[int], width: int, dropout: float):
@@ -44,32 +41,9 @@ class LeNet(Encoder):
         require("image", source, "encoder lenet")
         return cls(ImageProcessor.fit(source, **processor), **args)
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"image": self.processor.normalize(batch["image"])}
-
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         pooled = self.dense(self.conv2(self.conv1(inputs["image"])))
         return Features(pooled, pooled.unsqueeze(1))
 
     def block_names(self) -> list[str]:
         return ["conv1", "conv2", "dense"]
-
-    def save_weights(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
-
-    def load_weights(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        try:
-            self.load_state_dict(load_file(folder / WEIGHTS))
-        except (RuntimeError, FileNotFoundError, OSError) as e:
-            raise UserError(f"{folder}: the weights do not fit the encoder's config ({str(e).splitlines()[0]})") from e
-
-    def processor_config(self, folder: Path) -> dict[str, Any]:
-        return self.processor.config()
-
-    @classmethod
-    def load_processor(cls, folder: Path, config: dict[str, Any]) -> ImageProcessor:
-        return ImageProcessor(**config)

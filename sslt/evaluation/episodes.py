@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sslt import distributed
 from sslt.data.episodes import ClassSet
-from sslt.encoders.base import Encoder
-from sslt.evaluation.features import MEASURED, cached_features, encode, evaluating
+from sslt.encoders.base import Encoder, evaluating
+from sslt.evaluation.features import MEASURED, cached_features, encode
 from sslt.evaluation.few_shot import mean_interval
 from sslt.objectives.episodic import AdaptingClassifier, FeatureClassifier
 

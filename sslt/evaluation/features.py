@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslt import distributed, precision
 from sslt.data import cache
 from sslt.data.base import Samples
-from sslt.encoders.base import Encoder, fingerprint
+from sslt.encoders.base import Encoder, evaluating, fingerprint
 
 FORMAT = 1
 # Features that differ little from each other (an untrained encoder's do) lose their differences in bfloat16's 8 bits:
 # what is reported is measured in float32. Numbers shown while training may use the format of training.
 MEASURED = "32-true"
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every submodule has the mode it had (frozen ones stay frozen)."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def encode(encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED) -> Tensor:

@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sslt.encoders.base import Encoder, pool_mean
+from sslt.encoders.base import Encoder, evaluating, pool_mean
 from sslt.errors import UserError, nearest
 from sslt.objectives.base import encode_views
 
@@ -42,14 +41,9 @@ def check_layer(encoder: Encoder, layer: str | None) -> None:
 def layer_width(encoder: Encoder, inputs: dict[str, Tensor], layer: str | None) -> int:
     """D of `encode_at`, found by encoding a few `inputs`; the encoder's modes and statistics stay as they were."""
     check_layer(encoder, layer)
-    modes = [(m, m.training) for m in encoder.modules()]
     device = next(encoder.parameters()).device
-    try:
-        with torch.no_grad():
-            return encode_at(encoder.eval(), {"views": {k: x.unsqueeze(0).to(device) for k, x in inputs.items()}}, layer).shape[1]
-    finally:
-        for m, training in modes:
-            m.training = training
+    with evaluating(encoder):
+        return encode_at(encoder, {"views": {k: x.unsqueeze(0).to(device) for k, x in inputs.items()}}, layer).shape[1]
 
 
 @contextlib.contextmanager

@@ -45,36 +45,37 @@ def supervised(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
     return -((log_p * positive).sum(1) / positive.sum(1)).mean()
 
 
-class DCL(Objective):
+class _Contrast(Objective):
+    """Projections of all views under a temperature."""
+
+    needs_full_batches = True
+
+    def __init__(self, encoder: Encoder, temperature: float, hidden: int, out: int):
+        super().__init__()
+        self.temperature = temperature
+        self.projector = mlp(encoder.dim, hidden, out)
+
+    def projections(self, encoder: Encoder, batch: dict) -> Tensor:
+        """[V, B, D] in float32."""
+        z = self.projector(encode_views(encoder, batch).pooled)
+        return z.float().unflatten(0, (n_views(batch["views"]), -1))
+
+
+class DCL(_Contrast):
     """Decoupled contrastive learning (Yeh et al., 2022). Reads `views` [V, B, ...], V ≥ 2."""
 
-    needs_full_batches = True
-
-    def __init__(self, encoder: Encoder, temperature: float, hidden: int, out: int):
-        super().__init__()
-        self.temperature = temperature
-        self.projector = mlp(encoder.dim, hidden, out)
-
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
-        v = n_views(batch["views"])
-        z = self.projector(encode_views(encoder, batch).pooled)
+        z = self.projections(encoder, batch)
         with full_precision():
-            return Loss(decoupled(z.float().unflatten(0, (v, -1)), self.temperature), {})
+            return Loss(decoupled(z, self.temperature), {})
 
 
-class SupCon(Objective):
+class SupCon(_Contrast):
     """Supervised contrastive learning (Khosla et al., 2020). Reads `views` [V, B, ...], V ≥ 2, and `label` [B]."""
 
-    needs_full_batches = True
     needs_labels = True
 
-    def __init__(self, encoder: Encoder, temperature: float, hidden: int, out: int):
-        super().__init__()
-        self.temperature = temperature
-        self.projector = mlp(encoder.dim, hidden, out)
-
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
-        v = n_views(batch["views"])
-        z = self.projector(encode_views(encoder, batch).pooled)
+        z = self.projections(encoder, batch)
         with full_precision():
-            return Loss(supervised(z.float().unflatten(0, (v, -1)), batch["label"], self.temperature), {})
+            return Loss(supervised(z, batch["label"], self.temperature), {})

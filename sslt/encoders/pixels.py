@@ -1,0 +1,49 @@
+"""What every image encoder shares: pixels in, its weights and its processor in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sslt.data.image_processor import ImageProcessor
+from sslt.encoders.base import Encoder
+from sslt.errors import UserError
+
+WEIGHTS = "model.safetensors"
+
+
+class PixelEncoder(Encoder):
+    """Takes `image` [B, C, H, W] as its `ImageProcessor` normalises it. `stored` is the module whose state is written down."""
+
+    modality = "image"
+
+    @property
+    def stored(self) -> nn.Module:
+        return self
+
+    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"image": self.processor.normalize(batch["image"])}
+
+    def save_weights(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in self.stored.state_dict().items()}, folder / WEIGHTS, metadata={"format": "pt"}
+        )
+
+    def load_weights(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        try:
+            self.stored.load_state_dict(load_file(folder / WEIGHTS))
+        except (RuntimeError, FileNotFoundError, OSError) as e:
+            raise UserError(f"{folder}: the weights do not fit the encoder's config ({str(e).splitlines()[0]})") from e
+
+    def processor_config(self, folder: Path) -> dict[str, Any]:
+        return self.processor.config()
+
+    @classmethod
+    def load_processor(cls, folder: Path, config: dict[str, Any]) -> ImageProcessor:
+        return ImageProcessor(**config)
