@@ -103,11 +103,13 @@ def mlm(title: str, encoder: str, batch: int, length: int, steps: int, folder: P
     contenders = [
         Contender("sslt", job.precision, job.run, tuned=True),
         Contender("bare loop, tokens masked", job.precision, peers.bare_mlm(job), 0.92, tuned=True),
-        Contender("Hugging Face Trainer", "32-true", peers.hf_mlm(job, False, folder / "hf"), 4.5 if small else None),
+        Contender("Hugging Face Trainer", "32-true", peers.hf_mlm(job, False, True, folder / "hf"), 4.5 if small else None),
     ]
     if job.precision.startswith("bf16"):
-        run = peers.hf_mlm(job, True, folder / "hf")
-        contenders.append(Contender("Hugging Face Trainer, same precision", job.precision, run, 3.0 if small else None))
+        for dropout in (True, False):
+            name = f"Hugging Face Trainer, same precision{'' if dropout else ', no dropout'}"
+            run = peers.hf_mlm(job, True, dropout, folder / "hf")
+            contenders.append(Contender(name, job.precision, run, 3.0 if small else None))
     return Comparison(f"MLM, {title}, {batch} x {length} tokens", "tokens", batch * length, contenders, WARM, steps)
 
 

@@ -16,7 +16,7 @@ from sslt import distributed
 from sslt.adaptation.base import Adaptation
 from sslt.data.sampling import Sampling
 from sslt.data.streams import Loader, Stream
-from sslt.encoders.base import Encoder
+from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 from sslt.objectives.base import Objective
 from sslt.schedules import Schedule
@@ -189,6 +189,19 @@ class Learner(pl.LightningModule):
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"] * group.get("lr_scale", 1.0)
         return optimizer
+
+    def pictures(self) -> dict[str, Any]:
+        """What the objectives draw (`Objective.draw`) from the first samples of their streams."""
+        drawn: dict[str, Any] = {}
+        for name, term in self.terms.items():
+            if isinstance(term.stream, str) and type(term.objective).draw is not Objective.draw:
+                samples = self.streams[term.stream].samples
+                seed_step(self.seed, self.batches_seen)
+                with evaluating(self):
+                    batch = {k: v.to(self.device) for k, v in samples.batch(np.arange(min(12, len(samples)))).items()}
+                    found = term.objective.draw(self.encoder, self._views(term.stream, batch))
+                drawn |= {f"{name}_{k}" if len(self.terms) > 1 else k: picture for k, picture in found.items()}
+        return drawn
 
     # ---------------------------------------------------------------- state
     def train(self, mode: bool = True) -> Learner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+from pathlib import Path
 from typing import Any
 
 
@@ -14,6 +15,18 @@ def wandb_logger(project: str, name: str | None, offline: bool | None, save_dir:
     if offline is None:
         offline = os.environ.get("WANDB_MODE") == "offline" or not _has_account()
     return WandbLogger(project=project, name=name, offline=offline, save_dir=save_dir)
+
+
+def log_picture(logger: Any, name: str, path: Path, step: int) -> None:
+    """Hand a PNG to wandb or TensorBoard; other loggers take numbers only."""
+    kind = type(logger).__name__
+    if kind == "WandbLogger":
+        logger.log_image(f"pictures/{name}", [str(path)], step=step)
+    elif kind == "TensorBoardLogger":
+        import numpy as np
+        from PIL import Image
+
+        logger.experiment.add_image(f"pictures/{name}", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
 
 
 def _has_account() -> bool:

@@ -19,6 +19,7 @@ from sslt.data.image_views import ImageViews
 from sslt.data.streams import Stream
 from sslt.data.text_processor import PackedSamples, TextProcessor, TextSamples
 from sslt.encoders import adapters
+from sslt.encoders.dropout import set_dropout
 from sslt.encoders.text import TextEncoder
 from sslt.learner import Term
 from sslt.runs import Run
@@ -103,6 +104,7 @@ def mlm(encoder: str, batch: int, length: int, steps: int, folder: Path) -> Pret
     node = OmegaConf.masked_copy(cfg.encoder, ["model_type", "config", "pooling"])
     args: Any = OmegaConf.to_container(node)
     model = TextEncoder(processor, **args)
+    set_dropout(model, cfg.dropout)
     words = np.random.default_rng(0).integers(len(processor.special_ids), VOCABULARY, batch * steps * length, dtype=np.int32)
     samples = PackedSamples(words, length, processor.cls_id, "random tokens")
     stream = Stream(samples, batch, seed=0, drop_last=True, views=config.build(cfg.views))

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.ours import Pretraining
 from bench.rounds import Watch
+from sslt.encoders.dropout import set_dropout
 
 _READY = 4  # batches a bare loop goes round in
 _CLIP = 1.0  # gradient norm, as in sslt's MLM recipe and by default in Hugging Face's Trainer
@@ -175,14 +176,19 @@ class Rows(Dataset):
         return {"input_ids": self.tokens[i].tolist()}
 
 
-def hf_mlm(ours: Pretraining, bf16: bool, folder: Path) -> Callable[[Watch], None]:
-    """BertForMaskedLM under transformers.Trainer with DataCollatorForLanguageModeling, on the same rows of tokens."""
+def hf_mlm(ours: Pretraining, bf16: bool, dropout: bool, folder: Path) -> Callable[[Watch], None]:
+    """BertForMaskedLM under transformers.Trainer with DataCollatorForLanguageModeling, on the same rows of tokens.
+
+    dropout: BERT's own 0.1, as its users have it, or none, as in sslt's recipe.
+    """
     import transformers as hf
 
     hf.utils.logging.set_verbosity_error()
     rows = Rows(ours.samples.batch(np.arange(len(ours.samples)))["tokens"])
     collator = hf.DataCollatorForLanguageModeling(ours.encoder.processor.tokenizer, mlm_probability=0.15)
     model = hf.BertForMaskedLM(copy.deepcopy(ours.encoder.model.config))
+    if not dropout:
+        set_dropout(model, 0.0)
 
     return _hf_training(model, collator, rows, ours.stream.batch_size, bf16, folder, weight_decay=0.01)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sslt.errors import UserError
+
 
 class Views(nn.Module):
     """batch of prepared samples → batch with what an objective reads. `encoder` says what its inputs look like."""
@@ -14,6 +16,9 @@ class Views(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
         raise NotImplementedError
+
+    def check(self, encoder: Any) -> None:
+        """Raise `UserError` where these views are of no use to `encoder`; called before training."""
 
 
 class Plain(Views):
@@ -25,6 +30,10 @@ class Plain(Views):
     def __init__(self, n: int):
         super().__init__()
         self.n = n
+
+    def check(self, encoder: Any) -> None:
+        if self.n > 1 and not encoder.varies:
+            raise UserError(f"views.n={self.n} makes equal views, and this encoder has no dropout to tell them apart: set dropout=0.1")
 
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
         inputs = encoder.inputs(batch)

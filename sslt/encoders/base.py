@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sslt.encoders.dropout import has_dropout
 from sslt.errors import UserError
 
 FILE = "sslt.json"
@@ -60,6 +61,25 @@ class Encoder(nn.Module, abc.ABC):
     @abc.abstractmethod
     def block_names(self) -> list[str]:
         """Dotted names of the blocks, from input to output."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether two passes of the same inputs can differ while it trains (dropout, stochastic depth)."""
+        return has_dropout(self)
+
+    # ---------------------------------------------------------------- tokens that are hidden
+    def require_tokens(self) -> None:
+        """Raise `UserError` if this encoder's tokens cannot be hidden one by one."""
+        name = self.args.get("name") or self.args.get("model_type") or type(self).__name__
+        raise UserError(f"this objective hides tokens of the encoder, and {name} has none: choose a transformer, such as encoder=vit_small")
+
+    def hideable(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[B, T], True where a token may be hidden (a patch, a word)."""
+        raise NotImplementedError
+
+    def hide(self, inputs: dict[str, Tensor], masked: Tensor, token: Tensor) -> dict[str, Tensor]:
+        """`inputs` with the tokens `masked` [B, T] hidden: words by the mask word, patches by the vector `token` [D]."""
+        raise NotImplementedError
 
     # ---------------------------------------------------------------- layers in order
     @property

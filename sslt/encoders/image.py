@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sslt.data.hub import ask_once
 from sslt.data.image_processor import ImageProcessor
+from sslt.encoders import vit
 from sslt.encoders.base import Features, require
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError, nearest
@@ -42,6 +43,10 @@ class ImageEncoder(PixelEncoder):
             given["img_size"] = processor.size
         self.model: Any
         self.model = _create(name, processor.channels, given, pretrained)
+        self.is_vit = vit.is_vit(self.model)
+        if self.is_vit:
+            vit.check_patches(name, processor.size, self.model.patch_embed.patch_size[0])
+            vit.any_size(self.model)
         if stem == "small":
             _small_stem(self.model, name)
         elif stem != "standard":
@@ -60,11 +65,28 @@ class ImageEncoder(PixelEncoder):
         return self.model  # in the names of the library it comes from
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        x = self.model.forward_features(inputs["image"])
+        hidden = {k: inputs[k] for k in ("masked", "token", "visible") if k in inputs}
+        if hidden:
+            self.require_tokens()
+            x = vit.encode(self.model, inputs["image"], *(hidden.get(k) for k in ("masked", "token", "visible")))
+        else:
+            x = self.model.forward_features(inputs["image"])
         pooled = self.model.forward_head(x, pre_logits=True)
         prefix = getattr(self.model, "num_prefix_tokens", 0)
         tokens = x.flatten(2).transpose(1, 2) if x.dim() == 4 else x[:, prefix:]
         return Features(pooled, tokens)
+
+    def require_tokens(self) -> None:
+        if not self.is_vit:
+            super().require_tokens()
+
+    def hide(self, inputs: dict[str, Tensor], masked: Tensor, token: Tensor) -> dict[str, Tensor]:
+        return {**inputs, "masked": masked, "token": token}
+
+    def hideable(self, inputs: dict[str, Tensor]) -> Tensor:
+        patch = self.model.patch_embed.patch_size[0]
+        b, _, h, w = inputs["image"].shape
+        return torch.ones(b, (h // patch) * (w // patch), dtype=torch.bool, device=inputs["image"].device)
 
     def block_names(self) -> list[str]:
         names = []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sslt.data.image_processor import ImageProcessor
-from sslt.encoders.base import Encoder
+from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 
 WEIGHTS = "model.safetensors"
@@ -22,6 +25,20 @@ class PixelEncoder(Encoder):
     @property
     def stored(self) -> nn.Module:
         return self
+
+    @functools.cached_property
+    def grid(self) -> int:
+        """Tokens along one side of the image. Raises `UserError` where they form no square."""
+        p = self.processor
+        device = next(self.parameters()).device
+        with evaluating(self):
+            tokens = self({"image": torch.zeros(1, p.channels, p.size, p.size, device=device)}).tokens.shape[1]
+        side = math.isqrt(tokens)
+        if side * side != tokens:
+            raise UserError(
+                f"this objective needs a square map of features, and the encoder gives {tokens} tokens: choose another encoder="
+            )
+        return side
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"image": self.processor.normalize(batch["image"])}

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sslt.data.hub import ask_once
@@ -77,6 +78,18 @@ class TextEncoder(Encoder):
         else:
             tokens = self.model(input_ids=inputs["tokens"], attention_mask=None if mask is None else mask.long()).last_hidden_state
         return Features(tokens[:, 0] if self.pooling == "cls" else pool_mean(tokens, mask), tokens, mask)
+
+    def require_tokens(self) -> None:
+        if self.processor.mask_id is None:
+            raise UserError("this tokenizer has no mask token, so its encoder cannot learn by masking: +task=simcse needs none")
+
+    def hideable(self, inputs: dict[str, Tensor]) -> Tensor:
+        tokens = inputs["tokens"]
+        special = torch.as_tensor(sorted(self.processor.special_ids), device=tokens.device)
+        return ~torch.isin(tokens, special) & inputs.get("mask", torch.ones_like(tokens, dtype=torch.bool))
+
+    def hide(self, inputs: dict[str, Tensor], masked: Tensor, token: Tensor) -> dict[str, Tensor]:
+        return {**inputs, "tokens": inputs["tokens"].masked_fill(masked, self.processor.mask_id)}
 
     @property
     def token_embeddings(self) -> nn.Embedding:

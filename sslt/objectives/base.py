@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, Features
+from sslt.errors import UserError
 
 
 class Loss(NamedTuple):
@@ -16,6 +18,16 @@ class Loss(NamedTuple):
 
     value: Tensor
     logs: dict[str, Tensor]
+
+
+class Picture(NamedTuple):
+    """Rows of images to look at, a column each: name of the row → [N, C, H, W] as the encoder normalises them.
+
+    captions: what stands under the columns, N lines.
+    """
+
+    rows: dict[str, Tensor]
+    captions: list[str] | None = None
 
 
 class Objective(nn.Module, abc.ABC):
@@ -34,6 +46,19 @@ class Objective(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         """The loss on a batch that the stream's views have made."""
+
+    def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
+        """Called once before training, with what is learned from and how many samples a step has on all ranks together.
+
+        Raises `UserError` where they do not fit, and sizes what depends on them. Equal on every rank and when a run is resumed,
+        whose checkpoint is loaded afterwards.
+        """
+        if self.needs_full_batches and batch_size < 2:
+            raise UserError(f"batch_size={batch_size}: this objective compares the samples of a batch, so give at least 2")
+
+    def draw(self, encoder: Encoder, batch: dict) -> dict[str, Picture]:
+        """Pictures of what was learned, by name, from a small batch; called in eval mode without gradients at the end of a run."""
+        return {}
 
     def after_step(self, encoder: Encoder) -> None:
         """Called after every optimizer step: what moves without a gradient (a momentum teacher) moves now."""

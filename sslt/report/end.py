@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from pathlib import Path
 from typing import Any
 
 from sslt.runs import Run
@@ -31,6 +32,24 @@ def write_plots(run: Run, learner: Any) -> None:
                 views_grid(shown, run / "plots" / f"views_{name}.png")
             elif "tokens" in views:
                 _write_texts(run, learner.encoder.processor.tokenizer, views["tokens"], name)
+
+
+def write_pictures(run: Run, learner: Any) -> dict[str, Path]:
+    """What the objectives draw of what was learned, from a dozen samples of their stream, as pictures/NAME.png; name → file."""
+    written: dict[str, Path] = {}
+    if not run.is_main:
+        return written
+    with _reported("objective's pictures"):
+        for name, picture in learner.pictures().items():
+            from sslt.data.image_views import to_pixels
+            from sslt.report.plots import picture_grid
+
+            p = learner.encoder.processor
+            rows = {k: to_pixels(x.cpu(), list(p.mean), list(p.std)) for k, x in picture.rows.items()}
+            path = run / "pictures" / f"{name}.png"
+            picture_grid(rows, picture.captions, path)
+            written[name] = path
+    return written
 
 
 def write_map(run: Run, features: Any, samples: Any) -> None:
@@ -71,7 +90,7 @@ def say_next(run: Run, metrics: dict[str, Any], commands: list[str]) -> None:
     rows = summary(metrics)
     if rows:
         print_table(str(run), rows)
-    where = [p for p in ("metrics.json", "plots/", "encoder/") if (run / p).exists()]
+    where = [p for p in ("metrics.json", "plots/", "pictures/", "encoder/") if (run / p).exists()]
     print(f"{run}: {', '.join(where)}")
     for command in commands:
         print(f"  next: {command}")

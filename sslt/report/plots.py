@@ -41,7 +41,19 @@ log = logging.getLogger("sslt")
 def views_grid(views: Tensor, path: Path, max_samples: int = 12) -> None:
     """What the encoder sees: `views` [V, B, C, H, W] in 0..1, a row per view, a column per sample."""
     n_views, n_samples = views.shape[0], min(views.shape[1], max_samples)
-    tiles = views[:, :n_samples].detach().cpu().float().clamp(0, 1).nan_to_num(0)
+    title = f"{_count(n_views, 'view')} of {_count(n_samples, 'sample')}, a column each"
+    _grid(views[:, :n_samples], [f"view {v + 1}" for v in range(n_views)], None, title, path)
+
+
+def picture_grid(rows: Mapping[str, Tensor], captions: Sequence[str] | None, path: Path) -> None:
+    """What an objective draws: `rows` name → [N, C, H, W] in 0..1, all of one shape; `captions` [N] under the columns."""
+    _grid(torch.stack(list(rows.values())), list(rows), captions, None, path)
+
+
+def _grid(tiles: Tensor, names: Sequence[str], captions: Sequence[str] | None, title: str | None, path: Path) -> None:
+    """Tiles [rows, columns, C, H, W] in 0..1 on one canvas."""
+    n_views, n_samples = tiles.shape[:2]
+    tiles = tiles.detach().cpu().float().clamp(0, 1).nan_to_num(0)
     tiles = tiles[:, :, :3] if tiles.shape[2] >= 3 else tiles[:, :, :1].expand(-1, -1, 3, -1, -1)
     height, width = tiles.shape[-2:]
     gap = max(1, width // 16)
@@ -55,11 +67,13 @@ def views_grid(views: Tensor, path: Path, max_samples: int = 12) -> None:
     fig = _figure(0.7 + inches * n_samples, 0.5 + inches * n_views * height / width)
     ax = fig.add_subplot()
     ax.imshow(canvas.numpy(), interpolation="nearest" if max(height, width) < 128 else "antialiased")
-    ax.set_xticks([])
-    ax.set_yticks([v * (height + gap) + height / 2 for v in range(n_views)], [f"view {v + 1}" for v in range(n_views)])
+    places = [b * (width + gap) + width / 2 for b in range(n_samples)] if captions else []
+    ax.set_xticks(places, [_short(c, 60) for c in captions or []], fontsize=7)
+    ax.set_yticks([v * (height + gap) + height / 2 for v in range(n_views)], names)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(f"{_count(n_views, 'view')} of {_count(n_samples, 'sample')}, a column each")
+    if title:
+        ax.set_title(title)
     _save(fig, path)
 
 

@@ -27,12 +27,15 @@ from sslt.config import build
 from sslt.data.base import Samples
 from sslt.data.sampling import Sampling, Together
 from sslt.data.streams import Stream
+from sslt.data.views import Views
 from sslt.encoders import adapters
 from sslt.encoders.base import Encoder
+from sslt.encoders.dropout import set_dropout
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
 from sslt.errors import UserError
 from sslt.execute import Interrupted, accelerator
 from sslt.learner import Learner, Term
+from sslt.loggers import log_picture
 from sslt.runs import Run
 
 log = logging.getLogger("sslt")
@@ -139,8 +142,16 @@ def fit(
     sampling: which streams a step draws from (None: all of them).
     Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
     """
+    set_dropout(encoder, cfg.dropout)
+    for views in (s.views for s in streams.values()):
+        if isinstance(views, Views):
+            views.check(encoder)
     settings = dict(cfg.trainer)
     kind, world = accelerator(cfg.trainer), distributed.world_size()
+    for term in terms.values():
+        if isinstance(term.stream, str):
+            part = streams[term.stream]
+            term.objective.prepare(encoder, part.samples, part.batch_size * world)
     number_format = precision.resolve(settings.pop("precision"), kind)
     budget = _budget(settings, cfg.default_max_epochs)
     settings["sync_batchnorm"] = settings["sync_batchnorm"] and world > 1
@@ -294,10 +305,12 @@ def _bound(budget: Budget, steps_per_epoch: int) -> str:
     return " or ".join(parts)
 
 
-def log_final(learner: Learner, metrics: dict[str, Any]) -> None:
-    """Hand the final numbers to every logger and close it."""
+def log_final(learner: Learner, metrics: dict[str, Any], pictures: dict[str, Path] | None = None) -> None:
+    """Hand the final numbers, and pictures (name → file), to every logger and close it."""
     numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not k.startswith(("class/", "test/class/"))}
     for logger in learner.loggers_used:
+        for name, path in (pictures or {}).items():
+            log_picture(logger, name, path, learner.batches_seen)
         logger.log_metrics(numbers, step=learner.batches_seen)
         logger.finalize("success")
         if type(logger).__name__ == "WandbLogger":

@@ -10,7 +10,7 @@ from sslt.config import build
 from sslt.data.views import Views
 from sslt.errors import UserError
 from sslt.learner import Term
-from sslt.report.end import say_next, write_map, write_plots
+from sslt.report.end import say_next, write_map, write_pictures, write_plots
 from sslt.runs import Run
 from sslt.stages import common
 
@@ -50,7 +50,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     metrics = {**learner.run_metrics, **skipped, **(probes[0].last if probes else {})}
     common.save_result(run, encoder, cfg, source, metrics)
     run.add_metrics(metrics)
-    common.log_final(learner, metrics)
+    common.log_final(learner, metrics, write_pictures(run, learner))
     write_plots(run, learner)
     if probes and probes[0].features is not None:
         write_map(run, probes[0].features, probes[0].bank)

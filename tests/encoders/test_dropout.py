@@ -1,0 +1,53 @@
+"""Protects the rate of dropout while training: every place of every library is set, and equal views are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sslt.data.views import Plain
+from sslt.encoders.dropout import has_dropout, set_dropout
+from sslt.errors import UserError
+
+
+def model(family: str) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+    more = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2} if family == "modernbert" else {}
+    return AutoModel.from_config(AutoConfig.for_model(family, **sizes, **more)).train()
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "electra"])
+def test_the_rate_decides_whether_two_passes_differ(family):
+    """0: equal passes, more: different ones, for families that keep their rates in modules and in numbers."""
+    net, tokens = model(family), torch.arange(3, 11).unsqueeze(0)
+    twice = lambda: (net(tokens).last_hidden_state, net(tokens).last_hidden_state)  # noqa: E731
+    set_dropout(net, 0.0)
+    assert torch.equal(*twice()) and not has_dropout(net)
+    set_dropout(net, 0.3)
+    assert not torch.equal(*twice()) and has_dropout(net)
+    rates = {m.p for m in net.modules() if isinstance(m, nn.Dropout)}
+    set_dropout(net, None)
+    assert rates == {m.p for m in net.modules() if isinstance(m, nn.Dropout)} == {0.3}
+
+
+def test_impossible_rates_are_refused():
+    """A rate that is no probability, and one for a network without dropout."""
+    with pytest.raises(UserError, match="from 0 to less than 1"):
+        set_dropout(nn.Dropout(0.5), 1.0)
+    with pytest.raises(UserError, match="no dropout to set"):
+        set_dropout(nn.Linear(2, 2), 0.1)
+    set_dropout(nn.Linear(2, 2), 0.0)
+
+
+def test_equal_views_are_refused():
+    """Two plain views of an encoder without dropout would be the same."""
+
+    class Fixed:
+        varies = False
+
+    with pytest.raises(UserError, match="no dropout to tell them apart"):
+        Plain(2).check(Fixed())
+    Plain(1).check(Fixed())
