@@ -129,6 +129,11 @@ def all_sum(x: Tensor) -> Tensor:
     return cast(Tensor, _SumWithGradient.apply(x)) if active() else x
 
 
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean over the rows [N, ...] of all ranks, as many on each, with gradient."""
+    return all_sum(x.mean(0)) / world_size()
+
+
 class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm whose batch is that of all ranks, on any device.
 

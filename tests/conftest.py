@@ -17,6 +17,14 @@ TINY_IMAGES = [
     "trainer.precision=32",
     "trainer.accelerator=cpu",
 ]
+TINY_VIT = [
+    "+encoder.args.embed_dim=16",
+    "+encoder.args.num_heads=2",
+    "encoder.args.depth=2",
+    "encoder.processor.size=16",
+    "trainer.precision=32",
+    "trainer.accelerator=cpu",
+]
 TINY_TEXT = [
     "encoder.config.hidden_size=32",
     "encoder.config.intermediate_size=64",

@@ -68,8 +68,8 @@ class Encoder(nn.Module, abc.ABC):
         return has_dropout(self)
 
     # ---------------------------------------------------------------- tokens that are hidden
-    def require_tokens(self) -> None:
-        """Raise `UserError` if this encoder's tokens cannot be hidden one by one."""
+    def require_tokens(self, pooled: bool) -> None:
+        """Raise `UserError` if this encoder's tokens cannot be hidden one by one. pooled: whether the loss trains the pooled features."""
         name = self.args.get("name") or self.args.get("model_type") or type(self).__name__
         raise UserError(f"this objective hides tokens of the encoder, and {name} has none: choose a transformer, such as encoder=vit_small")
 

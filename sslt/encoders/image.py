@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from sslt.encoders import vit
 from sslt.encoders.base import Features, require
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError, nearest
+
+log = logging.getLogger("sslt")
 
 
 class ImageEncoder(PixelEncoder):
@@ -67,7 +70,6 @@ class ImageEncoder(PixelEncoder):
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         hidden = {k: inputs[k] for k in ("masked", "token", "visible") if k in inputs}
         if hidden:
-            self.require_tokens()
             x = vit.encode(self.model, inputs["image"], *(hidden.get(k) for k in ("masked", "token", "visible")))
         else:
             x = self.model.forward_features(inputs["image"])
@@ -76,9 +78,14 @@ class ImageEncoder(PixelEncoder):
         tokens = x.flatten(2).transpose(1, 2) if x.dim() == 4 else x[:, prefix:]
         return Features(pooled, tokens)
 
-    def require_tokens(self) -> None:
+    def require_tokens(self, pooled: bool) -> None:
         if not self.is_vit:
-            super().require_tokens()
+            super().require_tokens(pooled)
+        if not pooled and self.model.global_pool == "token":
+            log.warning(
+                "the loss trains patches, not the class token that the features are read from: "
+                "+encoder.args.global_pool=avg +encoder.args.fc_norm=false reads the patches"
+            )
 
     def hide(self, inputs: dict[str, Tensor], masked: Tensor, token: Tensor) -> dict[str, Tensor]:
         return {**inputs, "masked": masked, "token": token}

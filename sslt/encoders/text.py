@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from sslt.data.hub import ask_once
 from sslt.data.text_processor import TextProcessor
 from sslt.encoders.base import Encoder, Features, pool_mean, require
 from sslt.errors import UserError, nearest
+
+log = logging.getLogger("sslt")
 
 _NOT_CONFIG = ("architectures", "dtype", "torch_dtype", "transformers_version", "model_type", "_name_or_path")
 
@@ -79,9 +82,11 @@ class TextEncoder(Encoder):
             tokens = self.model(input_ids=inputs["tokens"], attention_mask=None if mask is None else mask.long()).last_hidden_state
         return Features(tokens[:, 0] if self.pooling == "cls" else pool_mean(tokens, mask), tokens, mask)
 
-    def require_tokens(self) -> None:
+    def require_tokens(self, pooled: bool) -> None:
         if self.processor.mask_id is None:
             raise UserError("this tokenizer has no mask token, so its encoder cannot learn by masking: +task=simcse needs none")
+        if not pooled and self.pooling == "cls":
+            log.warning("the loss trains words, not the first token that the features are read from: encoder.pooling=mean reads the words")
 
     def hideable(self, inputs: dict[str, Tensor]) -> Tensor:
         tokens = inputs["tokens"]

@@ -24,15 +24,10 @@ def epps_pulley(x: Tensor, knots: int, reach: float) -> Tensor:
     weight[0] = weight[-1] = step
     normal = torch.exp(-t.square() / 2)
     angles = x.unsqueeze(-1) * t  # [N, M, K]
-    real = distributed_mean(angles.cos())
-    imaginary = distributed_mean(angles.sin())
+    real = distributed.mean_over_ranks(angles.cos())
+    imaginary = distributed.mean_over_ranks(angles.sin())
     gap = (real - normal).square() + imaginary.square()
     return (gap * normal * weight).sum(-1) * (len(x) * distributed.world_size())
-
-
-def distributed_mean(x: Tensor) -> Tensor:
-    """The mean over rows [N, ...] of all ranks, with gradient."""
-    return distributed.all_sum(x.mean(0)) / distributed.world_size()
 
 
 class LeJEPA(Objective):

@@ -69,6 +69,11 @@ def unpatchify(patches: Tensor, grid: int, channels: int) -> Tensor:
     return patches.reshape(b, grid, grid, p, p, channels).permute(0, 5, 1, 3, 2, 4).reshape(b, channels, grid * p, grid * p)
 
 
+def positions_of(masked: Tensor, count: int) -> Tensor:
+    """[B, count] places of the True in masked [B, T], which has `count` of them in each row; ascending."""
+    return masked.float().argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
 def take(tokens: Tensor, index: Tensor) -> Tensor:
     """Tokens [B, T, D] at positions [B, K] → [B, K, D]."""
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

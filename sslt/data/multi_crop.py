@@ -1,0 +1,33 @@
+"""Multi-crop: two large views and several small ones of every image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sslt.data.image_views import ImageViews
+from sslt.data.views import Views
+from sslt.errors import UserError
+
+
+class MultiCrop(Views):
+    """`views` [V, B, C, S, S] and `local` [L, B, C, s, s] of each image (Caron et al., 2020, section 3.2).
+
+    large, small: the views of each size. small_size: s, as a share of the encoder's size S. multiple: s is a multiple of it (a ViT's
+    patch size).
+    """
+
+    modality = "image"
+
+    def __init__(self, large: ImageViews, small: ImageViews, small_size: float, multiple: int):
+        super().__init__()
+        if not 0 < small_size <= 1:
+            raise UserError(f"views.small_size={small_size}: give a share of the image's side, more than 0 and at most 1")
+        self.large, self.small, self.small_size, self.multiple = large, small, small_size, multiple
+
+    def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
+        p = encoder.processor
+        size = max(1, round(p.size * self.small_size / self.multiple)) * self.multiple
+        crops = self.small.augment(batch["image"], size, list(p.mean), list(p.std))
+        return {**self.large(batch, encoder), "local": {"image": crops}}

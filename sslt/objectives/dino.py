@@ -1,0 +1,151 @@
+"""DINO and iBOT: self-distillation over prototypes, of whole images and of hidden patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslt.encoders.base import Encoder, Features
+from sslt.objectives.base import Loss, Objective, encode_views, full_precision, n_views
+from sslt.objectives.masking import block_tokens, check_share, positions_of, take
+from sslt.objectives.momentum import Teacher
+from sslt.objectives.prototypes import Centre, Prototypes, cross_entropy_of_views, head, ramp
+from sslt.objectives.transformer import mask_token
+
+
+class DINO(Objective):
+    """Self-distillation with no labels (Caron et al., 2021, algorithm 1).
+
+    Reads `views` [V, B, ...], which student and teacher see, and `local` [L, B, ...] where there are small crops, which only the
+    student sees. Every student view predicts the teacher's assignment of every other view. The teacher's scores are centred by the
+    running mean of all ranks (centre_momentum) and sharpened: its temperature rises from teacher_temperature_start to
+    teacher_temperature over the first `warmup` share of the run. The prototypes stay still for the first share `freeze` of it.
+    hidden, bottleneck: of the projector; out: prototypes. momentum: the teacher's, at the start.
+    """
+
+    needs_full_batches = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        hidden: int,
+        bottleneck: int,
+        out: int,
+        temperature: float,
+        teacher_temperature_start: float,
+        teacher_temperature: float,
+        warmup: float,
+        freeze: float,
+        momentum: float,
+        centre_momentum: float,
+    ):
+        super().__init__()
+        self.temperature, self.warmup, self.freeze = temperature, warmup, freeze
+        self.teacher_temperatures = (teacher_temperature_start, teacher_temperature)
+        self.projector, self.prototypes = head(encoder.dim, hidden, bottleneck), Prototypes(bottleneck, out)
+        self.centre = Centre(out, centre_momentum)
+        self.teacher = Teacher(momentum, encoder=encoder, projector=self.projector, prototypes=self.prototypes)
+
+    def forward(self, encoder: Encoder, batch: dict) -> Loss:
+        v = n_views(batch["views"])
+        pooled = [encode_views(encoder, batch).pooled.unflatten(0, (v, -1))]
+        if "local" in batch:
+            small = encode_views(encoder, {"views": batch["local"]}).pooled
+            pooled.append(small.unflatten(0, (n_views(batch["local"]), -1)))
+        student = self.student_scores(torch.cat([x.flatten(0, 1) for x in pooled])).unflatten(0, (-1, pooled[0].shape[1]))
+        teacher = self.teacher_scores(self.teach(batch).pooled).unflatten(0, (v, -1))
+        return self.compare(student, teacher)
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Loss:
+        """The loss of scores [S, B, K] and [V, B, K]; moves the centre."""
+        targets = self.sharpened(self.centre(teacher))
+        loss = cross_entropy_of_views(targets, F.log_softmax(student / self.temperature, -1))
+        if self.training:
+            self.centre.update(teacher)
+        logs = {}
+        if self.logs_now:  # 0: one prototype takes all; log K: all are equally likely
+            mean = targets.flatten(0, 1).mean(0)
+            logs["prototype_entropy"] = -(mean * mean.clamp(min=1e-12).log()).sum()
+        return Loss(loss, logs)
+
+    def student_scores(self, features: Tensor) -> Tensor:
+        return self.prototypes(self.projector(features), frozen=self.progress < self.freeze)
+
+    @torch.no_grad()
+    def teach(self, batch: dict) -> Features:
+        """The teacher's features of `views`."""
+        teacher: Any = self.teacher["encoder"]
+        return encode_views(teacher, {"views": batch["views"]})
+
+    @torch.no_grad()
+    def teacher_scores(self, features: Tensor) -> Tensor:
+        return self.teacher["prototypes"](self.teacher["projector"](features))
+
+    def sharpened(self, scores: Tensor) -> Tensor:
+        with full_precision():
+            return F.softmax(scores / ramp(*self.teacher_temperatures, self.warmup, self.progress), -1)
+
+    def after_step(self, encoder: Encoder) -> None:
+        self.teacher.follow(self.progress, encoder=encoder, projector=self.projector, prototypes=self.prototypes)
+
+
+class IBOT(DINO):
+    """Image BERT with an online tokenizer (Zhou et al., 2022, eq. 2 and 3): DINO, and the same for hidden patches.
+
+    Student views have patches hidden in blocks; for each, the student predicts the assignment that the teacher, who sees all, gives
+    this patch. Head and prototypes are shared by images and patches; each has a centre of its own. share: of the patches, equally many in
+    every view (the paper leaves half of the views whole and varies the share). aspect: range of the blocks'. Other arguments: as DINO.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        share: float,
+        aspect: list[float],
+        hidden: int,
+        bottleneck: int,
+        out: int,
+        temperature: float,
+        teacher_temperature_start: float,
+        teacher_temperature: float,
+        warmup: float,
+        freeze: float,
+        momentum: float,
+        centre_momentum: float,
+    ):
+        encoder.require_tokens(pooled=True)
+        check_share("share", share)
+        super().__init__(
+            encoder, hidden, bottleneck, out, temperature, teacher_temperature_start, teacher_temperature, warmup, freeze, momentum,
+            centre_momentum,
+        )  # fmt: skip
+        self.share, self.aspect = share, (aspect[0], aspect[1])
+        self.token = mask_token(encoder.dim)
+        self.patch_centre = Centre(out, centre_momentum)
+
+    def forward(self, encoder: Encoder, batch: dict) -> Loss:
+        v = n_views(batch["views"])
+        images = batch["views"]["image"].flatten(0, 1)
+        whole = self.teach(batch)
+        grid = int(whole.tokens.shape[1] ** 0.5)
+        masked = block_tokens(len(images), grid, self.share, self.aspect, images.device)
+        hidden = positions_of(masked, max(1, round(self.share * grid**2)))
+        seen = encoder(encoder.hide({"image": images}, masked, self.token))
+        rows, local = [seen.pooled, take(seen.tokens, hidden).flatten(0, 1)], 0
+        if "local" in batch:
+            local = n_views(batch["local"])
+            rows.insert(1, encode_views(encoder, {"views": batch["local"]}).pooled)
+        scores = self.student_scores(torch.cat(rows))
+        taught = self.teacher_scores(torch.cat([whole.pooled, take(whole.tokens, hidden).flatten(0, 1)]))
+        n, b = len(images), len(images) // v
+        images_loss = self.compare(scores[: n + local * b].unflatten(0, (-1, b)), taught[:n].unflatten(0, (v, b)))
+        targets = self.sharpened(self.patch_centre(taught[n:]))
+        guesses = F.log_softmax(scores[n + local * b :] / self.temperature, -1)
+        patches_loss = -(targets * guesses).sum(-1).mean()
+        if self.training:
+            self.patch_centre.update(taught[n:])
+        logs = {**images_loss.logs, "image_loss": images_loss.value.detach(), "patch_loss": patches_loss.detach()}
+        return Loss(images_loss.value + patches_loss, logs)
