@@ -150,9 +150,7 @@ def mae(z: Tensor) -> Iterator[Row]:
         seen, target = (utils.get_at_index(x, found[0]) for x in (predicted, patches))
         theirs = nn.MSELoss()(seen, target)  # the loss of LightlySSL's example
         if normalise:
-            choice = (
-                "A patch's variance is the mean of squares; the peer and the authors' code divide by one less than the pixels of a patch."
-            )
+            choice = "A patch's variance is a mean of squares; the peer and the authors' code divide by one less than a patch's numbers."
             yield Row("patches normalised", value, theirs, nn.MSELoss()(seen, target * (n / (n - 1)) ** 0.5), choice)
         else:
             yield Row("pixels", value, theirs)
