@@ -23,6 +23,7 @@ import torch
 from bench import bare, hugging_face, lightly_images, memory, ours
 from bench.rounds import Comparison, Contender, Watch, measure
 from bench.start import measure_start
+from cells import cpu_name
 
 from sslt.data import cache
 
@@ -187,15 +188,7 @@ def machine() -> dict[str, Any]:
 
     about = {name: version(name) for name in ("torch", "pytorch-lightning", "lightly", "transformers", "timm")}
     gpu = torch.cuda.get_device_name(0) if GPU else "none"
-    return {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "gpu": gpu, "python": platform.python_version(), **about}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {"cpu": cpu_name(), "threads": torch.get_num_threads(), "gpu": gpu, "python": platform.python_version(), **about}
 
 
 def show(result: dict[str, Any]) -> None:

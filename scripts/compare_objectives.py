@@ -4,7 +4,7 @@
     python scripts/compare_objectives.py --dataset digits --minutes 0.2 --only simclr,byol      (needs no data)
 
 Each cell is one `sslt` command in a run folder below --root; what is finished is not run again, what was interrupted goes on, and the
-document is written after every cell. Each objective has its task's own encoder and is measured before (the same kind of encoder,
+document is written after every task (so a changed recipe needs the task's folders removed). Each objective has its task's own encoder and is measured before (the same kind of encoder,
 untrained, with the same seed) and after. Once all have been run, the best five by the linear probe on the validation split, never on
 the test split, get two more seeds.
 """
@@ -78,7 +78,7 @@ class Comparison:
         return [f"+task={task}", *self.common, *large, *RECIPES.get(task, [])]
 
     def run(self, task: str, seed: int) -> None:
-        """Pretrain and measure with one seed. A task that refuses the data is left at that."""
+        """Pretrain and measure with one seed. A task that ends with a user's mistake (data it cannot read, NaN) is left at that."""
         run = self.cells.run(f"{task}-{seed}-pretrain", "pretrain", *self.settings(task), f"seed={seed}", may_fail=True)
         if run.finished:
             self.measure(f"{task}-{seed}", str(run.path), seed)
@@ -86,9 +86,10 @@ class Comparison:
 
     def measure(self, name: str, start: str, seed: int) -> None:
         """Probes of an encoder, and fine-tuning it with few labels."""
-        self.cells.run(f"{name}-evaluate", "evaluate", f"from={start}", "shots=[]", "curve.fractions=[]", f"seed={seed}")
+        probes = [f"from={start}", "shots=[]", "curve.fractions=[]", f"seed={seed}"]
+        self.cells.run(f"{name}-evaluate", "evaluate", *probes, may_fail=True)
         few = [*FEW[self.dataset][1], "val_every_n_epochs=0", f"seed={seed}"]
-        self.cells.run(f"{name}-finetune", "finetune", f"+target={self.dataset}", f"from={start}", *few)
+        self.cells.run(f"{name}-finetune", "finetune", f"+target={self.dataset}", f"from={start}", *few, may_fail=True)
 
     def kind(self, run: Run) -> str:
         """Folder name of the untrained encoders of the same kind as a run's: made once for all tasks that have it."""
@@ -119,15 +120,20 @@ class Comparison:
         return Seed(epochs, rate, objective_table.ends(values), dim, *both)
 
     def refused(self) -> dict[str, str]:
-        """Tasks that did not take the data, and what they said."""
-        files = {task: self.root / f"{task}-0-pretrain" / "error.txt" for task in tasks()}
-        return {task: path.read_text().strip() for task, path in files.items() if path.exists()}
+        """Tasks of which some command ended with an error, and what it said."""
+        said = {task: [p.read_text().strip() for p in sorted(self.root.glob(f"{task}-{SEEDS[0]}-*/error.txt"))] for task in tasks()}
+        return {task: lines[0] for task, lines in said.items() if lines}
+
+    def encoder(self, task: str) -> str:
+        """What a task's encoder is called in the table."""
+        large = LARGE.get(encoder_of(task), []) if self.large else []
+        return large[0].partition("=")[2] if large else encoder_of(task)
 
     def write(self, out: Path) -> None:
         """The document and the picture."""
         found = self.found()
         objective_table.picture(found, out.with_suffix(".png"), f"{self.dataset}, {self.minutes:g} minutes each")
-        encoders = {task: encoder_of(task) for task in found}
+        encoders = {task: self.encoder(task) for task in found}
         recipes = [f"- {task}: `sslt pretrain {shlex.join(self.settings(task))}`" for task in sorted(found) if RECIPES.get(task)]
         refused = [f"- {task}: {said}" for task, said in self.refused().items()]
         few, settings = FEW[self.dataset]
@@ -144,7 +150,7 @@ class Comparison:
             "learning.",
             objective_table.table(found, encoders, few, REASONS),
             *(["Settings other than the task's own, chosen on the validation split:\n\n" + "\n".join(recipes)] if recipes else []),
-            *(["Refused by the data:\n\n" + "\n".join(refused)] if refused else []),
+            *(["Could not be run or measured:\n\n" + "\n".join(refused)] if refused else []),
         ]
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n\n".join(parts) + "\n")
