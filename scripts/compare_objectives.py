@@ -3,10 +3,10 @@
     python scripts/compare_objectives.py --data DIR [--minutes 4] [--only simclr,mae] [--root FOLDER] [--large]
     python scripts/compare_objectives.py --dataset digits --minutes 0.2 --only simclr,byol      (needs no data)
 
-Each cell is one `sslt` command in a run folder below --root; what is finished is not run again, what was interrupted goes on, and the
-document is written after every task (so a changed recipe needs the task's folders removed). Each objective has its task's own encoder and is measured before (the same kind of encoder,
-untrained, with the same seed) and after. Once all have been run, the best five by the linear probe on the validation split, never on
-the test split, get two more seeds.
+Each cell is one `sslt` command in a run folder below --root; what is finished is not run again (remove a task's folders when its recipe
+changes), what was interrupted goes on, and the document is written after every task. Each objective has its task's own encoder and is
+measured before (the same kind of encoder, untrained, with the same seed) and after. Once all have been run, the best five by the linear
+probe on the validation split, never on the test split, get two more seeds.
 """
 
 from __future__ import annotations
