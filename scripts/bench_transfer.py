@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import ours, peers
+from bench import hugging_face, ours
 from bench.rounds import Comparison, Contender, measure, now
 from bench_pretrain import GPU, WARM, machine, show
 
@@ -61,10 +61,10 @@ def lora(folder: Path) -> Comparison:
     job = ours.lora("bert_mini", batch=32 if not GPU else 256, longest=128, steps=WARM + (20 if not GPU else 60), folder=folder)
     contenders = [
         Contender("sslt", job.precision, job.run, tuned=True),
-        Contender("Hugging Face Trainer + peft", "32-true", peers.hf_lora(job, False, folder / "hf"), 1.3),
+        Contender("Hugging Face Trainer + peft", "32-true", hugging_face.lora(job, False, folder / "hf"), 1.3),
     ]
     if job.precision.startswith("bf16"):
-        run = peers.hf_lora(job, True, folder / "hf")
+        run = hugging_face.lora(job, True, folder / "hf")
         contenders.append(Contender("Hugging Face Trainer + peft, same precision", job.precision, run, 1.3))
     size = job.stream.batch_size
     return Comparison(f"LoRA, BERT-mini, {size} texts of 16 to 128 tokens", "texts", size, contenders, WARM, 20 if not GPU else 60)

@@ -26,6 +26,13 @@ from sslt.runs import Run
 from sslt.stages import common
 
 VOCABULARY = 30_522  # BERT's
+# probabilities of LightlySSL's transforms
+BLUR = {
+    "simclr": ["views.blur=0.5"],
+    "barlow_twins": ["views.blur=0.5"],
+    "byol": ["views.blur=0.55"],
+    "dino": ["views.large.blur=0.55", "views.small.blur=0.5"],
+}
 _rounds = itertools.count()
 
 
@@ -80,16 +87,20 @@ def accelerator() -> str:
     return "gpu" if torch.cuda.is_available() else "cpu"
 
 
-def simclr(encoder: str, size: int, batch: int, steps: int, folder: Path, data: str | None) -> Pretraining:
-    """SimCLR on generated images of `size` pixels, or (with data=, 32 pixels) on the CIFAR-10 in that folder."""
+def images(task: str, encoder: list[str], size: int, batch: int, steps: int, folder: Path, data: str | None) -> Pretraining:
+    """A task on generated images of `size` pixels, or (with data=, 32 pixels) on the CIFAR-10 in that folder.
+
+    encoder: overrides that choose it. Above 32 pixels views are blurred as often as the peers'.
+    """
     if data:
         source = ["data=cifar10", f"data.root={data}"]
     else:
         file = folder / f"images{size}.npz"
         np.savez(file, images=smooth_images(batch * steps, size))
         source = ["data=arrays", f"data.path={file}"]
-    overrides = ["+task=simclr", *source, f"encoder={encoder}", f"batch_size={batch}"]
-    cfg = config.compose("pretrain", [*overrides, "online_probe.every_n_epochs=0"])
+    blur = BLUR.get(task, []) if size > 32 else []
+    overrides = [f"+task={task}", *source, *encoder, *blur, f"batch_size={batch}", "online_probe.every_n_epochs=0"]
+    cfg = config.compose("pretrain", overrides)
     read = config.build(cfg.data)
     model = common.starting_encoder(cfg, read)
     samples = common.prepare(model, read, "unlabeled")

@@ -22,8 +22,9 @@ def cosine_to_others(predicted: Tensor, target: Tensor) -> Tensor:
 class BYOL(Objective):
     """Bootstrap your own latent (Grill et al., 2020): the online network predicts a momentum teacher's projection of the other view.
 
-    Reads `views` [V, B, ...], V ≥ 2; the loss is symmetric over all ordered pairs of views. All views go through each network in
-    one forward, so a BatchNorm sees them together. momentum: the teacher's at the start. hidden, out: of projector and predictor.
+    Reads `views` [V, B, ...], V ≥ 2; the loss is the mean over all ordered pairs of views (the paper adds the two directions, and
+    LightlySSL's is -cos: half of this one, less one). All views go through each network in one forward, so a BatchNorm sees them
+    together. momentum: the teacher's at the start. hidden, out: of projector and predictor.
     """
 
     needs_full_batches = True

@@ -63,7 +63,8 @@ class VICReg(_Joined):
     """Variance, invariance, covariance (Bardes et al., 2022, eq. 1 to 6).
 
     Reads `views` [V, B, ...]; with V > 2 the invariance is the mean over pairs, variance and covariance means over views
-    (for V = 2, half the paper's sums: so its weights of 25, 25, 1 are 25, 50, 2 here). The hinge is at deviation 1, ε = 1e-4.
+    (for V = 2, half the paper's sums: so its weights of 25, 25, 1 are 25, 50, 2 here; the authors' code and LightlySSL halve the
+    sum of the variance as well, so that their 25, 25, 1 are 25, 25, 2 here). The hinge is at deviation 1, ε = 1e-4.
     """
 
     def __init__(self, encoder: Encoder, hidden: int, out: int, invariance: float, variance: float, covariance: float):
@@ -89,7 +90,8 @@ class WMSE(_Joined):
     """Whitening MSE (Ermolov et al., 2021, eq. 4 and 5): 2 - 2·cos of views whose projections are whitened over the batch.
 
     Reads `views` [V, B, ...]. Whitening is by the Cholesky factor of the covariance of `size` samples at a time (null: the
-    batch), which must be at least twice `out`; shrink: how far the covariance is drawn to the identity.
+    batch), which must be at least twice `out`; the batch is random already, so it is not shuffled once more for this, as it is in the
+    authors' code. shrink: how far the covariance is drawn to the identity.
     """
 
     def __init__(self, encoder: Encoder, hidden: int, out: int, size: int | None, shrink: float):

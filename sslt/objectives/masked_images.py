@@ -58,7 +58,8 @@ class MAE(_MaskedImages):
     """Masked autoencoder (He et al., 2022): the encoder sees the visible patches alone, a small decoder draws the hidden ones.
 
     Reads `views` [V, B, C, H, W]. The loss is the mean squared error over hidden pixels. share: of the patches that are hidden.
-    normalise: pixels less their patch's mean, over its deviation (section 4.2). width, depth, heads: of the decoder.
+    normalise: pixels less their patch's mean, over its deviation (section 4.2; its square is a mean over the patch's numbers, where the
+    authors' code and LightlySSL divide by one less). width, depth, heads: of the decoder.
     """
 
     def __init__(self, encoder: PixelEncoder, share: float, normalise: bool, width: int, depth: int, heads: int):

@@ -101,7 +101,8 @@ class MoCoV3(_WithTeacher):
 class NNCLR(Objective):
     """Nearest-neighbour contrast (Dwibedi et al., 2021, eq. 3): the positive is the nearest past projection to the other view's.
 
-    Reads `views` [V, B, ...]. queue: how many past projections are looked through; those of the first view join it.
+    Reads `views` [V, B, ...]. queue: how many past projections are looked through; those of the first view join it. As in the
+    paper, a neighbour's negatives are the batch's other predictions alone (LightlySSL's example has neighbours among them too).
     """
 
     needs_full_batches = True

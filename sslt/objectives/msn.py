@@ -22,8 +22,9 @@ class MSN(Objective):
     Reads `views` [V, B, C, H, W], of which the first is the target, seen whole by the teacher, and the others are anchors, of whose
     patches the share `share` is left out; and `local` [L, B, C, h, w] where there are small crops, anchors that are seen whole. Each
     anchor's soft assignment to the prototypes is held to the target's, which is sharpened (target_temperature); the entropy of the
-    mean assignment over all anchors of all ranks is raised with the weight `spread`, which keeps all prototypes in use. hidden,
-    out: of the projector.
+    mean assignment over all anchors of all ranks is raised with the weight `spread`, which keeps all prototypes in use (LightlySSL adds
+    the constant log K to its negative, and can send targets through Sinkhorn's algorithm, which is not done here). hidden, out: of the
+    projector.
     """
 
     needs_full_batches = True

@@ -1,0 +1,154 @@
+"""Protects what the scripts conclude from numbers: which objective learns, which are best, whether a loss is a peer's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    """The scripts import each other by name, as when one of them is run."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def seed(linear=0.5, val=0.5, loss=(2.0, 1.0), rankme=50.0, std=0.5):
+    """One seed of an objective that learns, unless told otherwise; untrained: a probe of 40 %, RankMe 40."""
+    from objective_table import Seed
+
+    numbers = {"knn/accuracy": 0.3, "linear/val_accuracy": 0.4, "features/rankme": 40.0, "features/std": 0.3, "finetuned": 0.2}
+    after = {"knn/accuracy": 0.45, "linear/val_accuracy": val, "features/rankme": rankme, "features/std": std, "finetuned": 0.35}
+    return Seed(5.0, 400.0, loss, 256, {**numbers, "linear/accuracy": 0.4}, {**after, "linear/accuracy": linear})
+
+
+def test_only_what_meets_all_three_learns():
+    """A loss that falls, features that are spread and a better probe than untrained: each alone is not enough."""
+    from objective_table import verdict
+
+    assert verdict([seed()], None) == "learns"
+    assert verdict([seed(loss=(1.0, 1.0))], None) == "the loss does not fall (not looked into yet)"
+    assert verdict([seed(std=0.001)], "no predictor") == "the features collapse (no predictor)"
+    assert verdict([seed(rankme=3.0)], None).startswith("the features collapse")
+    assert verdict([seed(linear=0.4)], None).startswith("the linear probe does not beat the untrained encoder's")
+    both = verdict([seed(linear=0.3, loss=(1.0, 2.0))], None)
+    assert "loss" in both and "probe" in both
+
+
+def test_verdict_over_seeds():
+    """Accuracies are compared by their means; one collapsed seed is enough to say so."""
+    from objective_table import problems
+
+    assert problems([seed(linear=0.39), seed(linear=0.5), seed(linear=0.45)]) == []
+    assert problems([seed(), seed(), seed(std=0.001)]) == ["the features collapse"]
+
+
+def test_best_looks_at_validation_only():
+    """The five that get more seeds are not chosen by the numbers that are reported."""
+    from objective_table import best
+
+    found = {"a": [seed(linear=0.9, val=0.1)], "b": [seed(linear=0.1, val=0.9)], "c": [seed(linear=0.5, val=0.5), seed(val=1.0)]}
+    assert best(found, 2) == ["b", "c"]
+
+
+def test_ends_of_a_curve():
+    """A single step at either end does not decide whether the loss fell."""
+    from objective_table import ends
+
+    assert ends([4.0]) == (4.0, 4.0)
+    assert ends([3.0, 2.0]) == (3.0, 2.0)
+    assert ends([4.0, 2.0, *[5.0] * 36, 1.0, 2.0]) == (3.0, 1.5)
+
+
+def test_table_and_picture(tmp_path):
+    """What learns stands first; one seed has no interval, three have; the picture is a file."""
+    from objective_table import picture, table
+
+    found = {"bad": [seed(linear=0.2)], "good": [seed(linear=0.5), seed(linear=0.6), seed(linear=0.7)], "fair": [seed(linear=0.55)]}
+    lines = table(found, dict.fromkeys(found, "resnet_small"), "1 %", {"bad": "too short"}).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| good", "| fair", "| bad"]
+    assert "fine-tuned, 1 %" in lines[0]
+    assert "40.0 → 55.0 |" in lines[3] and "| 40.0 ± 0.0 → 60.0 ± 24.8 |" in lines[2]  # t(2) = 4.303: 4.303 · 10 / √3
+    assert lines[2].endswith("| learns |") and lines[4].endswith("(too short) |")
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+    picture(found, tmp_path / "bars.png", "made up")
+    assert (tmp_path / "bars.png").stat().st_size > 1000
+
+
+def test_tasks_compared_are_those_on_images():
+    """A new task is compared without being named anywhere; text is left out."""
+    from compare_objectives import encoder_of, tasks
+
+    from sslt import groups
+
+    assert set(groups.options("task")) - set(tasks()) == {"mlm", "simcse"}
+    assert encoder_of("simclr") == "resnet_small"
+
+
+def test_cells_of_a_comparison(tmp_path, monkeypatch):
+    """An untrained encoder is measured once for all tasks that have it, and a finished comparison can be written down."""
+    import compare_objectives
+    from omegaconf import OmegaConf
+
+    from sslt.report.curves import MetricsCSV
+    from sslt.runs import Run, write_json
+
+    monkeypatch.setattr(compare_objectives, "tasks", lambda: ["byol", "simclr"])
+    commands = []
+
+    class Pretend:
+        """Stands for `Cells`: a run folder with plausible numbers, made at once."""
+
+        root = tmp_path / "runs"
+
+        def run(self, name, verb, *args, **_):
+            run = Run(self.root / name)
+            if run.finished:
+                return run
+            commands.append((name, verb, args))
+            (run / "encoder").mkdir(parents=True)
+            write_json(run / "run.json", {"status": "finished"})
+            (run / "config.yaml").write_text(OmegaConf.to_yaml({"encoder": {"name": "resnet18"}}))
+            write_json(run / "encoder" / "sslt.json", {"dim": 256})
+            MetricsCSV(run / "metrics.csv").append(0, 0.0, {"loss": 2.0})
+            MetricsCSV(run / "metrics.csv").append(9, 1.0, {"loss": 1.0})
+            made = seed()
+            side = made.before if "scratch:" in " ".join(args) else made.after
+            write_json(
+                run / "metrics.json",
+                {**side, "test/accuracy": side["finetuned"], "train/epochs": 5.0, "throughput/samples_per_second": 400.0},
+            )
+            return run
+
+    comparison = compare_objectives.Comparison(Pretend(), "digits", 0.5, large=False)
+    for task in ("byol", "simclr"):
+        comparison.run(task, 0)
+    assert [verb for name, verb, _ in commands if name.startswith("untrained")] == ["evaluate", "finetune"]
+    assert "trainer.max_time=30" in commands[0][2]
+    found = comparison.found()
+    assert list(found) == ["byol", "simclr"]
+    one = found["byol"][0]
+    assert (one.epochs, one.rate, one.loss, one.dim) == (5.0, 400.0, (2.0, 1.0), 256)
+    assert (one.before["linear/accuracy"], one.after["linear/accuracy"], one.after["finetuned"]) == (0.4, 0.5, 0.35)
+    comparison.write(tmp_path / "found.md")
+    text = (tmp_path / "found.md").read_text()
+    assert text.count("| learns |") == 2 and "(found.png)" in text and (tmp_path / "found.png").exists()
+
+
+def test_losses_are_those_of_the_peer(monkeypatch):
+    """The comparison agrees where losses are the same, and has teeth: another temperature is found out."""
+    pytest.importorskip("lightly")
+    import check_against_peers
+    from losses import views
+
+    assert all(row["agrees"] for row in check_against_peers.compare("vicreg", seeds=1))
+
+    def wrong(z):
+        for row in views.simclr(z):
+            yield dataclasses.replace(row, theirs=row.theirs * 1.001)
+
+    monkeypatch.setitem(check_against_peers.COMPARISONS, "simclr", (wrong, "NTXentLoss"))
+    assert not any(row["agrees"] for row in check_against_peers.compare("simclr", seeds=1))
