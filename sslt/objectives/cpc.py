@@ -10,7 +10,7 @@ from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, full_precision
-from sslt.objectives.pixels import images_of
+from sslt.objectives.pixels import choice, images_of
 from sslt.objectives.tiles import cut_tiles, encode_tiles, tile_side
 
 
@@ -30,19 +30,15 @@ class RowBlock(nn.Module):
         return x + self.expand(F.relu(h))
 
 
-def patch_nce(predicted: Tensor, targets: Tensor, below: int) -> tuple[Tensor, Tensor]:
-    """InfoNCE of predictions [B, d, G, G] by each row for the row `below` it, against targets [B, d, G, G] (Hénaff et al., 2020, eq. 2).
-
-    The negatives of a patch are all other patches of all images, on all ranks. Returns the mean loss over the B·(G - below)·G
-    predictions, and how often the right patch scores highest (detached).
+def patch_logits(predicted: Tensor, targets: Tensor, below: int) -> tuple[Tensor, Tensor]:
+    """Scores [B·(G - below)·G, W·B·G·G] of predictions [B, d, G, G] by each row for the row `below` it, against the targets [B, d, G, G]
+    of all W ranks, and the right columns. The negatives of a patch are all other patches of all images (Hénaff et al., 2020, eq. 2).
     """
     b, _, rows, columns = targets.shape
-    everyone = distributed.gather(targets.permute(0, 2, 3, 1)).flatten(0, 2)  # [W·B·G·G, d]
+    everyone = distributed.gather(targets.permute(0, 2, 3, 1)).flatten(0, 2)
     logits = predicted[:, :, : rows - below].permute(0, 2, 3, 1).flatten(0, 2) @ everyone.T
     first = torch.arange(distributed.rank() * b, (distributed.rank() + 1) * b, device=targets.device) * (rows * columns)
-    truth = (first[:, None] + torch.arange(below * columns, rows * columns, device=targets.device)).flatten()
-    accuracy = (logits.detach().argmax(1) == truth).float().mean()
-    return F.cross_entropy(logits, truth), accuracy
+    return logits, (first[:, None] + torch.arange(below * columns, rows * columns, device=targets.device)).flatten()
 
 
 class CPC(Objective):
@@ -50,7 +46,8 @@ class CPC(Objective):
 
     Reads `views` [V, B, C, S, S]. Each image is cut into a grid of overlapping patches, each encoded alone (grid²·V·B in one forward).
     A network of masked convolutions makes of every place a context of the rows down to it, which predicts, linearly, the features k
-    rows below, for each k in `rows`; the loss is the mean of `patch_nce` over k. Equally large batches on all ranks.
+    rows below, for each k in `rows`; the loss is the mean over k of the cross-entropy of `patch_logits` (InfoNCE). Ranks must have
+    equally large batches.
 
     Neighbouring rows show some of the same pixels where they overlap, so k best starts at 2. BatchNorm in the encoder (theirs is layer
     normalisation) lets patches of one batch see each other's statistics; a ViT has none.
@@ -89,6 +86,7 @@ class CPC(Objective):
         context, targets = self.context(features), self.target(features)
         predicted = {int(k): self.scale * predict(context) for k, predict in self.predict.items()}
         with full_precision():
-            found = [patch_nce(p.float(), targets.float(), k) for k, p in predicted.items()]
-            losses, accuracies = (torch.stack(x) for x in zip(*found, strict=True))
-            return Loss(losses.mean(), {"accuracy": accuracies.mean()})
+            targets = targets.float()
+            found = [choice(*patch_logits(p.float(), targets, k), self.logs_now) for k, p in predicted.items()]
+        logs = {name: torch.stack([part.logs[name] for part in found]).mean() for name in found[0].logs}
+        return Loss(torch.stack([part.value for part in found]).mean(), logs)
