@@ -7,16 +7,12 @@ one process makes of all of it.
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import os
-import socket
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import two_processes
 from torch import nn
 
 from sslt import distributed
@@ -31,7 +27,6 @@ from sslt.objectives.contrastive import NTXent, nt_xent
 
 N = 6  # samples per rank of what is split evenly
 ROWS = (5, 3)  # rows per rank of what is not
-EMBEDDING = ["byol", "simsiam", "moco_v2", "moco_v3", "nnclr", "dcl", "supcon", "barlow_twins", "vicreg", "wmse", "lejepa"]
 
 
 class Toy(nn.Module):
@@ -141,15 +136,8 @@ def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 # -------------------------------------------------------------------- what one rank does
-def _rank(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init("cpu")
-    try:
-        out = {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm, _alignment, _embedding)}
-    finally:
-        distributed.close()
-    torch.save(out, Path(folder) / f"{rank}.pt")
+def _checks(rank: int) -> dict[str, Any]:
+    return {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm, _alignment)}
 
 
 def _helpers(rank: int) -> dict[str, Any]:
@@ -197,28 +185,6 @@ def _contrast(rank: int) -> dict[str, Any]:
     return out
 
 
-def embedding_gradient(name: str, rows: slice) -> torch.Tensor:
-    """Gradient of the encoder by a joint-embedding objective on some of 2·16 samples; DDP's mean over ranks, where there are ranks."""
-    sys.path.append(str(Path(__file__).parent / "objectives"))  # a rank knows nothing of pytest's paths
-    from test_joint_embedding import OBJECTIVES
-
-    torch.manual_seed(0)
-    encoder = Toy()
-    objective = OBJECTIVES[name](encoder)
-    for module in (encoder, objective):
-        distributed.span_batch_norm(module)
-    g = torch.Generator().manual_seed(7)
-    x = torch.randn(2, 32, 3, 6, 6, generator=g) * torch.linspace(0.5, 2, 32).view(1, -1, 1, 1, 1)
-    batch = {"views": {"image": x[:, rows]}, "label": (torch.arange(32) % 3)[rows]}
-    objective(encoder, batch).value.backward()
-    gradient = flat(gradients(encoder))
-    return distributed.sum_over_ranks(gradient) / distributed.world_size()
-
-
-def _embedding(rank: int) -> dict[str, Any]:
-    return {name: embedding_gradient(name, slice(16 * rank, 16 * rank + 16)) for name in EMBEDDING}
-
-
 def _norm(rank: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, module, shape in _norms():
@@ -261,20 +227,7 @@ def _weights(shape: torch.Size) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     """The results of two processes that ran every check, each on its own data."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_rank, args=(r, port, str(folder))) for r in range(2)]
-    for p in processes:
-        p.start()
-    for p in processes:
-        p.join(100)
-        if p.is_alive():
-            p.kill()
-    assert [p.exitcode for p in processes] == [0, 0]
-    return [torch.load(folder / f"{r}.pt") for r in range(2)]
+    return two_processes.run(_checks, tmp_path_factory.mktemp("ranks"))
 
 
 def flat(grads: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -335,18 +288,6 @@ def test_encoder_projector_and_norm_under_ddp(ranks):
         for name, expected in buffers(model).items():
             assert torch.allclose(got["buffers"][name], expected, rtol=1e-4, atol=1e-5), name
     assert torch.equal(flat(results[0]["grads"]), flat(results[1]["grads"]))
-
-
-@pytest.mark.parametrize("name", EMBEDDING)
-def test_joint_embedding_is_that_of_the_joined_batch(ranks, name):
-    """The encoder's gradient from two ranks with different halves is that of one process with all of it: whitening,
-    correlations, queues, labels and normality tests included.
-    """
-    whole = embedding_gradient(name, slice(None))
-    for out in ranks:
-        part = out["_embedding"][name]
-        assert float(torch.cosine_similarity(part, whole, dim=0)) > 0.9999
-        assert float(part.norm() / whole.norm()) == pytest.approx(1, abs=1e-3)
 
 
 def test_norms_of_each_rank_alone_are_something_else(ranks):

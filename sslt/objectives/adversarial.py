@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.objectives.alignment import Alignment
-from sslt.objectives.base import Loss, encode_views, full_precision
+from sslt.objectives.base import Loss, encode_views, full_precision, wide
 
 
 class DANN(Alignment):
@@ -53,7 +53,7 @@ class DANN(Alignment):
         shown = reverse_gradient(torch.cat([source, target]), self.strength)
         scores = self.critic(shown).squeeze(1)
         with full_precision():
-            scores = scores.float()
+            scores = wide(scores)
             s, t = scores[: len(source)], scores[len(source) :]
             loss = 0.5 * (_weighed(F.softplus(-s), source_weight) + _weighed(F.softplus(t), target_weight))
         with torch.no_grad():
@@ -90,9 +90,9 @@ class CDAN(DANN):
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         features = self.features(encoder, batch)
         with torch.no_grad(), full_precision():
-            source, target = (self._task[0].logits(encode_views(encoder, part).pooled.float()).softmax(1) for part in batch.values())
+            source, target = (self._task[0].logits(wide(encode_views(encoder, part).pooled)).softmax(1) for part in batch.values())
         weights = (certainty(source), certainty(target)) if self.entropy else (None, None)
-        return self.play(multilinear(features[0].float(), source), multilinear(features[1].float(), target), *weights)
+        return self.play(multilinear(wide(features[0]), source), multilinear(wide(features[1]), target), *weights)
 
 
 class _Reverse(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor
 from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
-from sslt.objectives.base import Loss, Objective, full_precision
+from sslt.objectives.base import Loss, Objective, full_precision, wide
 from sslt.objectives.layers import encode_at
 
 
@@ -52,7 +52,7 @@ class MMD(Alignment):
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         source, target = self.features(encoder, batch)
         with full_precision():
-            return Loss(mmd(distributed.gather(source.float()), distributed.gather(target.float()), self.factors, self.unbiased), {})
+            return Loss(mmd(distributed.gather(wide(source)), distributed.gather(wide(target)), self.factors, self.unbiased), {})
 
 
 class CORAL(Alignment):
@@ -67,7 +67,7 @@ class CORAL(Alignment):
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         source, target = self.features(encoder, batch)
         with full_precision():
-            return Loss(coral(distributed.gather(source.float()), distributed.gather(target.float())), {})
+            return Loss(coral(distributed.gather(wide(source)), distributed.gather(wide(target))), {})
 
 
 def mmd(x: Tensor, y: Tensor, factors: list[float], unbiased: bool) -> Tensor:

@@ -108,6 +108,11 @@ def mlp(dim: int, hidden: int, out: int, *, norm: bool = True, layers: int = 2, 
     return nn.Sequential(*parts, *([nn.BatchNorm1d(out, affine=False)] if last_norm else []))
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if that is what it is: the precision of losses."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def full_precision() -> torch.autocast:
     """A context in which similarities and log-sums are computed in float32 whatever the trainer's precision."""
     return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False)

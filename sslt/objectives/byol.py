@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslt.encoders.base import Encoder
-from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views
+from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 from sslt.objectives.momentum import Teacher
 
 
 def cosine_to_others(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean of 2 - 2·cos over predictions [V, B, D] and the targets [V, B, D] of every other view (Grill et al., 2020, eq. 2)."""
     v = len(predicted)
-    predicted, target = F.normalize(predicted.float(), dim=-1), F.normalize(target.float(), dim=-1)
+    predicted, target = F.normalize(wide(predicted), dim=-1), F.normalize(wide(target), dim=-1)
     others = torch.stack([target.roll(-i, 0) for i in range(1, v)])  # [V-1, V, B, D]: for view a, each b ≠ a once
     return (2 - 2 * (predicted * others).sum(-1)).mean()
 
@@ -67,5 +67,5 @@ class SimSiam(Objective):
         predicted = self.predictor(z)
         with full_precision():
             loss = cosine_to_others(predicted.unflatten(0, (v, -1)), z.detach().unflatten(0, (v, -1)))
-            spread = F.normalize(z.detach().float(), dim=-1).std(0).mean()  # 1/√D without collapse (section 4.1)
+            spread = F.normalize(wide(z.detach()), dim=-1).std(0).mean()  # 1/√D without collapse (section 4.1)
         return Loss(loss, {"similarity": 1 - loss.detach() / 2, "spread": spread})

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt.encoders.base import Encoder
-from sslt.objectives.base import Loss, Objective, encode_views, n_views
+from sslt.objectives.base import Loss, Objective, encode_views, n_views, wide
 
 
 class Classification(Objective):
@@ -26,7 +26,7 @@ class Classification(Objective):
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         labels = batch["label"].repeat(n_views(batch["views"]))
-        logits = self.head(self.dropout(encode_views(encoder, batch).pooled)).float()
+        logits = wide(self.head(self.dropout(encode_views(encoder, batch).pooled)))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         with torch.no_grad():
             accuracy = (logits.argmax(-1) == labels).float().mean()

@@ -13,7 +13,7 @@ from sslt import distributed
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
-from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views
+from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 from sslt.objectives.kmeans import kmeans, nearest_centroid
 from sslt.objectives.momentum import Queue
 from sslt.objectives.prototypes import Prototypes, cross_entropy_of_views
@@ -40,7 +40,7 @@ def _projected(objective: Objective, encoder: Encoder, batch: dict) -> Tensor:
     pooled = [encode_views(encoder, batch).pooled]
     if "local" in batch:
         pooled.append(encode_views(encoder, {"views": batch["local"]}).pooled)
-    z = objective.projector(torch.cat(pooled)).float()  # type: ignore[operator]
+    z = wide(objective.projector(torch.cat(pooled)))  # type: ignore[operator]
     return F.normalize(z, dim=1).unflatten(0, (-1, len(pooled[0]) // v))
 
 
@@ -182,7 +182,7 @@ class DeepClusterV2(Objective):
         with evaluating(encoder), evaluating(self):
             for i in range(0, len(rows), _INITIAL_BATCH):
                 batch = {k: x.to(memory.device) for k, x in self.samples.batch(rows[i : i + _INITIAL_BATCH]).items()}
-                found.append(F.normalize(self.projector(encoder(encoder.inputs(batch)).pooled).float(), dim=1))
+                found.append(F.normalize(wide(self.projector(encoder(encoder.inputs(batch)).pooled)), dim=1))
         memory.copy_(distributed.gather_rows(torch.cat(found)))
 
     @torch.no_grad()

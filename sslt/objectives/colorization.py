@@ -13,7 +13,7 @@ from torch import Tensor
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
-from sslt.objectives.base import Loss, Objective, Picture, full_precision
+from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
 from sslt.objectives.decoders import ConvDecoder, to_maps
 from sslt.objectives.lab import gamut, lab_to_rgb, rgb_to_lab
 from sslt.objectives.pixels import Pixels, grid_of, images_of
@@ -103,13 +103,13 @@ class Colorization(Objective):
         lab = rgb_to_lab(self.pixels.to_unit(images_of(batch)))
         logits, truth = self.predict(encoder, lab), self.bins(lab)
         with full_precision():  # the mean of weighted terms; torch's own weighted mean would divide by each batch's weights
-            loss = F.cross_entropy(logits.float(), truth, cast(Tensor, self.weights), reduction="none").mean()
+            loss = F.cross_entropy(wide(logits), truth, cast(Tensor, self.weights), reduction="none").mean()
         return Loss(loss, {"accuracy": (logits.detach().argmax(1) == truth).float().mean()} if self.logs_now else {})
 
     def draw(self, encoder: Encoder, batch: dict) -> dict[str, Picture]:
         images = images_of(batch)[:12]
         lab = rgb_to_lab(self.pixels.to_unit(images))
-        chance = (self.predict(encoder, lab).float() / TEMPERATURE).softmax(1)
+        chance = (wide(self.predict(encoder, lab)) / TEMPERATURE).softmax(1)
         ab = torch.einsum("bqhw,qc->bchw", chance, cast(Tensor, self.centres))
         ab = F.interpolate(ab, size=images.shape[-2:], mode="bilinear", align_corners=False)
         grey = torch.cat([lab[:, :1], torch.zeros_like(ab)], 1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslt import distributed
 from sslt.encoders.base import Encoder
-from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views
+from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 
 
 class NTXent(Objective):
@@ -32,7 +32,7 @@ class NTXent(Objective):
         v = n_views(batch["views"])
         z = self.projector(encode_views(encoder, batch).pooled)
         with full_precision():
-            loss, accuracy = nt_xent(z.float().unflatten(0, (v, -1)), self.temperature)
+            loss, accuracy = nt_xent(wide(z).unflatten(0, (v, -1)), self.temperature)
         return Loss(loss, {"contrast_accuracy": accuracy})
 
 

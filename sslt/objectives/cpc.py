@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
-from sslt.objectives.base import Loss, Objective, full_precision
+from sslt.objectives.base import Loss, Objective, full_precision, wide
 from sslt.objectives.pixels import choice, images_of
 from sslt.objectives.tiles import cut_tiles, encode_tiles, tile_side
 
@@ -86,7 +86,7 @@ class CPC(Objective):
         context, targets = self.context(features), self.target(features)
         predicted = {int(k): self.scale * predict(context) for k, predict in self.predict.items()}
         with full_precision():
-            targets = targets.float()
-            found = [choice(*patch_logits(p.float(), targets, k), self.logs_now) for k, p in predicted.items()]
+            targets = wide(targets)
+            found = [choice(*patch_logits(wide(p), targets, k), self.logs_now) for k, p in predicted.items()]
         logs = {name: torch.stack([part.logs[name] for part in found]).mean() for name in found[0].logs}
         return Loss(torch.stack([part.value for part in found]).mean(), logs)

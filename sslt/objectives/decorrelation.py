@@ -12,7 +12,7 @@ from torch import Tensor
 from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
-from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views
+from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 
 
 def _off_diagonal(square: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class _Joined(Objective):
 
     def projections(self, encoder: Encoder, batch: dict) -> Tensor:
         v = n_views(batch["views"])
-        z = self.projector(encode_views(encoder, batch).pooled).float().unflatten(0, (v, -1))
+        z = wide(self.projector(encode_views(encoder, batch).pooled)).unflatten(0, (v, -1))
         return distributed.gather(z.transpose(0, 1)).transpose(0, 1)
 
 

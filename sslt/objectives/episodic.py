@@ -16,7 +16,7 @@ from torch.func import functional_call
 from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import batch_statistics
 from sslt.errors import UserError
-from sslt.objectives.base import Loss, Objective, encode_views, full_precision
+from sslt.objectives.base import Loss, Objective, encode_views, full_precision, wide
 from sslt.objectives.inner import Inputs, WithHead, descend, descend_head, take
 
 
@@ -153,7 +153,7 @@ class ANIL(_Inner, FeatureClassifier):
 def episode_features(encoder: Encoder, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
     """Support features [E, N, K, D], query features [E, N·Q, D] and query labels [E, N·Q], from one forward of the batch."""
     x = encode_views(encoder, batch).pooled
-    x = x if x.dtype == torch.float64 else x.float()
+    x = wide(x)
     query = batch["query"].flatten(1)
     return x[batch["support"]], x[query], batch["label"][query]
 

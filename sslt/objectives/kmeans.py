@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslt.objectives.base import wide
+
 _ROWS = 1 << 14  # whose distances to all centres are held at a time
 
 
@@ -22,7 +24,7 @@ def kmeans(x: Tensor, k: int, *, steps: int, seed: int, unit: bool = False) -> T
     unit: centres of length 1, for rows of length 1 (spherical k-means: Dhillon & Modha, 2001). A centre that loses all its rows
     goes to one of the largest cluster's rows. Needs N ≥ k.
     """
-    x = x.float()
+    x = wide(x)
     rng = torch.Generator().manual_seed(seed)
     centres = x[torch.randperm(len(x), generator=rng)[:k].to(x.device)].clone()
     spare = torch.randint(len(x), (steps, k), generator=rng).to(x.device)

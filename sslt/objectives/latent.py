@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sslt.encoders.base import Encoder
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError
-from sslt.objectives.base import Loss, Objective
+from sslt.objectives.base import Loss, Objective, wide
 from sslt.objectives.masking import block_tokens, check_share, random_tokens, take
 from sslt.objectives.momentum import Teacher
 from sslt.objectives.transformer import Transformer, grid_positions, mask_token
@@ -49,7 +49,7 @@ class Data2Vec(Objective):
         else:
             masked = random_tokens(hideable, self.share)
         target = self.targets(inputs, hideable.shape[1])
-        predicted = self.predict(encoder(encoder.hide(inputs, masked, self.token)).tokens).float()  # type: ignore[arg-type]
+        predicted = wide(self.predict(encoder(encoder.hide(inputs, masked, self.token)).tokens))  # type: ignore[arg-type]
         if self.beta:
             gap = F.smooth_l1_loss(predicted, target, beta=self.beta, reduction="none")
         else:
@@ -66,7 +66,7 @@ class Data2Vec(Objective):
             teacher(inputs)
         last = [x[0] if isinstance(x, tuple) else x for x in outputs]
         # class and register tokens stand before those of the input
-        return torch.stack([F.layer_norm(x[:, -tokens:].float(), x.shape[-1:]) for x in last]).mean(0)
+        return torch.stack([F.layer_norm(wide(x[:, -tokens:]), x.shape[-1:]) for x in last]).mean(0)
 
     def after_step(self, encoder: Encoder) -> None:
         self.teacher.follow(self.progress, encoder=encoder)
@@ -119,11 +119,11 @@ class IJEPA(Objective):
         images = batch["views"]["image"].flatten(0, 1)
         context, blocks = (x.to(images.device, non_blocking=True) for x in self.draw_blocks(len(images)))  # [B, K], [M, B, P]
         with torch.no_grad():
-            tokens = self.teacher["encoder"]({"image": images}).tokens.float()
+            tokens = wide(self.teacher["encoder"]({"image": images}).tokens)
             tokens = F.layer_norm(tokens, tokens.shape[-1:])
             target = torch.stack([take(tokens, block) for block in blocks])
         known = encoder({"image": images, "visible": context}).tokens
-        loss = F.smooth_l1_loss(self.predicted(known, context, blocks).float(), target)
+        loss = F.smooth_l1_loss(wide(self.predicted(known, context, blocks)), target)
         return Loss(loss, {"target_spread": tokens.flatten(0, 1).std(0).mean()} if self.logs_now else {})
 
     def predicted(self, known: Tensor, context: Tensor, blocks: Tensor) -> Tensor:

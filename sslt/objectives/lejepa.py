@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sslt import distributed
 from sslt.encoders.base import Encoder
-from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views
+from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 
 
 def epps_pulley(x: Tensor, knots: int, reach: float) -> Tensor:
@@ -51,10 +51,10 @@ class LeJEPA(Objective):
         z = self.projector(encode_views(encoder, batch).pooled)
         steps = cast(Tensor, self.steps)
         with full_precision():
-            z = z.float().unflatten(0, (v, -1))
+            z = wide(z).unflatten(0, (v, -1))
             prediction = (z - z.mean(0)).square().mean()
             generator = torch.Generator().manual_seed(int(steps))
-            a = torch.randn(z.shape[-1], self.directions, generator=generator).to(z.device)
+            a = torch.randn(z.shape[-1], self.directions, generator=generator).to(z)
             spread = (z @ (a / a.norm(dim=0))).transpose(0, 1)  # [B, V, M]
             sigreg = epps_pulley(spread.flatten(1), self.knots, self.reach).mean()
         if self.training:

@@ -13,7 +13,7 @@ from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError
-from sslt.objectives.base import Loss, Objective, Picture
+from sslt.objectives.base import Loss, Objective, Picture, wide
 from sslt.objectives.kmeans import kmeans, nearest_centroid
 from sslt.objectives.masking import (
     block_tokens,
@@ -75,7 +75,7 @@ class MAE(_MaskedImages):
         images = self.images(batch)
         visible, hidden = random_split(len(images), self.grid**2, self.share, images.device)
         predicted = self.decode(encoder({"image": images, "visible": visible}).tokens, visible, hidden)
-        return Loss(F.mse_loss(predicted.float(), self.targets(images, hidden).float()), {})
+        return Loss(F.mse_loss(wide(predicted), wide(self.targets(images, hidden))), {})
 
     def targets(self, images: Tensor, hidden: Tensor) -> Tensor:
         patches = take(patchify(images, self.grid), hidden)
@@ -117,7 +117,7 @@ class SimMIM(_MaskedImages):
         images = self.images(batch)
         predicted, hidden = self.guess(encoder, images)
         target = take(patchify(images, self.grid), hidden)
-        return Loss(F.l1_loss(predicted.float(), target.float()), {})
+        return Loss(F.l1_loss(wide(predicted), wide(target)), {})
 
     def guess(self, encoder: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [B, K, N] of hidden patches and their positions [B, K]."""
@@ -170,8 +170,8 @@ class BEiT(_MaskedImages):
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         images = self.images(batch)
         logits, hidden = self.guess(encoder, images)
-        target = nearest_centroid(take(patchify(images, self.grid), hidden).flatten(0, 1).float(), cast(Tensor, self.words))
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), target)
+        target = nearest_centroid(wide(take(patchify(images, self.grid), hidden).flatten(0, 1)), cast(Tensor, self.words))
+        loss = F.cross_entropy(wide(logits.flatten(0, 1)), target)
         logs = {"masked_accuracy": (logits.detach().flatten(0, 1).argmax(1) == target).float().mean()} if self.logs_now else {}
         return Loss(loss, logs)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt.encoders.base import Encoder
-from sslt.objectives.base import Loss, Objective
+from sslt.objectives.base import Loss, Objective, wide
 
 
 class MaskedLM(Objective):
@@ -36,7 +36,7 @@ class MaskedLM(Objective):
         logits = F.linear(chosen, encoder.token_embeddings.weight, self.bias)  # type: ignore[union-attr, arg-type]
         targets = batch["targets"].flatten()
         n = batch["n_targets"]
-        loss = F.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="sum") / n.clamp(min=1)
+        loss = F.cross_entropy(wide(logits), targets, ignore_index=-100, reduction="sum") / n.clamp(min=1)
         logs = {}
         if self.logs_now:
             with torch.no_grad():

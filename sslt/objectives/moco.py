@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslt import distributed
 from sslt.encoders.base import Encoder
-from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views
+from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 from sslt.objectives.momentum import Queue, Teacher
 
 
@@ -38,7 +38,7 @@ class _WithTeacher(Objective):
         """Unit-length projections of the teacher [V, B, D]."""
         with torch.no_grad():
             pooled = encode_views(self.teacher["encoder"], {"views": batch["views"]}).pooled  # type: ignore[arg-type]
-            z = self.teacher["projector"](pooled).float()
+            z = wide(self.teacher["projector"](pooled))
         return F.normalize(z, dim=1).unflatten(0, (n_views(batch["views"]), -1))
 
     def after_step(self, encoder: Encoder) -> None:
@@ -64,14 +64,14 @@ class MoCoV2(_WithTeacher):
         v = n_views(batch["views"])
         z = self.projector(encode_views(encoder, batch).pooled)
         with full_precision():
-            q, k, negatives = F.normalize(z.float(), dim=1).unflatten(0, (v, -1)), self.keys(batch), self.queue.rows
+            q, k, negatives = F.normalize(wide(z), dim=1).unflatten(0, (v, -1)), self.keys(batch), self.queue.rows
             losses, right = [], []
             for a, b in _pairs(v):
                 logits = torch.cat([(q[a] * k[b]).sum(1, keepdim=True), q[a] @ negatives.T], 1) / self.temperature
                 losses.append(F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=z.device)))
                 right.append((logits.detach().argmax(1) == 0).float().mean())
         if self.training:
-            self.queue.push(k.flatten(0, 1))
+            self.queue.push(k.transpose(0, 1).flatten(0, 1))  # sample by sample, so that the order is one for any number of ranks
         return Loss(torch.stack(losses).mean(), {"contrast_accuracy": torch.stack(right).mean()})
 
 
@@ -92,7 +92,7 @@ class MoCoV3(_WithTeacher):
         v = n_views(batch["views"])
         z = self.predictor(self.projector(encode_views(encoder, batch).pooled))
         with full_precision():
-            q, k = F.normalize(z.float(), dim=1).unflatten(0, (v, -1)), self.keys(batch)
+            q, k = F.normalize(wide(z), dim=1).unflatten(0, (v, -1)), self.keys(batch)
             found = [info_nce(q[a], k[b], self.temperature) for a, b in _pairs(v)]
             loss = 2 * self.temperature * torch.stack([x for x, _ in found]).mean()
         return Loss(loss, {"contrast_accuracy": torch.stack([x for _, x in found]).mean()})
@@ -119,7 +119,7 @@ class NNCLR(Objective):
         z = self.projector(encode_views(encoder, batch).pooled)
         p = self.predictor(z)
         with full_precision():
-            z, p = (F.normalize(x.float(), dim=1).unflatten(0, (v, -1)) for x in (z, p))
+            z, p = (F.normalize(wide(x), dim=1).unflatten(0, (v, -1)) for x in (z, p))
             rows = self.queue.rows
             neighbours = rows[(z.detach() @ rows.T).argmax(-1)]  # [V, B, D]
             found = [info_nce(neighbours[b], p[a], self.temperature) for a, b in _pairs(v)]

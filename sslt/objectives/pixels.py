@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
-from sslt.objectives.base import Loss, full_precision
+from sslt.objectives.base import Loss, full_precision, wide
 
 
 def require_images(encoder: Encoder) -> None:
@@ -48,7 +48,7 @@ class Pixels(nn.Module):
             self.register_buffer(name, torch.tensor(list(values)).view(-1, 1, 1), persistent=False)
 
     def to_unit(self, x: Tensor) -> Tensor:
-        return (x.float() * cast(Tensor, self.std) + cast(Tensor, self.mean)).clamp(0, 1)
+        return (wide(x) * cast(Tensor, self.std) + cast(Tensor, self.mean)).clamp(0, 1)
 
     def from_unit(self, x: Tensor) -> Tensor:
         return (x - cast(Tensor, self.mean)) / cast(Tensor, self.std)
@@ -57,7 +57,7 @@ class Pixels(nn.Module):
 def choice(logits: Tensor, truth: Tensor, logs_now: bool) -> Loss:
     """Cross-entropy of logits [N, K] with the right answers [N], and how often the highest is right."""
     with full_precision():
-        loss = F.cross_entropy(logits.float(), truth)
+        loss = F.cross_entropy(wide(logits), truth)
     return Loss(loss, {"accuracy": (logits.detach().argmax(1) == truth).float().mean()} if logs_now else {})
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt import distributed
-from sslt.objectives.base import full_precision
+from sslt.objectives.base import full_precision, wide
 
 
 class Prototypes(nn.Module):
@@ -21,11 +21,11 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
 
     def forward(self, rows: Tensor, frozen: bool = False) -> Tensor:
-        weight = F.normalize(self.weight.float(), dim=1)
+        weight = F.normalize(wide(self.weight), dim=1)
         if frozen:
             weight = weight.detach() + 0 * weight  # with a gradient of zero: DDP waits for one from every parameter
         with full_precision():
-            return F.normalize(rows.float(), dim=-1) @ weight.T
+            return F.normalize(wide(rows), dim=-1) @ weight.T
 
 
 def head(dim: int, hidden: int, out: int) -> nn.Sequential:
@@ -49,7 +49,7 @@ class Centre(nn.Module):
     @torch.no_grad()
     def update(self, scores: Tensor) -> None:
         """Move towards the mean of scores [..., K]."""
-        now = distributed.sum_over_ranks(scores.flatten(0, -2).mean(0).float()) / distributed.world_size()
+        now = distributed.sum_over_ranks(wide(scores.flatten(0, -2).mean(0))) / distributed.world_size()
         self.mean.lerp_(now, 1 - self.momentum)
 
 

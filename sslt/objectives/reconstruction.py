@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError, nearest
-from sslt.objectives.base import Loss, Objective, Picture, encode_views, full_precision, mlp, n_views
+from sslt.objectives.base import Loss, Objective, Picture, encode_views, full_precision, mlp, n_views, wide
 from sslt.objectives.contrastive import nt_xent
 from sslt.objectives.decoders import ConvDecoder, VectorDecoder, to_maps
 from sslt.objectives.pixels import Pixels, grid_of, images_of, require_images
@@ -93,7 +93,7 @@ class Inpainting(Objective):
         images = images_of(batch)
         hidden, _, drawn = self.fill(encoder, images)
         with full_precision():
-            return Loss(region_error(drawn.float(), images.float(), self.weight(hidden)), {})
+            return Loss(region_error(wide(drawn), wide(images), self.weight(hidden)), {})
 
     def draw(self, encoder: Encoder, batch: dict) -> dict[str, Picture]:
         images = images_of(batch)[:12]
@@ -135,7 +135,7 @@ class Denoising(Objective):
         images = images_of(batch)
         drawn = self.decoder(to_maps(encoder({"image": self.corrupt(images)}).tokens))
         with full_precision():
-            return Loss(F.mse_loss(drawn.float(), images.float()), {})
+            return Loss(F.mse_loss(wide(drawn), wide(images)), {})
 
     def draw(self, encoder: Encoder, batch: dict) -> dict[str, Picture]:
         images = images_of(batch)[:12]
@@ -167,8 +167,8 @@ class ContrastiveAutoencoder(Objective):
         pooled = encode_views(encoder, batch).pooled
         z, drawn = self.projector(pooled), self.decoder(pooled)
         with full_precision():
-            contrast, accuracy = nt_xent(z.float().unflatten(0, (n_views(batch["views"]), -1)), self.temperature)
-            error = F.mse_loss(drawn.float(), images_of(batch).float())
+            contrast, accuracy = nt_xent(wide(z).unflatten(0, (n_views(batch["views"]), -1)), self.temperature)
+            error = F.mse_loss(wide(drawn), wide(images_of(batch)))
         logs = {"contrast": contrast.detach(), "contrast_accuracy": accuracy, "reconstruction": error.detach()}
         return Loss(contrast + self.weight * error, logs)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslt import distributed
 from sslt.encoders.base import Encoder
-from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views
+from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 
 
 def decoupled(z: Tensor, temperature: float) -> Tensor:
@@ -58,7 +58,7 @@ class _Contrast(Objective):
     def projections(self, encoder: Encoder, batch: dict) -> Tensor:
         """[V, B, D] in float32."""
         z = self.projector(encode_views(encoder, batch).pooled)
-        return z.float().unflatten(0, (n_views(batch["views"]), -1))
+        return wide(z).unflatten(0, (n_views(batch["views"]), -1))
 
 
 class DCL(_Contrast):

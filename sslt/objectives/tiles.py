@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
+from sslt.objectives.base import wide
 from sslt.objectives.pixels import require_images
 
 SMALLEST = 4  # pixels along a tile that still show something
@@ -27,7 +28,7 @@ def cut_tiles(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
 def even_out(tiles: Tensor) -> Tensor:
     """Every channel of every tile to mean 0 and deviation 1, so that brightness and contrast give no hint at its neighbours
     (Noroozi & Favaro, 2016, section 4.2). A flat channel becomes 0."""
-    tiles = tiles.float()
+    tiles = wide(tiles)
     var, mean = torch.var_mean(tiles, (-2, -1), correction=0, keepdim=True)
     return (tiles - mean) * torch.rsqrt(var + 1e-5)
 

@@ -126,7 +126,7 @@ def test_moco_v2_against_the_loop_and_its_queue():
     assert np.array_equal(objective.queue.rows.double().numpy(), negatives)
     assert float(objective.train()(encoder, views()).value) == pytest.approx(expected, rel=1e-4)
     rows = objective.queue.rows.double().numpy()
-    assert np.allclose(rows[:12], z.reshape(12, D), atol=1e-6) and np.array_equal(rows[12:], negatives[12:])
+    assert np.allclose(rows[:12], z.transpose(1, 0, 2).reshape(12, D), atol=1e-6) and np.array_equal(rows[12:], negatives[12:])
     objective(encoder, views(seed=2))
     assert int(objective.queue.place) == 4
 

@@ -1,0 +1,33 @@
+"""Every shipped task, with an encoder and a loss small enough for a test."""
+
+from __future__ import annotations
+
+from conftest import TINY_IMAGES, TINY_TEXT, TINY_VIT
+
+from sslt import groups
+from sslt.config import compose
+
+TASKS = sorted(groups.options("task"))
+TINY = {
+    "TextEncoder": TINY_TEXT,
+    "UNetEncoder": ["encoder.channels=[8,16]", "encoder.processor.size=16", "trainer.precision=32", "trainer.accelerator=cpu"],
+    "RBMEncoder": ["encoder.hidden=16", "trainer.precision=32", "trainer.accelerator=cpu"],
+}
+SMALLER = {
+    "beit": ["objective.words=16", "objective.patches=400"],
+    "colorization": ["encoder.processor.channels=3"],
+    "data2vec": ["objective.layers=1"],
+    "deepcluster_v2": ["objective.clusters=[10,20]"],
+    "moco_v2": ["objective.queue=64"],
+    "nnclr": ["objective.queue=64"],
+    "swav": ["objective.queue=32"],
+    "wmse": ["objective.out=16"],
+}
+
+
+def tiny(task: str) -> list[str]:
+    """Overrides that make a task's own encoder and loss small."""
+    encoder = compose("pretrain", [f"+task={task}"]).encoder
+    kind = encoder["_target_"].rpartition(".")[2]
+    vit = kind == "ImageEncoder" and encoder.name.startswith("vit")
+    return [*(TINY_VIT if vit else TINY.get(kind, TINY_IMAGES)), *SMALLER.get(task, [])]

@@ -1,0 +1,42 @@
+"""Two real processes, joined by gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def run(function: Callable[[int], Any], folder: Path, seconds: int = 100) -> list[Any]:
+    """function(rank) in two processes that know each other; what each returned, as `torch.save` keeps it."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_rank, args=(function, r, port, str(folder))) for r in range(2)]
+    for p in processes:
+        p.start()
+    for p in processes:
+        p.join(seconds)
+        if p.is_alive():
+            p.kill()
+    assert [p.exitcode for p in processes] == [0, 0]
+    return [torch.load(folder / f"{r}.pt") for r in range(2)]
+
+
+def _rank(function: Callable[[int], Any], rank: int, port: int, folder: str) -> None:
+    from sslt import distributed
+
+    torch.set_num_threads(1)
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init("cpu")
+    try:
+        out = function(rank)
+    finally:
+        distributed.close()
+    torch.save(out, Path(folder) / f"{rank}.pt")
