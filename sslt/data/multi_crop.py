@@ -24,6 +24,7 @@ class MultiCrop(Views):
         super().__init__()
         if not 0 < small_size <= 1:
             raise UserError(f"views.small_size={small_size}: give a share of the image's side, more than 0 and at most 1")
+        self.n = large.n
         self.large, self.small, self.small_size, self.multiple = large, small, small_size, multiple
 
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ class Views(nn.Module):
     """batch of prepared samples → batch with what an objective reads. `encoder` says what its inputs look like."""
 
     modality: str | None = None  # None: any
+    n = 1  # views of a sample, of full size
 
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
         raise NotImplementedError

@@ -38,6 +38,7 @@ class Objective(nn.Module, abc.ABC):
     """
 
     needs_full_batches = False  # True where samples of a batch are compared with each other
+    least_views = 1  # of a sample
     needs_labels = False  # True where pretraining reads `label`
     # Set by the learner before every step:
     logs_now = True  # False in steps whose logs nobody reads: what is only shown need not be computed

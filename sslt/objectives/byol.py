@@ -28,6 +28,7 @@ class BYOL(Objective):
     """
 
     needs_full_batches = True
+    least_views = 2
 
     def __init__(self, encoder: Encoder, hidden: int, out: int, momentum: float):
         super().__init__()
@@ -55,6 +56,7 @@ class SimSiam(Objective):
     """
 
     needs_full_batches = True
+    least_views = 2
 
     def __init__(self, encoder: Encoder, hidden: int, out: int, bottleneck: int):
         super().__init__()

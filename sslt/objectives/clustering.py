@@ -54,6 +54,7 @@ class SwAV(Objective):
     """
 
     needs_full_batches = True
+    least_views = 2
 
     def __init__(
         self,
@@ -77,8 +78,8 @@ class SwAV(Objective):
 
     def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
         super().prepare(encoder, samples, batch_size)
-        if self.queue is not None and len(self.queue.rows) > len(samples):
-            raise UserError(f"objective.queue={len(self.queue.rows)} is more than the {len(samples)} samples: give fewer, or 0 for none")
+        if self.queue is not None:
+            self.queue.fit(len(samples))
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         v = n_views(batch["views"])

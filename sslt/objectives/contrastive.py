@@ -22,6 +22,7 @@ class NTXent(Objective):
     """
 
     needs_full_batches = True
+    least_views = 2
 
     def __init__(self, encoder: Encoder, temperature: float, hidden: int, out: int, norm: bool):
         super().__init__()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslt import distributed
+from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
@@ -23,6 +24,7 @@ class _Joined(Objective):
     """Projections [V, N, D] of all ranks' rows, in float32."""
 
     needs_full_batches = True
+    least_views = 2
     projector: torch.nn.Module
 
     def projections(self, encoder: Encoder, batch: dict) -> Tensor:
@@ -101,11 +103,15 @@ class WMSE(_Joined):
         self.projector = mlp(encoder.dim, hidden, out)
         self.size, self.shrink, self.out = size, shrink, out
 
+    def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
+        super().prepare(encoder, samples, batch_size)
+        least = max(self.size or 0, 2 * self.out)
+        if batch_size < least:
+            raise UserError(f"batch_size={batch_size}: whitening {self.out} numbers needs at least {least} samples a step")
+
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         z = self.projections(encoder, batch)
         size = self.size or z.shape[1]
-        if z.shape[1] < max(size, 2 * self.out):
-            raise UserError(f"whitening {self.out} numbers needs at least {max(size, 2 * self.out)} samples a step: raise batch_size")
         with full_precision():
             white = torch.stack([torch.cat([self.whiten(part) for part in view.split(size) if len(part) == size]) for view in z])
             white = F.normalize(white, dim=-1)

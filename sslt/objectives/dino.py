@@ -27,6 +27,7 @@ class DINO(Objective):
     """
 
     needs_full_batches = True
+    least_views = 2
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class LeJEPA(Objective):
     """
 
     needs_full_batches = True
+    least_views = 2
 
     def __init__(self, encoder: Encoder, hidden: int, out: int, weight: float, directions: int, knots: int, reach: float):
         super().__init__()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslt import distributed
+from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 from sslt.objectives.momentum import Queue, Teacher
@@ -31,6 +32,7 @@ class _WithTeacher(Objective):
     """An encoder and projector with their momentum copies."""
 
     needs_full_batches = True
+    least_views = 2
     teacher: Teacher
     projector: torch.nn.Module
 
@@ -53,12 +55,16 @@ class MoCoV2(_WithTeacher):
     sees all views of all ranks together, in place of the paper's shuffling.
     """
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float, queue: int):
+    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float, queue: int | None):
         super().__init__()
         self.temperature = temperature
         self.projector = mlp(encoder.dim, hidden, out, norm=False)
         self.teacher = Teacher(momentum, encoder=encoder, projector=self.projector)
         self.queue = Queue(queue, out)
+
+    def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
+        super().prepare(encoder, samples, batch_size)
+        self.queue.fit(len(samples))
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         v = n_views(batch["views"])
@@ -106,13 +112,18 @@ class NNCLR(Objective):
     """
 
     needs_full_batches = True
+    least_views = 2
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, queue: int):
+    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, queue: int | None):
         super().__init__()
         self.temperature = temperature
         self.projector = mlp(encoder.dim, hidden, out, layers=3, last_norm=True)
         self.predictor = mlp(out, hidden, out)
         self.queue = Queue(queue, out)
+
+    def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
+        super().prepare(encoder, samples, batch_size)
+        self.queue.fit(len(samples))
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         v = n_views(batch["views"])

@@ -43,16 +43,22 @@ class Teacher(nn.Module):
         torch._foreach_lerp_(mine, theirs, 1 - m)
 
 
+LONGEST = 4096  # of a queue whose size is not given
+
+
 class Queue(nn.Module):
     """The newest `size` normalised features [size, D] of all ranks, oldest overwritten first (He et al., 2020, section 3.1).
 
-    Starts with random unit vectors. Part of the state dict, so that a resumed run goes on with it.
+    Starts with random unit vectors. Part of the state dict, so that a resumed run goes on with it. size None: 4,096, or one for
+    each sample where `fit` finds fewer.
     """
 
-    def __init__(self, size: int, dim: int):
+    def __init__(self, size: int | None, dim: int):
         super().__init__()
-        if size < 1:
+        if size is not None and size < 1:
             raise UserError(f"objective.queue={size}: give at least 1")
+        self.features: Tensor
+        self.given, size = size is not None, size or LONGEST
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("features", nn.functional.normalize(torch.randn(size, dim, generator=generator), dim=1))
         self.register_buffer("place", torch.zeros((), dtype=torch.long))
@@ -60,12 +66,19 @@ class Queue(nn.Module):
     @property
     def rows(self) -> Tensor:
         """[size, D]; a copy, since the next `push` writes in place and a loss may still need these."""
-        return cast(Tensor, self.features).clone()
+        return self.features.clone()
+
+    def fit(self, samples: int) -> None:
+        """Make place for no more than all `samples`, or a sample would meet its own past; `UserError` if that was asked for."""
+        places = len(self.features)
+        if self.given and places > samples:
+            raise UserError(f"objective.queue={places} is more than the {samples} samples: give fewer, or null")
+        self.features = self.features[:samples].clone()
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> None:
         """Add this rank's rows [B, D], with those of the other ranks, in rank order."""
-        features, place = cast(Tensor, self.features), cast(Tensor, self.place)
+        features, place = self.features, cast(Tensor, self.place)
         rows = distributed.gather_rows(rows.detach().to(features.dtype))[-len(features) :]
         index = (place + torch.arange(len(rows), device=features.device)) % len(features)
         features[index] = rows

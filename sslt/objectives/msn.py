@@ -28,6 +28,7 @@ class MSN(Objective):
     """
 
     needs_full_batches = True
+    least_views = 2
 
     def __init__(
         self,

@@ -153,6 +153,7 @@ class ContrastiveAutoencoder(Objective):
     """
 
     needs_full_batches = True
+    least_views = 2
 
     def __init__(self, encoder: Encoder, weight: float, temperature: float, hidden: int, out: int, width: int):
         super().__init__()

@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from sslt import distributed, precision
 from sslt.adaptation.base import Adaptation
@@ -152,6 +153,14 @@ def fit(
     for term in terms.values():
         if isinstance(term.stream, str):
             part = streams[term.stream]
+            if isinstance(part.views, Views) and part.views.n < term.objective.least_views:
+                raise UserError(
+                    f"{cfg.get('name') or 'this objective'} compares {term.objective.least_views} views of a sample, and views= makes "
+                    f"{part.views.n}: set views.n=2, or choose views=simclr (images)"
+                )
+            together = world if settings["sync_batchnorm"] else 1
+            if part.batch_size * together < 2 and any(_has_batch_norm(m) for m in (encoder, term.objective)):
+                raise UserError("batch_size=1: BatchNorm has nothing to compare a single sample with, so give at least 2")
             term.objective.prepare(encoder, part.samples, part.batch_size * world)
     number_format = precision.resolve(settings.pop("precision"), kind)
     budget = _budget(settings, cfg.default_max_epochs)
@@ -355,6 +364,12 @@ def load_head(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, li
 def stored_bytes(run: Run) -> int:
     """What the weights of a run's encoder and head take on disk."""
     return sum(p.stat().st_size for folder in ("encoder", "head") for p in (run / folder).glob("*.safetensors"))
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    """Whether a BatchNorm in it computes statistics and learns."""
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(m.training and any(p.requires_grad for p in m.parameters()) for m in norms)
 
 
 def peak_memory() -> int:

@@ -227,8 +227,8 @@ def test_wmse_whitens():
         whitened.append(unit(np.stack([np.linalg.solve(lower, row - x.mean(0)) for row in x])))
     expected = np.mean([2 - 2 * whitened[0][i] @ whitened[1][i] for i in range(32)])
     assert float(objective(encoder, batch).value) == pytest.approx(expected, rel=1e-3)
-    with pytest.raises(UserError, match="raise batch_size"):
-        objective(encoder, views(b=6))
+    with pytest.raises(UserError, match="at least 8 samples"):
+        objective.prepare(encoder, None, 6)
     with pytest.raises(UserError, match=r"objective\.size=6"):
         WMSE(encoder, 8, D, 6, 0.0)
 
