@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -221,7 +222,8 @@ def fit(
     if run.checkpoint is not None:
         log.info("going on from %s", run.checkpoint)
     try:
-        with signals_restored():
+        short = kind == "cpu" and str(number_format).startswith("bf16")
+        with signals_restored(), precision.short_attention_in_float32() if short else contextlib.nullcontext():
             trainer.fit(learner, ckpt_path=run.checkpoint, weights_only=True)
     except RuntimeError as e:
         if "state_dict" not in str(e):
