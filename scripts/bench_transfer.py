@@ -28,7 +28,7 @@ from sslt.evaluation import label_curve
 from sslt.evaluation.features import encode
 from sslt.learner import Term
 from sslt.runs import Run
-from sslt.stages import common
+from sslt.stages import common, fitting
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.3, 1.0)
 EPOCHS = 100  # of training a head on a frozen model, as is usual (90 to 100), where it sees every image anew
@@ -119,7 +119,7 @@ def _train_frozen(cfg: Any, encoder: Any, samples: Samples, n_classes: int, fold
     objective = config.build(cfg.objective, encoder, n_classes=n_classes)
     stream = common.stream(cfg, samples, cfg.batch_size, config.build(cfg.views), drop_last=False)
     torch.manual_seed(0)
-    common.fit(cfg, run, encoder, {"finetune": Term(objective, "finetune")}, {"finetune": stream}, config.build(cfg.adaptation))
+    fitting.fit(cfg, run, encoder, {"finetune": Term(objective, "finetune")}, {"finetune": stream}, config.build(cfg.adaptation))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from sslt.encoders.dropout import set_dropout
 from sslt.encoders.text import TextEncoder
 from sslt.learner import Term
 from sslt.runs import Run
-from sslt.stages import common
+from sslt.stages import common, fitting
 
 VOCABULARY = 30_522  # BERT's
 # probabilities of LightlySSL's transforms
@@ -64,7 +64,7 @@ class Pretraining:
         if self.encoder.adapter is not None:  # of the round before
             adapters.merge(self.encoder)
         moves = config.build(self.cfg.adaptation)
-        common.fit(self.cfg, run, self.encoder, {"pretrain": term}, {"pretrain": self.stream}, moves, lambda _: [_Lap(watch)])
+        fitting.fit(self.cfg, run, self.encoder, {"pretrain": term}, {"pretrain": self.stream}, moves, lambda _: [_Lap(watch)])
         shutil.rmtree(run.path)
 
     def views(self, step: int, device: torch.device) -> dict[str, Any]:

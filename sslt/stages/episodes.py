@@ -22,7 +22,7 @@ from sslt.learner import Term
 from sslt.objectives.base import Objective
 from sslt.report.end import say_next, write_plots
 from sslt.runs import Run
-from sslt.stages import common, joint
+from sslt.stages import common, fitting, joint
 from sslt.stages.common import Parts
 
 log = logging.getLogger("sslt")
@@ -57,7 +57,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         watchers.extend(_validation(cfg, plan, method, sets["val"], curves, keep))
         return watchers
 
-    learner = common.fit(cfg, run, encoder, parts.terms, parts.streams, adaptation, watch, build(cfg.sampling))
+    learner = fitting.fit(cfg, run, encoder, parts.terms, parts.streams, adaptation, watch, build(cfg.sampling))
     if cfg.report == "best" and best.exists():
         common.load_best(best, encoder, method)
     device = common.device_of(cfg)

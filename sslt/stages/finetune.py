@@ -19,7 +19,7 @@ from sslt.evaluation.features import MEASURED, cached_features
 from sslt.learner import Term
 from sslt.report.end import say_next, write_plots
 from sslt.runs import Run
-from sslt.stages import common, episodes, joint, measure, shift
+from sslt.stages import common, episodes, fitting, joint, measure, shift
 from sslt.stages.common import Supervised
 
 log = logging.getLogger("sslt")
@@ -81,7 +81,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         watchers.append(Validation(curves, parts.validate, cfg.val_every_n_epochs, parts.chosen_by, keep))
         return watchers
 
-    learner = common.fit(cfg, run, trained, parts.terms, parts.streams, adaptation, watch, build(cfg.sampling))
+    learner = fitting.fit(cfg, run, trained, parts.terms, parts.streams, adaptation, watch, build(cfg.sampling))
     if watchers[0].best_epoch is not None:
         distributed.barrier()  # they are written by one rank
         common.load_best(best, trained, objective)

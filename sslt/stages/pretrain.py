@@ -12,7 +12,7 @@ from sslt.errors import UserError
 from sslt.learner import Term
 from sslt.report.end import say_next, write_map, write_pictures, write_plots
 from sslt.runs import Run
-from sslt.stages import common
+from sslt.stages import common, fitting
 
 log = logging.getLogger("sslt")
 
@@ -45,7 +45,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         return list(probe)
 
     terms, streams = {"pretrain": Term(objective, "pretrain")}, {"pretrain": stream}
-    learner = common.fit(cfg, run, encoder, terms, streams, build(cfg.adaptation), watchers)
+    learner = fitting.fit(cfg, run, encoder, terms, streams, build(cfg.adaptation), watchers)
     skipped = {"data/skipped": samples.skipped} if samples.skipped else {}
     metrics = {**learner.run_metrics, **skipped, **(probes[0].last if probes else {})}
     common.save_result(run, encoder, cfg, source, metrics)

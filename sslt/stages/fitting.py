@@ -1,0 +1,245 @@
+"""One fit in a run folder: Lightning's Trainer with sslt's bounds, callbacks and loggers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from sslt import distributed, precision
+from sslt.adaptation.base import Adaptation
+from sslt.callbacks.budget import Budget, seconds
+from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, signals_restored
+from sslt.callbacks.curves import Clock, Curves
+from sslt.callbacks.progress import Progress
+from sslt.config import build
+from sslt.data.sampling import Sampling, Together
+from sslt.data.streams import Stream
+from sslt.data.views import Views
+from sslt.encoders.base import Encoder
+from sslt.encoders.dropout import set_dropout
+from sslt.errors import UserError
+from sslt.execute import Interrupted, accelerator
+from sslt.learner import Learner, Term
+from sslt.runs import Run
+
+log = logging.getLogger("sslt")
+
+
+def fit(
+    cfg: Any,
+    run: Run,
+    encoder: Encoder,
+    terms: dict[str, Term],
+    streams: dict[str, Stream],
+    adaptation: Adaptation,
+    watchers: Any = None,
+    sampling: Sampling | None = None,
+) -> Learner:
+    """Train, or go on training, in a run folder. `watchers(curves)` gives the stage's own callbacks.
+
+    sampling: which streams a step draws from (None: all of them).
+    Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
+    """
+    set_dropout(encoder, cfg.dropout)
+    for views in (s.views for s in streams.values()):
+        if isinstance(views, Views):
+            views.check(encoder)
+    settings = dict(cfg.trainer)
+    kind, world = accelerator(cfg.trainer), distributed.world_size()
+    for term in terms.values():
+        if isinstance(term.stream, str):
+            part = streams[term.stream]
+            _check(cfg, encoder, term, part, world if settings["sync_batchnorm"] else 1)
+            term.objective.prepare(encoder, part.samples, part.batch_size * world)
+    number_format = precision.resolve(settings.pop("precision"), kind)
+    budget = _budget(settings, cfg.default_max_epochs)
+    settings["sync_batchnorm"] = settings["sync_batchnorm"] and world > 1
+    if settings["sync_batchnorm"] and kind == "cpu":  # torch's own refuses CPU tensors
+        for module in (encoder, *(t.objective for t in terms.values())):
+            distributed.span_batch_norm(module)
+        settings["sync_batchnorm"] = False
+    sampling = sampling or Together()
+    adaptation.total_steps = _total_steps(
+        budget, sampling.epoch({k: len(s) for k, s in streams.items()}), settings["accumulate_grad_batches"]
+    )
+    learner = Learner(
+        encoder,
+        terms,
+        streams,
+        adaptation,
+        build(_optimizer(cfg.optimizer, number_format), _partial_=True),
+        build(cfg.schedule),
+        sampling=sampling,
+        weight_decay=float(cfg.optimizer.get("weight_decay", 0.0)),
+        progress=budget.progress,
+        seed=int(cfg.seed),
+        log_every=settings["log_every_n_steps"],
+    )
+    primary = next(iter(streams.values()))
+    curves = Curves(run, primary.batch_size * world)
+    checkpoint = Checkpoint(run / "checkpoints", cfg.checkpoint.every_minutes, cfg.checkpoint.keep_every_n_epochs)
+    progress = Progress(budget, curves, str(cfg.name or run.info.get("verb", "train")))
+    own = watchers(curves) if watchers else []
+    yours = [build(c) for c in cfg.callbacks]
+    loggers = [build(node, save_dir=str(run.path)) for node in (cfg.logger or {}).values()] if distributed.rank() == 0 else []
+    trainer = _trainer(
+        **_trainer_settings(settings),
+        accelerator=kind,
+        devices=world,
+        strategy=_strategy(world, adaptation.changes or sampling.alone),
+        plugins=[LightningEnvironment()] if world > 1 else None,  # the ranks are ours, whatever scheduler started us
+        precision=number_format,  # type: ignore[arg-type]
+        max_epochs=budget.max_epochs or -1,
+        max_steps=budget.max_steps or -1,
+        logger=loggers or False,
+        callbacks=[curves, budget, *own, *yours, progress, NaNGuard(checkpoint), checkpoint, Clock(curves)],
+        default_root_dir=run.path,
+        **_OFF,
+    )
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    groups = adaptation.parameter_groups(encoder, learner.objectives, 0.0)
+    moving = sum(p.numel() for group in groups for p in group["params"])
+    whole = sum(p.numel() for p in learner.parameters())
+    ranks = f" × {world} ranks" if world > 1 else ""
+    bound = _bound(budget, learner.steps_per_epoch)
+    log.info("%s samples, batches of %d%s, %s", f"{len(primary.samples):,}", primary.batch_size, ranks, bound)
+    if len(streams) > 1:
+        log.info("%s", sampling.describe({name: len(stream) for name, stream in streams.items()}))
+    log.info("%s of %s parameters move; %s on %s", f"{moving:,}", f"{whole:,}", number_format, kind)
+    if run.checkpoint is not None:
+        log.info("going on from %s", run.checkpoint)
+    try:
+        short = kind == "cpu" and str(number_format).startswith("bf16")
+        with signals_restored(), precision.short_attention_in_float32() if short else contextlib.nullcontext():
+            trainer.fit(learner, ckpt_path=run.checkpoint, weights_only=True)
+    except RuntimeError as e:
+        if "state_dict" not in str(e):
+            raise
+        raise UserError(f"the checkpoint of {run} does not fit these settings: go on with those it was made with") from e
+    finally:
+        progress.close()
+    if learner.interrupted:
+        raise Interrupted(learner.batches_seen)
+    now = {"train/loss": float(learner.last["loss"]), "throughput/samples_per_second": round(curves.throughput, 2)} if learner.last else {}
+    learner.run_metrics = now | {
+        "train/steps": learner.batches_seen,
+        "train/epochs": round(learner.epoch_position, 4),
+        "train/seconds": round(budget.elapsed, 2),
+        "model/parameters": whole,
+        "model/moving_parameters": moving,
+        "train/peak_memory_bytes": peak_memory(),
+    }
+    learner.loggers_used = loggers
+    return learner
+
+
+def _check(cfg: Any, encoder: Encoder, term: Term, stream: Stream, together: int) -> None:
+    """Raise `UserError` if the objective cannot work with what a step has. together: ranks over which BatchNorm spans."""
+    if isinstance(stream.views, Views) and stream.views.n < term.objective.least_views:
+        raise UserError(
+            f"{cfg.get('name') or 'this objective'} compares {term.objective.least_views} views of a sample, and views= makes "
+            f"{stream.views.n}: set views.n=2, or choose views=simclr (images)"
+        )
+    if stream.batch_size * together < 2 and any(_has_batch_norm(m) for m in (encoder, term.objective)):
+        raise UserError("batch_size=1: BatchNorm has nothing to compare a single sample with, so give at least 2")
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    """Whether a BatchNorm in it computes statistics and learns."""
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(m.training and any(p.requires_grad for p in m.parameters()) for m in norms)
+
+
+def _trainer(**settings: Any) -> pl.Trainer:
+    try:
+        return pl.Trainer(**settings)
+    except (ValueError, TypeError, MisconfigurationException) as e:
+        raise UserError(f"trainer: {str(e).splitlines()[0]}") from e
+
+
+# What Lightning would do that sslt does itself.
+_OFF: dict[str, Any] = {
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+}
+_REFUSED = {*_OFF, "strategy", "logger", "callbacks", "default_root_dir", "limit_train_batches", "fast_dev_run", "overfit_batches"}
+
+
+def _trainer_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What goes to Lightning's Trainer as it is."""
+    for key in settings.keys() & _REFUSED:
+        raise UserError(
+            f"trainer.{key} is not yours to set: sslt does this itself (bounds: trainer.max_steps, loggers: logger=, callbacks=)"
+        )
+    return {k: v for k, v in settings.items() if k not in ("_target_", "accelerator", "devices")}
+
+
+def _budget(settings: dict[str, Any], default_max_epochs: int) -> Budget:
+    """The bounds of a run, taken out of the trainer's settings; -1 is none, as in Lightning."""
+    epochs, steps = (None if settings[k] in (None, -1) else settings[k] for k in ("max_epochs", "max_steps"))
+    time = seconds(settings["max_time"])
+    for key, value in (("max_epochs", epochs), ("max_steps", steps), ("max_time", time)):
+        if value is not None and value <= 0:
+            raise UserError(f"trainer.{key}={value}: give more than 0, or null for no such bound")
+    for key in ("max_epochs", "max_steps", "max_time"):
+        settings.pop(key)
+    return Budget(epochs if epochs or steps or time else default_max_epochs, steps, time)
+
+
+def _optimizer(node: Any, number_format: str) -> dict[str, Any]:
+    """The optimizer's node; a fused one would unscale float16 gradients itself, after they are clipped."""
+    fused = {"fused": False} if number_format.startswith("16") and "fused" in node else {}
+    return {**node, **fused}
+
+
+def _total_steps(budget: Budget, steps_per_epoch: int, accumulate: int) -> int | None:
+    """Optimizer steps of a run that is bounded by epochs or steps."""
+    bounds = [budget.max_steps] if budget.max_steps else []
+    if budget.max_epochs:
+        bounds.append(budget.max_epochs * -(-steps_per_epoch // accumulate))
+    return min(bounds) if bounds else None
+
+
+def _strategy(world: int, varies: bool) -> str:
+    """Lightning's name of it; `varies`: not every parameter gets a gradient in every step."""
+    if world == 1:
+        return "auto"
+    return "ddp_find_unused_parameters_true" if varies else "ddp"
+
+
+def _bound(budget: Budget, steps_per_epoch: int) -> str:
+    parts = []
+    if budget.max_epochs:
+        parts.append(f"{budget.max_epochs} epochs of {steps_per_epoch} steps")
+    if budget.max_steps:
+        parts.append(f"{budget.max_steps} steps")
+    if budget.max_time:
+        parts.append(f"{budget.max_time:g} s")
+    return " or ".join(parts)
+
+
+def peak_memory() -> int:
+    """Most bytes this process held: of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # of this program alone: what getrusage says on Linux counts the one that started it, too
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # type: ignore[index]
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
