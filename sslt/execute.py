@@ -20,7 +20,7 @@ from sslt.errors import UserError
 from sslt.runs import Run, comparable, refuse_overwrite
 
 log = logging.getLogger("sslt")
-_EXTRAS = {"datasets": "hf", "peft": "peft", "tensorboard": "tensorboard", "tensorboardX": "tensorboard"}
+_EXTRAS = {"datasets": "hf", "peft": "peft", "diffusers": "diffusion", "tensorboard": "tensorboard", "tensorboardX": "tensorboard"}
 
 
 class Interrupted(Exception):
