@@ -25,11 +25,27 @@ VERBS = ("pretrain", "finetune", "evaluate", "predict", "run", "merge")
 GIVEN = {"encoder", "n_classes", "save_dir", "model", "params", "width", "task", "layer"}
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A file with what it is made from (`defaults` of its own group, or into one of its keys)."""
+    node = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    whole: dict[str, Any] = {}
+    for item in node.pop("defaults", []):
+        if isinstance(item, dict):
+            ((where, name),) = item.items()
+            if "@" in where and name:
+                group, _, key = where.removeprefix("/").partition("@")
+                whole[key] = read(groups.CONFIG_DIR / group / f"{name}.yaml")
+        elif item != "_self_" and (base := path.parent / f"{item}.yaml").exists():
+            whole |= read(base)
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(whole, node))
+    return merged
+
+
 def nodes() -> list[tuple[str, dict[str, Any]]]:
     """(file, node) of everything with a `_target_` in the shipped groups."""
     found = []
     for name, path in zip(NAMES, FILES, strict=True):
-        found += [(name, node) for _, node in config.targets(yaml.safe_load(path.read_text(encoding="utf-8")) or {})]
+        found += [(name, node) for _, node in config.targets(read(path))]
     return found
 
 
@@ -83,7 +99,7 @@ def test_a_default_lives_in_one_place(file, node):
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("encoder/")])
 def test_an_encoders_processor_settings_are_taken(name):
     """`processor:` is handed to the processor's `fit`: the keys are its parameters, all of them."""
-    node = yaml.safe_load(FILES[NAMES.index(name)].read_text(encoding="utf-8"))
+    node = read(FILES[NAMES.index(name)])
     module, _, kind = node["_target_"].rpartition(".")
     fit = getattr(importlib.import_module(module), kind).Processor.fit
     assert set(inspect.signature(fit).parameters) - {"source"} == set(node["processor"])

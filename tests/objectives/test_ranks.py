@@ -29,6 +29,7 @@ N = 19  # images per rank: no width and no number of anything else is a multiple
 TEXT = ("mlm", "simcse")  # the latter is simclr's loss; batches of words are weighed in tests/test_distributed.py
 VARIANTS = {
     "inpainting": [["objective.mask=blocks"], ["objective.mask=irregular"]],
+    "rbm": [["objective.persistent=true"], ["encoder.visible=binary"]],
     "denoising": [["objective.noise=masking"], ["objective.noise=salt_and_pepper"]],
 }
 CASES = {
