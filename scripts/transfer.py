@@ -38,7 +38,7 @@ TARGETS = {
     "imdb": ["labels_per_class=1250", "trainer.max_steps=250", "val_every_n_epochs=0"],
     "cifar10": ["label_fraction=0.1", "batch_size=128", "trainer.max_steps=180", "val_every_n_epochs=0", "views.scale=[0.4,1.0]"],
 }
-# learning rates usual for each kind; not tuned
+# learning rates usual for each kind, not tuned
 RATES = {"full": 5e-4, "light": 5e-3}
 LIGHT = ("probe", "BitFit", "LoRA", "AdaLoRA", "adapter", "IA3", "prefix", "prompt")
 SHIFTS = ("source_only", "mmd", "coral", "dann", "cdan", "target_supervised")
@@ -152,14 +152,15 @@ def _modes(root: Path, data: str) -> str:
         if errors and not get("test/accuracy"):
             rows.append(f"| {name} | refused: {errors[0].read_text().partition(': ')[2]} | | | | |")
         elif get("test/accuracy"):
-            moving, stored, memory = (mean(get(k)) for k in ("model/moving_parameters", "model/stored_bytes", "train/peak_memory_bytes"))
+            moving, stored = (mean(get(k)) for k in ("model/moving_parameters", "model/stored_bytes"))
+            memory = mean(numbers(root, pattern.replace("*", str(SEEDS[0])), "train/peak_memory_bytes"))
             seconds = mean(get("train/seconds"))
             cells = [percent(get("test/accuracy")), f"{moving:,.0f}", f"{stored / 1e6:.2f}", f"{seconds:.0f}", f"{memory / 1e6:,.0f}"]
             rows.append(f"| {name} (`{shlex.join(chosen)}`) | {' | '.join(cells)} |")
     if not rows:
         return ""
     head = "| adaptation | test accuracy | moving parameters | stored, MB | seconds | peak memory, MB |\n|---|---|---|---|---|---|\n"
-    rates = f"Learning rates: {RATES['full']} where whole layers move, {RATES['light']} for {', '.join(LIGHT)}."
+    rates = f"Learning rates, usual ones and not tuned: {RATES['full']} where whole layers move, {RATES['light']} for {', '.join(LIGHT)}. Memory is that of the process, seed {SEEDS[0]}."
     return f"## Modes: {data}\n\n`sslt finetune +target={data} from=RUN {shlex.join(TARGETS[data])}`. {rates}\n\n{head}" + "\n".join(rows)
 
 
