@@ -160,7 +160,8 @@ def _modes(root: Path, data: str) -> str:
     if not rows:
         return ""
     head = "| adaptation | test accuracy | moving parameters | stored, MB | seconds | peak memory, MB |\n|---|---|---|---|---|---|\n"
-    rates = f"Learning rates, usual ones and not tuned: {RATES['full']} where whole layers move, {RATES['light']} for {', '.join(LIGHT)}. Memory is that of the process, seed {SEEDS[0]}."
+    rates = f"Learning rates, usual ones and not tuned: {RATES['full']} where whole layers move, {RATES['light']} for {', '.join(LIGHT)}."
+    rates += f" Memory is that of the process, with seed {SEEDS[0]}."
     return f"## Modes: {data}\n\n`sslt finetune +target={data} from=RUN {shlex.join(TARGETS[data])}`. {rates}\n\n{head}" + "\n".join(rows)
 
 
