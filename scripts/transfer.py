@@ -189,9 +189,9 @@ def _digits(root: Path, name: str) -> str:
     _, _, labels, samples = DIGITS[name]
     settings = shlex.join([*DIGITS_SETTINGS, *picked_settings(root, name)])
     what = (
-        f"LeNet from scratch, {10 * labels:,} labelled source and {samples:,} unlabelled target images; `{settings}`. Views, rate and layer "
-        f"decay, the same for all methods, are those of {len(DIGITS_GRID)} tried with DANN and seed {DIGITS_SEED} under which predictions on "
-        "unlabelled target images are surest one by one and most even over the classes."
+        f"LeNet from scratch, {10 * labels:,} labelled source and {samples:,} unlabelled target images; `{settings}`. Views, rate and "
+        f"layer decay, the same for all methods, are those of {len(DIGITS_GRID)} tried with DANN and seed {DIGITS_SEED} under which "
+        "predictions on unlabelled target images are surest one by one and most even over the classes."
     )
     return _shift(root, f"digits-{name}", f"New domain: {name}", what)
 
