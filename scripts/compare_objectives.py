@@ -30,6 +30,8 @@ from sslt.runs import Run, read_json
 RECIPES: dict[str, list[str]] = {}
 # why an objective does not belong among those that learn here, found by looking into it
 REASONS: dict[str, str] = {}
+# the number whose fall is progress, where it is not the loss
+CURVES = {"rbm": "reconstruction"}
 # data set → share of labels and settings of fine-tuning with few of them
 FEW = {
     "cifar10": ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=150", "optimizer.lr=0.0005", "views.scale=[0.4,1.0]"]),
@@ -114,7 +116,7 @@ class Comparison:
             if not (probes.finished and tuned.finished):
                 return None
             both.append({**probes.metrics, "finetuned": tuned.metrics["test/accuracy"]})
-        values = MetricsCSV.read(run / "metrics.csv")["loss"][1]
+        values = MetricsCSV.read(run / "metrics.csv")[CURVES.get(task, "loss")][1]
         dim = int(read_json(run / "encoder" / "sslt.json")["dim"])
         epochs, rate = run.metrics["train/epochs"], run.metrics["throughput/samples_per_second"]
         return Seed(epochs, rate, objective_table.ends(values), dim, *both)
@@ -137,6 +139,7 @@ class Comparison:
         recipes = [f"- {task}: `sslt pretrain {shlex.join(self.settings(task))}`" for task in sorted(found) if RECIPES.get(task)]
         refused = [f"- {task}: {said}" for task, said in self.refused().items()]
         few, settings = FEW[self.dataset]
+        other = "; ".join(f"of {task}, whose loss is no measure, the {name} error" for task, name in CURVES.items())
         parts = [
             "# Image objectives compared",
             f"Made by `python scripts/compare_objectives.py {self.arguments()}`; {about()}.",
@@ -144,8 +147,8 @@ class Comparison:
             "of the test split and of the last step's encoder; before → after, where before is an untrained encoder of the same kind, with "
             f"the same seed. Fine-tuning is on {few} of the labels: `{shlex.join(settings)}`. One seed, unless there is an interval "
             f"(95 %, Student's t): the best {BEST} by the linear probe on the validation split have {len(SEEDS)}.",
-            "An objective learns if its loss falls, its features do not collapse (RankMe and spread against the untrained encoder's, as "
-            "`sslt pretrain` watches them) and a linear probe on them beats the untrained encoder's.",
+            f"An objective learns if its loss falls ({other}), its features do not collapse (RankMe and spread against the untrained "
+            "encoder's, as `sslt pretrain` watches them) and a linear probe on them beats the untrained encoder's.",
             f"![linear probe]({out.with_suffix('.png').name})\n\nThe line on a bar is the untrained encoder's; grey bars do not count as "
             "learning.",
             objective_table.table(found, encoders, few, REASONS),
