@@ -114,9 +114,11 @@ def _comparisons(args: argparse.Namespace, folder: Path) -> Iterator[tuple[list[
             # by their defaults, because what is made here is called later
             yield arguments, lambda n=name, s=size, b=batch, t=steps, d=data: images(n, s, b, t, folder, d, args.memory_of)
     if "mlm" in args.only:
-        yield [], lambda: mlm("BERT-mini", "bert_mini", 256 if GPU else 32, 128, args.steps or (60 if GPU else 15), folder)
+        for dropout in (True, False):
+            mini = 256 if GPU else 32, 128, args.steps or (60 if GPU else 15), folder, dropout
+            yield [], lambda mini=mini: mlm("BERT-mini", "bert_mini", *mini)
         if GPU:
-            yield [], lambda: mlm("BERT-base", "bert_base", 64, 512, args.steps or 20, folder)
+            yield [], lambda: mlm("BERT-base", "bert_base", 64, 512, args.steps or 20, folder, True)
     if "augment" in args.only:
         yield [], lambda: augment(32, 32, 256, args.steps or 8, target=8.0)
         yield [], lambda: augment(256, 224, 32, args.steps or 4, target=1.0)
@@ -147,21 +149,29 @@ def images(task: str, size: int, batch: int, steps: int, folder: Path, data: str
     return Comparison(f"{method.title}, {title}, {size} px, {what}, batch {batch}", "images", batch, contenders, WARM, steps)
 
 
-def mlm(title: str, encoder: str, batch: int, length: int, steps: int, folder: Path) -> Comparison:
-    """Masked language modelling by sslt, by a loop without data path, and by Hugging Face at its own and at our precision."""
-    job = ours.mlm(encoder, batch, length, WARM + steps, folder)
+def mlm(title: str, encoder: str, batch: int, length: int, steps: int, folder: Path, dropout: bool) -> Comparison:
+    """Masked language modelling by sslt, by a loop without data path, and by Hugging Face at its own and at our precision.
+
+    dropout: BERT's own on all sides, or none on any.
+    """
+    job = ours.mlm(encoder, batch, length, WARM + steps, folder, dropout)
     small = encoder == "bert_mini"  # the targets are set for it: in a large model the vocabulary weighs less
     contenders = [
         Contender("sslt", job.precision, job.run, tuned=True),
         Contender("bare loop, tokens masked", job.precision, bare.mlm(job), 0.92, tuned=True),
-        Contender("Hugging Face Trainer", "32-true", hugging_face.mlm(job, False, True, folder / "hf"), 4.5 if small else None),
+        Contender("Hugging Face Trainer", "32-true", hugging_face.mlm(job, False, folder / "hf"), 4.5 if small else None),
     ]
     if job.precision.startswith("bf16"):
-        for dropout in (True, False):
-            name = f"Hugging Face Trainer, same precision{'' if dropout else ', no dropout'}"
-            run = hugging_face.mlm(job, True, dropout, folder / "hf")
-            contenders.append(Contender(name, job.precision, run, 3.0 if small else None))
-    return Comparison(f"MLM, {title}, {batch} x {length} tokens", "tokens", batch * length, contenders, WARM, steps)
+        run = hugging_face.mlm(job, True, folder / "hf")
+        contenders.append(Contender("Hugging Face Trainer, same precision", job.precision, run, 3.0 if small else None))
+    return Comparison(
+        f"MLM, {title}, {'dropout 0.1' if dropout else 'no dropout'}, {batch} x {length} tokens",
+        "tokens",
+        batch * length,
+        contenders,
+        WARM,
+        steps,
+    )
 
 
 def augment(size_in: int, size: int, batch: int, steps: int, target: float) -> Comparison:

@@ -30,20 +30,15 @@ class Rows(Dataset):
         return {"input_ids": self.tokens[i].tolist()}
 
 
-def mlm(ours: Pretraining, bf16: bool, dropout: bool, folder: Path) -> Callable[[Watch], None]:
-    """BertForMaskedLM under transformers.Trainer with DataCollatorForLanguageModeling, on the same rows of tokens.
-
-    dropout: BERT's own 0.1, as its users have it, or none, as in sslt's recipe.
-    """
+def mlm(ours: Pretraining, bf16: bool, folder: Path) -> Callable[[Watch], None]:
+    """BertForMaskedLM under transformers.Trainer with DataCollatorForLanguageModeling, on the same rows and with the same dropout."""
     import transformers as hf
 
     hf.utils.logging.set_verbosity_error()
     rows = Rows(ours.samples.batch(np.arange(len(ours.samples)))["tokens"])
     collator = hf.DataCollatorForLanguageModeling(ours.encoder.processor.tokenizer, mlm_probability=0.15)
     model = hf.BertForMaskedLM(copy.deepcopy(ours.encoder.model.config))
-    if not dropout:
-        set_dropout(model, 0.0)
-
+    set_dropout(model, ours.cfg.dropout)
     return _training(model, collator, rows, ours.stream.batch_size, bf16, folder, weight_decay=0.01)
 
 

@@ -108,9 +108,10 @@ def images(task: str, encoder: list[str], size: int, batch: int, steps: int, fol
     return Pretraining(cfg, model, config.build(cfg.objective, model), stream, folder)
 
 
-def mlm(encoder: str, batch: int, length: int, steps: int, folder: Path) -> Pretraining:
-    """Masked language modelling on rows of `length` random tokens out of BERT's 30,522."""
-    cfg = config.compose("pretrain", ["+task=mlm", f"encoder={encoder}", f"batch_size={batch}", "online_probe.every_n_epochs=0"])
+def mlm(encoder: str, batch: int, length: int, steps: int, folder: Path, dropout: bool) -> Pretraining:
+    """Masked language modelling on rows of `length` random tokens out of BERT's 30,522, with the encoder's own dropout or none."""
+    settings = [f"encoder={encoder}", f"batch_size={batch}", "online_probe.every_n_epochs=0", *([] if dropout else ["dropout=0.0"])]
+    cfg = config.compose("pretrain", ["+task=mlm", *settings])
     processor = TextProcessor(tokenizer(), length)
     node = OmegaConf.masked_copy(cfg.encoder, ["model_type", "config", "pooling"])
     args: Any = OmegaConf.to_container(node)
