@@ -61,13 +61,11 @@ def _attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    **rest: Any,
 ) -> Tensor:
     kind = torch.float32 if k.shape[-2] <= LONGEST else torch.get_autocast_dtype("cpu")
     with torch.autocast("cpu", enabled=False):
         if attn_mask is not None and attn_mask.is_floating_point():
             attn_mask = attn_mask.to(kind)
         args = (q.to(kind), k.to(kind), v.to(kind), attn_mask, dropout_p, is_causal)
-        return F.scaled_dot_product_attention(*args, scale=scale, enable_gqa=enable_gqa).to(torch.get_autocast_dtype("cpu"))
+        return F.scaled_dot_product_attention(*args, **rest).to(torch.get_autocast_dtype("cpu"))

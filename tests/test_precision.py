@@ -41,6 +41,10 @@ def test_long_rows_and_what_comes_after_are_torchs_own():
     with precision.short_attention_in_float32():
         out, grads = attend(300)
     assert torch.equal(own, out) and all(torch.equal(a, b) for a, b in zip(own_grads, grads, strict=True))
+    with precision.short_attention_in_float32(), torch.autocast("cpu", torch.bfloat16):
+        q = torch.randn(1, 2, 5, 8)
+        scaled = F.scaled_dot_product_attention(q, q, q, is_causal=True, scale=0.1)
+    assert torch.allclose(scaled.float(), F.scaled_dot_product_attention(q, q, q, is_causal=True, scale=0.1), atol=0.02)
     before, _ = attend(20)
     with precision.short_attention_in_float32():
         attend(20)
