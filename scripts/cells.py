@@ -59,13 +59,14 @@ def percent(values: list[float]) -> str:
 
 
 def about() -> str:
-    """The machine and the day, in a line."""
+    """The day, the machine and how much of it a command has, in a line."""
     import time
 
     import torch
 
     gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
-    return f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores ({cpu_name()}){gpu}, torch {torch.__version__}"
+    cores = f"{torch.get_num_threads()} of {os.cpu_count()} CPU cores ({cpu_name()}) for each command"
+    return f"{time.strftime('%Y-%m-%d')}, {cores}{gpu}, torch {torch.__version__}"
 
 
 def cpu_name() -> str:
