@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from sslt import distributed, precision
+from sslt import cpu_kernels, distributed, precision
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
 from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, signals_restored
@@ -120,8 +119,7 @@ def fit(
     if run.checkpoint is not None:
         log.info("going on from %s", run.checkpoint)
     try:
-        short = kind == "cpu" and str(number_format).startswith("bf16")
-        with signals_restored(), precision.short_attention_in_float32() if short else contextlib.nullcontext():
+        with signals_restored(), cpu_kernels.replaced(kind, str(number_format)):
             trainer.fit(learner, ckpt_path=run.checkpoint, weights_only=True)
     except RuntimeError as e:
         if "state_dict" not in str(e):
