@@ -27,7 +27,15 @@ from sslt.report.curves import MetricsCSV
 from sslt.runs import Run, read_json
 
 # settings of one task on this budget, tuned on the validation split
-RECIPES: dict[str, list[str]] = {}
+_QUICK_TEACHER = ["objective.momentum=0.99"]  # the tasks' own are for more than the few hundred steps of some minutes
+RECIPES: dict[str, list[str]] = {
+    "data2vec": _QUICK_TEACHER,
+    "dino": _QUICK_TEACHER,
+    "ibot": _QUICK_TEACHER,
+    "ijepa": _QUICK_TEACHER,
+    "msn": _QUICK_TEACHER,
+    "wmse": ["batch_size=256"],  # its whitening needs more samples than dimensions
+}
 # why an objective does not belong among those that learn here, found by looking into it
 REASONS: dict[str, str] = {}
 # the number whose fall is progress, where it is not the loss
@@ -37,6 +45,8 @@ FEW = {
     "cifar10": ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=150", "optimizer.lr=0.0005", "views.scale=[0.4,1.0]"]),
     "digits": ("10 %", ["label_fraction=0.1", "batch_size=64", "trainer.max_steps=50"]),
 }
+# data set → settings of the probes
+PROBES = {"cifar10": ["labels_per_class=1000"], "digits": []}
 # --large: what stands for an encoder of a small machine on a GPU
 _VIT_S = ["encoder.name=vit_small_patch16_224", "encoder.args.depth=12"]  # 384 wide, with patches of 4 pixels as before
 LARGE = {"resnet_small": ["encoder=resnet18"], "vit_small": _VIT_S, "vit_patches": _VIT_S}
@@ -72,7 +82,7 @@ class Comparison:
     def __init__(self, cells: Cells, dataset: str, minutes: float, large: bool):
         self.cells, self.dataset, self.minutes, self.large = cells, dataset, minutes, large
         self.root = cells.root
-        self.common = [f"data={dataset}", f"trainer.max_time={60 * minutes:g}", "online_probe.every_n_epochs=0"]
+        self.common = [f"data={dataset}", f"trainer.max_time={60 * minutes:g}", "batch_size=64", "online_probe.every_n_epochs=0"]
 
     def settings(self, task: str) -> list[str]:
         """Arguments of `sslt pretrain`."""
@@ -88,7 +98,7 @@ class Comparison:
 
     def measure(self, name: str, start: str, seed: int) -> None:
         """Probes of an encoder, and fine-tuning it with few labels."""
-        probes = [f"from={start}", "shots=[]", "curve.fractions=[]", f"seed={seed}"]
+        probes = [f"from={start}", *PROBES[self.dataset], "shots=[]", "curve.fractions=[]", f"seed={seed}"]
         self.cells.run(f"{name}-evaluate", "evaluate", *probes, may_fail=True)
         few = [*FEW[self.dataset][1], "val_every_n_epochs=0", f"seed={seed}"]
         self.cells.run(f"{name}-finetune", "finetune", f"+target={self.dataset}", f"from={start}", *few, may_fail=True)
@@ -145,7 +155,8 @@ class Comparison:
             f"Made by `python scripts/compare_objectives.py {self.arguments()}`; {about()}.",
             f"Each objective had {self.minutes:g} minutes of training: `sslt pretrain +task=NAME {shlex.join(self.common)}`. Numbers are "
             "of the test split and of the last step's encoder; before → after, where before is an untrained encoder of the same kind, with "
-            f"the same seed. Fine-tuning is on {few} of the labels: `{shlex.join(settings)}`. One seed, unless there is an interval "
+            f"the same seed. Probes: `sslt evaluate from=RUN {shlex.join(PROBES[self.dataset])}`. Fine-tuning is on {few} of the labels: "
+            f" `{shlex.join(settings)}`. One seed, unless there is an interval "
             f"(95 %, Student's t): the best {BEST} by the linear probe on the validation split have {len(SEEDS)}.",
             f"An objective learns if its loss falls ({other}), its features do not collapse (RankMe and spread against the untrained "
             "encoder's, as `sslt pretrain` watches them) and a linear probe on them beats the untrained encoder's.",

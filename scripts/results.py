@@ -45,7 +45,7 @@ LABELS: dict[str, list[tuple[str, list[str]]]] = {
 NOTES = {
     "cifar10": "Fine-tuning of 150 to 180 steps stays below the linear probe on all labels; a longer budget is the user's to give.",
     "imdb": (
-        "The encoder (1.6 million weights, 1.5 passes over the reviews) has learned to predict words: loss 9.0 to 4.0, where the "
+        "The encoder (1.4 million weights, 1.5 passes over the reviews) has learned to predict words: loss 9.0 to 4.0, where the "
         "frequencies of words alone give 6.2. For sentiment that is worth 5 points of a linear probe, under one point of fine-tuning on "
         "all labels, and nothing with 500. `encoder=bert_tiny` (absolute positions, norms behind) was still at 6.1 after 3,400 steps "
         "of the same task."

@@ -72,20 +72,21 @@ def modes(cells: Cells) -> Iterator[str]:
 
 def digits(cells: Cells) -> Iterator[str]:
     """MNIST and USPS, each as the other's source."""
-
-    def arguments(name: str, shift: str, settings: list[str], seed: int) -> list[str]:
-        source, target, labels, samples = DIGITS[name]
-        args = [f"+target={source}", "from=scratch", f"+shift={shift}", f"data@shift.target={target}"]
-        return [*args, f"labels_per_class={labels}", f"shift.target_samples={samples}", *DIGITS_SETTINGS, *settings, f"seed={seed}"]
-
     for name in DIGITS:
         for i, settings in enumerate(DIGITS_GRID):
-            cells.run(f"digits-pick-{name}-{i}", "finetune", *arguments(name, "dann", settings, DIGITS_SEED))
+            cells.run(f"digits-pick-{name}-{i}", "finetune", *digit_settings(name, "dann", settings), f"seed={DIGITS_SEED}")
         picked = picked_settings(cells.root, name)
         for shift in SHIFTS:
             for seed in SEEDS:
-                cells.run(f"digits-{name}-{shift}-{seed}", "finetune", *arguments(name, shift, picked, seed))
+                cells.run(f"digits-{name}-{shift}-{seed}", "finetune", *digit_settings(name, shift, picked), f"seed={seed}")
                 yield "digits"
+
+
+def digit_settings(name: str, shift: str, settings: list[str]) -> list[str]:
+    """Arguments of `sslt finetune`."""
+    source, target, labels, samples = DIGITS[name]
+    args = [f"+target={source}", "from=scratch", f"+shift={shift}", f"data@shift.target={target}"]
+    return [*args, f"labels_per_class={labels}", f"shift.target_samples={samples}", *DIGITS_SETTINGS, *settings]
 
 
 def picked_settings(root: Path, name: str) -> list[str]:
@@ -190,14 +191,17 @@ def _modes(root: Path, data: str) -> str:
     head = "| adaptation | test accuracy | moving parameters | stored, MB | seconds | peak memory, MB |\n|---|---|---|---|---|---|\n"
     rates = f"Learning rates, usual ones and not tuned: {RATES['full']} where whole layers move, {RATES['light']} for {', '.join(LIGHT)}."
     rates += f" Memory is that of the process, with seed {SEEDS[0]}."
-    return f"## Modes: {data}\n\n`sslt finetune +target={data} from=RUN {shlex.join(TARGETS[data])}`. {rates}\n\n{head}" + "\n".join(rows)
+    commands = [["pretrain", *PRETRAIN[data]], ["finetune", f"+target={data}", "from=RUN", *TARGETS[data]]]
+    first, then = (f"`sslt {shlex.join(command)}`" for command in commands)
+    what = f"{then}, where RUN is the encoder of [first.md](first.md), {first}."
+    return f"## Modes: {data}\n\n{what} {rates}\n\n{head}" + "\n".join(rows)
 
 
 def _digits(root: Path, name: str) -> str:
     _, _, labels, samples = DIGITS[name]
-    settings = shlex.join([*DIGITS_SETTINGS, *picked_settings(root, name)])
+    command = shlex.join(["sslt", "finetune", *digit_settings(name, "METHOD", picked_settings(root, name))])
     what = (
-        f"LeNet from scratch, {10 * labels:,} labelled source and {samples:,} unlabelled target images; `{settings}`. Views, rate and "
+        f"LeNet from scratch, {10 * labels:,} labelled source and {samples:,} unlabelled target images: `{command}`. Views, rate and "
         f"layer decay, the same for all methods, are those of {len(DIGITS_GRID)} tried with DANN and seed {DIGITS_SEED} under which "
         "predictions on unlabelled target images are surest one by one and most even over the classes."
     )

@@ -16,7 +16,8 @@ from sslt.errors import UserError
 log = logging.getLogger("sslt")
 
 STAGES = ("pretrain", "finetune", "evaluate")
-BELONGS = {"task": "pretrain", "data": "pretrain", "from": "pretrain", "target": "finetune", "adaptation": "finetune"}
+BELONGS = {"task": "pretrain", "data": "pretrain", "from": "pretrain", "target": "finetune", "adaptation": "finetune",
+           "label_fraction": "finetune", "labels_per_class": "finetune"}  # fmt: skip
 OWN = ("resume", "cache_dir", "debug", "hydra")  # of the chain as a whole
 
 
@@ -43,7 +44,7 @@ def rewrite(overrides: list[str], config_dir: str | None) -> list[str]:
         elif bare in BELONGS or top == "adaptation":
             stages = [BELONGS[top]]
         else:
-            stages = [s for s in STAGES if top in known[s] and (top, s) != ("data", "evaluate")]
+            stages = [s for s in STAGES if top in known[s] and not (s == "evaluate" and _of_training(bare))]
             if not stages:
                 from sslt.errors import nearest
 
@@ -52,6 +53,12 @@ def rewrite(overrides: list[str], config_dir: str | None) -> list[str]:
         kind = "choices" if bare in chosen else ("added" if new else "values")
         out += [f"++stages.{stage}.{kind}.{bare}{equals}{value}" for stage in stages]
     return out
+
+
+def _of_training(key: str) -> bool:
+    """Whether a key that `sslt evaluate` has, too, is said of training."""
+    top, _, rest = key.partition(".")
+    return top == "data" or (top == "trainer" and rest not in ("accelerator", "devices"))
 
 
 def shares(cfg: Any, stage: str) -> list[str]:

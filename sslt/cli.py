@@ -98,6 +98,8 @@ def _hydra(verb: str, args: list[str]) -> int:
 
             folder = Path(hydra_cfg.runtime.output_dir)
             codes.append(execute(verb, cfg, folder, list(hydra_cfg.overrides.task), config_dir, resuming))
+            if sweep and codes[-1] == INTERRUPTED:
+                raise KeyboardInterrupt  # of the whole sweep
         except (Exception, KeyboardInterrupt) as e:
             errors.append(e)
             if not sweep or isinstance(e, KeyboardInterrupt):
@@ -137,11 +139,14 @@ def _resume(verb: str, overrides: list[str], sweep: bool, config_dir: str | None
     given = {o.partition("=")[0].lstrip("+"): o.partition("=")[2] for o in overrides}
     resume, folder = given.get("resume", "null"), given.get("hydra.run.dir")
     rest = [o for o in overrides if not o.lstrip("+").startswith("resume=")]
-    if resume == "auto" and sweep:
-        raise UserError("resume=auto does not go with -m: go on with the jobs that did not end one by one, resume=SWEEP_FOLDER/NUMBER")
-    if resume in ("null", "") or sweep:
-        if folder and not sweep:
-            runs.refuse_overwrite(Path(folder).expanduser())
+    if resume not in ("null", "") and sweep:
+        raise UserError(f"resume={resume} does not go with -m: go on with the jobs that did not end one by one, resume=SWEEP_FOLDER/NUMBER")
+    if resume in ("null", ""):
+        taken = folder
+        if sweep:  # jobs that are numbered would meet those that are there
+            taken = None if "hydra.sweep.subdir" in given else given.get("hydra.sweep.dir")
+        if taken and "${" not in taken:
+            runs.refuse_overwrite(Path(taken).expanduser(), "hydra.sweep.dir" if sweep else "hydra.run.dir")
         return overrides, False
     if resume == "auto":
         run = runs.find_resumable(verb, rest)

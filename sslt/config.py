@@ -187,6 +187,8 @@ def explain(e: Exception, verb: str, config_dir: str | None = None) -> UserError
         return UserError(f"{m[1]} is given more than once: keep one {m[1]}=…")
     if m := re.search(r"In '([\w/]+)': Could not find '([^']+)'", text):
         return UserError(f"{m[1]}.yaml names '{m[2]}', which is not there")
+    if "LexerNoViableAlt" in text and "~" in text:
+        return UserError("a ~ cannot stand in a value as it is: write $HOME, or quote it twice: \"key='~/photos'\"")
     if "mismatched input" in text or "no viable alternative" in text or "token recognition" in text or "LexerNoViableAlt" in text:
         return UserError(f"cannot read an override: {text.splitlines()[0]}; quote values with spaces or commas: key='a, b'")
     return UserError(f"config: {text.splitlines()[0] if text else type(e).__name__}")
@@ -196,6 +198,8 @@ def _unknown_key(key: str, verb: str, config_dir: str | None) -> str:
     if key.split("@")[0] in groups.names(config_dir):
         return f"`sslt {verb}` does not choose a {key} by default: write +{key}=…"
     head, _, last = key.rpartition(".")
+    if not head and key in groups.top_level_keys(verb):
+        return f"'{key}' takes a new entry by a plus: +{key}.NAME=…"
     known = groups.keys_of(head, config_dir) if head else groups.top_level_keys(verb) | set(groups.names(config_dir))
     if head and not known:
         top = head.split(".")[0]

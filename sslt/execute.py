@@ -251,7 +251,8 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
             name = getattr(lacking, "name", "")
             raise UserError(f"this needs the package {name}: pip install 'sslt[{_EXTRAS[name]}]'") from e
         if _find(e, lambda x: any(words in str(x).lower() for words in ("out of memory", "can't allocate memory"))):
-            raise UserError("out of memory: lower batch_size, or set trainer.accumulate_grad_batches=2") from e
+            way = "lower batch_size, and raise trainer.accumulate_grad_batches by as much to keep the size of a step"
+            raise UserError(f"out of memory: {way}") from e
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,4 +33,17 @@ def autocast(device: torch.device, precision: str = "auto") -> Any:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     if name.startswith("16"):
         return torch.autocast(device.type, dtype=torch.float16)
-    return contextlib.nullcontext()
+    return _whole_float32() if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Within, a GPU multiplies float32 with all its 24 bits; training takes TF32's 11."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions

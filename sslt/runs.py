@@ -137,11 +137,12 @@ def comparable(overrides: list[str]) -> list[str]:
     return sorted(o for o in overrides if not o.startswith(("resume=", "hydra.run.dir=", "+resume=", "debug=")))
 
 
-def refuse_overwrite(path: Path) -> None:
-    """Raise `UserError` if `path` already holds something a new run would mix with or overwrite."""
+def refuse_overwrite(path: Path, setting: str = "hydra.run.dir") -> None:
+    """Raise `UserError` if `path`, the value of `setting`, already holds something a new run would mix with or overwrite."""
     if path.is_dir() and any(p.name not in (".hydra", "logs", ".lock") for p in path.iterdir()):
         raise UserError(
-            f"{display(path)} already holds files; choose another hydra.run.dir=, or go on with that run by resume={display(path)}"
+            f"{display(path)} already holds files; choose another {setting}=, or go on with what is there by "
+            f"resume={display(path)}{'/NUMBER' if setting == 'hydra.sweep.dir' else ''}"
         )
 
 

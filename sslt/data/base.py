@@ -131,6 +131,8 @@ class Source(abc.ABC):
         for split, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
             if split in own or not fraction:
                 continue
+            if not 0 < fraction < 1:
+                raise UserError(f"data.{split}_fraction={fraction}: give the share of train to hold out, above 0 and below 1, or 0")
             held = stratified(raw.labels[rest], fraction=fraction, seed=0, at_least=0)
             parts[split] = rest[held]
             rest = np.delete(rest, held)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -114,6 +116,10 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def full_precision() -> torch.autocast:
-    """A context in which similarities and log-sums are computed in float32 whatever the trainer's precision."""
-    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False)
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Within, similarities and log-sums are computed in float32 whatever the trainer's precision, on a GPU and beside one."""
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

@@ -168,8 +168,9 @@ def stored_bytes(run: Run) -> int:
 
 
 def eval_batch_size(cfg: Any) -> int:
-    """Batch size where nothing is kept for a backward pass."""
-    return max(int(cfg.batch_size), 256)
+    """Batch size of measuring beside training: where that is small, four times as large, as nothing is kept for a backward pass."""
+    batch = int(cfg.batch_size)
+    return max(batch, min(256, 4 * batch))
 
 
 def labels_of(samples: Samples) -> torch.Tensor:
@@ -195,6 +196,12 @@ def load_best(path: Path, encoder: Encoder, objective: torch.nn.Module) -> None:
     parts: dict[str, torch.nn.Module] = {"e.": encoder, "o.": objective}
     for prefix, module in parts.items():
         module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def label_hint(source: Any) -> str:
+    """Where the labels of a data set without labels could come from."""
+    kinds = {"text": "for text_csv name their column, data.label=…", "image": "put the images of each class into a folder of its own"}
+    return f": {kinds[source.modality]}"
 
 
 def refuse_new_classes(source: Any) -> None:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from sslt.config import build, check_trusted
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
-from sslt.errors import UserError
+from sslt.errors import UserError, nearest
 from sslt.report.end import say_next
 from sslt.runs import RUN_FILE, Run
 from sslt.stages import common, episodes, labels, measure
@@ -21,7 +21,8 @@ log = logging.getLogger("sslt")
 
 def main(cfg: Any, run: Run) -> dict[str, Any]:
     """Test metrics of a fine-tuned run, probes of an encoder. Returns the metrics, which are also in metrics.json."""
-    source = source_of(cfg)
+    data = data_of(cfg)
+    source = build(data)
     run.update(data=source.fingerprint())
     encoder, head = load(cfg, source.modality)
     if cfg.episodes is not None:
@@ -30,8 +31,12 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         return episodes.evaluate(cfg, run, encoder, source)
     common.refuse_new_classes(source)
     device = common.device_of(cfg)
-    batch = common.eval_batch_size(cfg)
+    batch = int(cfg.batch_size)
     if head is not None and not cfg.probes:
+        if cfg.curve.target is not None:
+            raise UserError("curve.target compares probes of an encoder with training from scratch: add probes=true")
+        if cfg.label_fraction != 1 or cfg.labels_per_class is not None:
+            raise UserError("label_fraction and labels_per_class are of the probes' labels: add probes=true")
         objective, classes = head
         if source.classes != classes:
             raise UserError(_mismatch(classes, source))
@@ -47,16 +52,16 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     else:
         metrics = measure.encoder_probes(cfg, run, encoder, source, device, batch)
         if metrics and source.classes is not None:
-            metrics |= labels.saved(cfg, run, source, metrics)
+            metrics |= labels.saved(cfg, run, data, source, metrics)
     run.add_metrics(metrics)
     say_next(run, metrics, [])
     return metrics
 
 
-def source_of(cfg: Any) -> Any:
-    """The data set of `data=`, else the one the run was made on."""
+def data_of(cfg: Any) -> Any:
+    """The config of the data set of `data=`, else of the one the run was made on, with `data_overrides`."""
     if cfg.data is not None:
-        return build(cfg.data)
+        return cfg.data
     path = Path(str(cfg["from"]).removeprefix("scratch:")).expanduser()
     if not (path / RUN_FILE).is_file():
         raise UserError(f"from={cfg['from']} is no run, so its data are not known: say data=… (`sslt list data`)")
@@ -66,8 +71,10 @@ def source_of(cfg: Any) -> Any:
     plain = OmegaConf.to_container(node, resolve=False)
     check_trusted({"data": plain}, list(cfg.trust), f"{path}/config.yaml")
     for key, value in (cfg.data_overrides or {}).items():
+        if key not in node:
+            raise UserError(f"data_overrides.{key}: the data of {path} have no such setting{nearest(key, node)}")
         node[key] = value
-    return build(node)
+    return node
 
 
 def load(cfg: Any, modality: str | None) -> tuple[Encoder, tuple[Any, list[str]] | None]:

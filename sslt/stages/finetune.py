@@ -41,7 +41,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     run.update(data=source.fingerprint())
     common.refuse_new_classes(source)
     if source.classes is None:
-        raise UserError(f"{source.name} has no labels to fine-tune on: for text_csv name the column, data.label=…")
+        raise UserError(f"{source.name} has no labels to fine-tune on{common.label_hint(source)}")
     adaptation = build(cfg.adaptation)
     domains = None if cfg.shift is None else shift.read(cfg, source)
     encoder = common.starting_encoder(cfg, source, None if domains is None else domains.corpus)

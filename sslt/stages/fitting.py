@@ -118,6 +118,8 @@ def fit(
     log.info("%s of %s parameters move; %s on %s", f"{moving:,}", f"{whole:,}", number_format, kind)
     if run.checkpoint is not None:
         log.info("going on from %s", run.checkpoint)
+    if kind == "gpu":
+        torch.cuda.reset_peak_memory_stats()
     try:
         with signals_restored(), cpu_kernels.replaced(kind, str(number_format)):
             trainer.fit(learner, ckpt_path=run.checkpoint, weights_only=True)
@@ -136,7 +138,7 @@ def fit(
         "train/seconds": round(budget.elapsed, 2),
         "model/parameters": whole,
         "model/moving_parameters": moving,
-        "train/peak_memory_bytes": peak_memory(),
+        "train/peak_memory_bytes": peak_memory(kind),
     }
     learner.loggers_used = loggers
     return learner
@@ -230,9 +232,9 @@ def _bound(budget: Budget, steps_per_epoch: int) -> str:
     return " or ".join(parts)
 
 
-def peak_memory() -> int:
-    """Most bytes this process held: of the GPU where there is one, else of the machine."""
-    if torch.cuda.is_available():
+def peak_memory(accelerator: str) -> int:
+    """Most bytes: of the GPU while this model trained ("gpu"), or of the machine's since this process began ("cpu")."""
+    if accelerator == "gpu":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():  # of this program alone: what getrusage says on Linux counts the one that started it, too

@@ -17,14 +17,14 @@ from sslt.runs import Run
 log = logging.getLogger("sslt")
 
 
-def saved(cfg: Any, run: Run, source: Any, metrics: dict[str, float]) -> dict[str, float]:
+def saved(cfg: Any, run: Run, data: Any, source: Any, metrics: dict[str, float]) -> dict[str, float]:
     """Draw score against labels; with `curve.target`, train the same architecture from scratch on each share of the labels.
 
-    `labels_saved/<n>_labels` is how many labels the training from scratch needs beyond the probe's n to match its score
-    (`labels_saved_at_least/…`, where all the labels there are do not do).
+    data: the config of the data set `source`. `labels_saved/<n>_labels` is how many labels the training from scratch needs beyond the
+    probe's n to match its score (`labels_saved_at_least/…`, where all the labels there are do not do).
     """
     ours = curve_points(metrics, len(source.classes))
-    scratch = _from_scratch(cfg, run, metrics) if cfg.curve.target is not None else {}
+    scratch = _from_scratch(cfg, run, data) if cfg.curve.target is not None else {}
     theirs = sorted((int(v["train/labels"]), v["test/accuracy"]) for v in scratch.values())
     found = {f"scratch_{name}/{k.rpartition('/')[2]}": v[k] for name, v in scratch.items() for k in ("train/labels", "test/accuracy")}
     if theirs:
@@ -44,10 +44,11 @@ def saved(cfg: Any, run: Run, source: Any, metrics: dict[str, float]) -> dict[st
     return found
 
 
-def _from_scratch(cfg: Any, run: Run, metrics: dict[str, float]) -> dict[str, dict[str, float]]:
+def _from_scratch(cfg: Any, run: Run, data: Any) -> dict[str, dict[str, float]]:
     start, target = str(cfg["from"]).removeprefix("scratch:"), str(cfg.curve.target)
-    if target not in groups.options("target"):
-        raise UserError(f"curve.target={target}: there is no such target{nearest(target, groups.options('target'))}")
+    config_dir = run.info.get("config_dir")
+    if target not in (there := groups.options("target", config_dir)):
+        raise UserError(f"curve.target={target}: there is no such target{nearest(target, there)}")
     if distributed.active():
         raise UserError("curve.target trains in this process alone: set trainer.devices=1")
     out = {}
@@ -55,14 +56,14 @@ def _from_scratch(cfg: Any, run: Run, metrics: dict[str, float]) -> dict[str, di
         name = name_of(fraction).removeprefix("linear_").replace("linear", "100pct")
         inner = Run(run / "scratch" / name, run.is_main)
         settings = [f"+target={target}", f"from='scratch:{start}'", f"label_fraction={fraction}", f"seed={cfg.seed}", *cfg.curve.overrides]
-        composed = config.compose("finetune", settings)
+        composed = config.compose("finetune", [*settings, f"trust=[{','.join(cfg.trust)}]"], config_dir)
         with open_dict(composed):
-            composed.data = OmegaConf.create(Run(start).config.data) if cfg.data is None else cfg.data
+            composed.data = OmegaConf.create(data)
             composed.cache_dir, composed.trainer.devices = cfg.cache_dir, cfg.trainer.devices
         if not inner.finished:
             log.info("from scratch on %g %% of the labels → %s", 100 * fraction, inner)
             if inner.is_main:
-                inner.start("finetune", composed, settings)
+                inner.start("finetune", composed, settings, config_dir)
             perform("finetune", composed, inner)
             inner.update(status="finished")
         out[name] = inner.metrics

@@ -11,6 +11,7 @@ import torch
 from sslt import distributed
 from sslt.config import build
 from sslt.data.base import Samples
+from sslt.data.subsets import label_subset
 from sslt.encoders.base import Encoder, fingerprint
 from sslt.errors import UserError
 from sslt.evaluation.classification import classification_metrics, confusion_matrix
@@ -81,7 +82,16 @@ def encoder_probes(cfg: Any, run: Run, encoder: Encoder, source: Any, device: to
     from sslt.evaluation import few_shot, knn, label_curve, linear, spectrum
 
     key = fingerprint(encoder)
-    features = lambda split: _features(encoder, source, split, device, batch, key)  # noqa: E731
+
+    def features(split: str) -> tuple[torch.Tensor, Any]:
+        samples = common.prepare(encoder, source, split)
+        if not len(samples):
+            raise UserError(f"{source.name} has no samples in its '{split}' split")
+        if split == "train":
+            samples = label_subset(samples, cfg.label_fraction, cfg.labels_per_class, cfg.seed)
+        x = cached_features(encoder, samples, device, batch, key=key)
+        return x, (None if samples.labels is None else common.labels_of(samples))
+
     if source.classes is None:
         x, _ = features("unlabeled")
         if not run.is_main:
@@ -104,14 +114,6 @@ def encoder_probes(cfg: Any, run: Run, encoder: Encoder, source: Any, device: to
     found["features/alignment"] = float(spectrum.class_alignment(tx, ty, cfg.seed))
     _map(run, tx, ty, source.classes)
     return found
-
-
-def _features(encoder: Encoder, source: Any, split: str, device: torch.device, batch: int, key: str) -> tuple[torch.Tensor, Any]:
-    samples = common.prepare(encoder, source, split)
-    if not len(samples):
-        raise UserError(f"{source.name} has no samples in its '{split}' split")
-    x = cached_features(encoder, samples, device, batch, key=key)
-    return x, (None if samples.labels is None else common.labels_of(samples))
 
 
 def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:

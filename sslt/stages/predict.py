@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import OmegaConf
 
 from sslt import groups
@@ -23,37 +24,49 @@ log = logging.getLogger("sslt")
 
 
 def main(cfg: Any, run: Run) -> dict[str, Any]:
-    """Write predictions.csv (row, name, label, probability), or features.npy [N, D] for an encoder without a head."""
+    """Write predictions.csv (row, name, label, probability), or features.npy [N, D] for an encoder without a head.
+
+    All that is in `input=` is predicted, one split after the other where it has several; then there is a column `split`, too.
+    """
     encoder, head = load(cfg, None if cfg.data is None else build(cfg.data).modality)
     source = _source(cfg, encoder.modality)
     require(encoder.modality, source, f"from={cfg['from']}")
-    split = source.own_splits()[0] if cfg.input is not None else cfg.split
-    samples = common.prepare(encoder, source, split)
-    device, batch = common.device_of(cfg), common.eval_batch_size(cfg)
+    splits = source.own_splits() if cfg.input is not None else (cfg.split,)
+    parts = {split: common.prepare(encoder, source, split) for split in splits}
+    device, batch = common.device_of(cfg), int(cfg.batch_size)
     if head is None:
-        x = encode(encoder, samples, device, batch)
+        x = torch.cat([encode(encoder, samples, device, batch) for samples in parts.values()])
         out = run / "features.npy"
         if run.is_main:
             np.save(out, x.numpy())
             print(f"features of {len(x)} samples, {x.shape[1]} numbers each: {display(out)}")
         return {}
     objective, classes = head
-    probabilities = logits_of(encoder, objective.to(device), samples, device, batch).softmax(1)
+    objective.to(device)
+    probabilities = torch.cat([logits_of(encoder, objective, samples, device, batch) for samples in parts.values()]).softmax(1)
     out = run / "predictions.csv"
     if run.is_main:
-        names = source.row_names(split) if cfg.input is not None else None
-        kept = getattr(samples, "rows", None)  # unreadable files are left out
-        names = [names[i] for i in kept] if names and kept is not None else names
+        columns = {"row": [str(i) for samples in parts.values() for i in range(len(samples))]}
+        if len(parts) > 1:
+            columns["split"] = [split for split, samples in parts.items() for _ in range(len(samples))]
+        if cfg.input is not None and (names := [_names(source, split, samples) for split, samples in parts.items()])[0] is not None:
+            columns["name"] = [name for part in names for name in part or []]
         best, label = probabilities.max(1)
+        columns |= {"label": [classes[i] for i in label.tolist()], "probability": [f"{p:.4f}" for p in best.tolist()]}
         with out.open("w", newline="", encoding="utf-8") as f:
             writer = csv.writer(f)
-            writer.writerow(["row", *(["name"] if names else []), "label", "probability"])
-            for i in range(len(label)):
-                writer.writerow([i, *([names[i]] if names else []), classes[int(label[i])], f"{float(best[i]):.4f}"])
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
         counts = np.bincount(label.numpy(), minlength=len(classes))
         print(f"{len(label)} predictions: {display(out)}")
         print("  " + "  ".join(f"{c} {n}" for c, n in zip(classes, counts, strict=True) if n)[:200])
     return {"predict/rows": len(probabilities)}
+
+
+def _names(source: Any, split: str, samples: Any) -> list[str] | None:
+    """Names of the rows that could be read, where rows have names."""
+    names, kept = source.row_names(split), getattr(samples, "rows", None)
+    return [names[i] for i in kept] if names and kept is not None else names
 
 
 def _source(cfg: Any, modality: str) -> Any:

@@ -47,6 +47,9 @@ def test_batch_statistics_mend_lost_contrast(tuned, sslt, here):
         (["+test_time=tent", "test_time.lr=0"], "test_time.lr"),
         (["+test_time=tent", "probes=true"], "measure a classifier"),
         (["+corruption=fgo"], "corruption 'fgo'"),
+        (["curve.target=digits"], "add probes=true"),
+        (["labels_per_class=5"], "add probes=true"),
+        (["data_overrides={rot: here}"], "data_overrides.rot"),
     ],
 )
 def test_mistakes(args, words, tuned, sslt, here, capfd):
@@ -75,3 +78,13 @@ def test_labels_saved_are_measured_against_training_from_scratch(sslt, here):
     assert {k.split("/")[1] for k in found if k.startswith("labels_saved")} == {"50_labels", "129_labels", "1294_labels"}
     assert (here / "run" / "plots" / "labels.png").exists()
     assert Run(here / "run" / "scratch" / "100pct").finished
+
+
+def test_probes_of_some_of_the_labels(tuned, sslt, here):
+    """The bank and the linear probe have these labels only; the test split is whole."""
+    args = ["evaluate", tuned, CPU, "probes=true", "shots=[]", "curve.fractions=[]"]
+    sslt(*args, "hydra.run.dir=all")
+    sslt(*args, "labels_per_class=4", "hydra.run.dir=few")
+    whole, few = Run(here / "all").metrics, Run(here / "few").metrics
+    assert few["linear/labels"] == 40 < whole["linear/labels"]
+    assert few["knn/accuracy"] != whole["knn/accuracy"] and few["features/rankme"] == whole["features/rankme"]
