@@ -156,7 +156,7 @@ class Comparison:
             f"Each objective had {self.minutes:g} minutes of training: `sslt pretrain +task=NAME {shlex.join(self.common)}`. Numbers are "
             "of the test split and of the last step's encoder; before → after, where before is an untrained encoder of the same kind, with "
             f"the same seed. Probes: `sslt evaluate from=RUN {shlex.join(PROBES[self.dataset])}`. Fine-tuning is on {few} of the labels: "
-            f" `{shlex.join(settings)}`. One seed, unless there is an interval "
+            f"`{shlex.join(settings)}`. One seed, unless there is an interval "
             f"(95 %, Student's t): the best {BEST} by the linear probe on the validation split have {len(SEEDS)}.",
             f"An objective learns if its loss falls ({other}), its features do not collapse (RankMe and spread against the untrained "
             "encoder's, as `sslt pretrain` watches them) and a linear probe on them beats the untrained encoder's.",
