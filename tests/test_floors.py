@@ -13,7 +13,7 @@ PACKAGE = Path(sslt.__file__).parent
 
 # Bottom to top. A name is a module of sslt or a whole subpackage.
 FLOORS = [
-    {"errors", "groups", "signatures", "runs", "schedules", "precision", "distributed", "config"},
+    {"errors", "groups", "signatures", "runs", "schedules", "precision", "cpu_kernels", "distributed", "config"},
     {"data"},
     {"encoders"},
     {"objectives", "adaptation"},

@@ -127,6 +127,16 @@ def test_signals_are_given_back(sslt, here):
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_a_stopped_sweep_starts_no_other_job(sslt, here):
+    """Ctrl-C and SIGTERM are meant for all of it; the job that ran can be gone on with."""
+    with pytest.MonkeyPatch.context() as patch:
+        StopAt(2, patch)
+        sslt(IMAGES[0], "-m", *IMAGES[1:], "seed=0,1", "hydra.sweep.dir=sweep", code=130)
+    assert Run("sweep/0").info["status"] == "interrupted" and not Path("sweep/1").exists()
+    sslt("pretrain", "resume=sweep/0")
+    assert Run("sweep/0").finished
+
+
 def test_resume_auto_finds_the_same_command_only(sslt, here):
     with pytest.MonkeyPatch.context() as patch:
         StopAt(2, patch)

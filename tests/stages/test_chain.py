@@ -148,17 +148,28 @@ def test_sweep_goes_on_after_a_failing_job(sslt, here):
     sslt(*args, code=2)
     assert Run(here / "sweep" / "0").info["status"] == "failed" and Run(here / "sweep" / "1").finished
     before = (here / "sweep" / "1" / "metrics.json").read_bytes()
-    sslt(*args, code=2)  # the same folders again: refused, not overwritten
+    said = (here / "sweep" / "1" / ".hydra" / "overrides.yaml").read_bytes()
+    sslt(*args[:-2], "batch_size=32,64", args[-1], code=2)  # the same folders again: refused, not overwritten
+    assert (here / "sweep" / "1" / ".hydra" / "overrides.yaml").read_bytes() == said
     assert (here / "sweep" / "1" / "metrics.json").read_bytes() == before
 
 
 def test_predictions_for_a_folder_of_pictures(sslt, here):
-    """Names are in the table; a file that is no picture is named, or left out where the user says so."""
+    """Names are in the table, and every split of a folder that has some; one picture is no folder."""
     import numpy as np
     from PIL import Image
 
     sslt("finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=2", "hydra.run.dir=fine")
     (here / "photos").mkdir()
+    for split, n in {"train": 2, "val": 1}.items():
+        for name in ("a", "b"):
+            (here / "set" / split / name).mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(np.full((20, 30, 3), 80 * i, np.uint8)).save(here / "set" / split / name / f"{i}.png")
+    sslt("predict", "from=fine", "input=set", "trainer.accelerator=cpu", "hydra.run.dir=splits")
+    lines = [line.split(",") for line in (here / "splits" / "predictions.csv").read_text().splitlines()]
+    assert lines[0] == ["row", "split", "name", "label", "probability"] and len(lines) == 7
+    assert [line[:2] for line in lines[1:]] == [["0", "train"], ["1", "train"], ["2", "train"], ["3", "train"], ["0", "val"], ["1", "val"]]
     for i in range(3):
         Image.fromarray(np.full((20, 30, 3), 80 * i, np.uint8)).save(here / "photos" / f"{i}.png")
     sslt("predict", "from=fine", "input=photos", "trainer.accelerator=cpu", "hydra.run.dir=out")
