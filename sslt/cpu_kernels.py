@@ -51,7 +51,7 @@ def _kernels(key: str, **functions: Any) -> Iterator[None]:
 
 # ------------------------------------------------------------------ attention
 def short_attention_in_float32() -> contextlib.AbstractContextManager[None]:
-    """Within, bfloat16 autocast leaves attention over at most `LONGEST` tokens in float32."""
+    """Within, bfloat16 autocast leaves attention without dropout over at most `LONGEST` tokens in float32."""
     return _kernels("AutocastCPU", scaled_dot_product_attention=_attention)
 
 
@@ -64,7 +64,8 @@ def _attention(
     is_causal: bool = False,
     **rest: Any,
 ) -> Tensor:
-    kind = torch.float32 if k.shape[-2] <= LONGEST else torch.get_autocast_dtype("cpu")
+    short = k.shape[-2] <= LONGEST and not dropout_p  # with dropout torch has no kernel of its own, and nothing is gained
+    kind = torch.float32 if short else torch.get_autocast_dtype("cpu")
     with torch.autocast("cpu", enabled=False):
         if attn_mask is not None and attn_mask.is_floating_point():
             attn_mask = attn_mask.to(kind)
