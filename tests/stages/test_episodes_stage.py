@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from sslt.report.curves import MetricsCSV
 from sslt.runs import Run
 
-CPU = ["trainer.precision=32", "trainer.accelerator=cpu"]
-TINY = ["encoder=conv4", "encoder.width=8", *CPU]
+CPU = "trainer.accelerator=cpu"
+TINY = ["encoder=conv4", "encoder.width=8", "trainer.precision=32", CPU]
 DIGITS = ["+target=digits", "from=scratch", *TINY, "episodes.way=3", "episodes.query=5", "episodes.test_episodes=20"]
 
 
@@ -29,7 +29,7 @@ def test_learn_from_episodes_and_measure_on_new_classes(method, sslt, here):
     assert run.finished and 0.2 < m["episodes/accuracy"] <= 1 and m["episodes/interval"] >= 0
     assert (m["episodes/way"], m["episodes/shot"], m["episodes/count"], m["train/steps"]) == (3, 1, 20, 10)
     assert MetricsCSV.read(run / "metrics.csv")["val/accuracy"][0] == [4, 8, 10]
-    again = ["evaluate", "from=learned", f"+episodes={method}", "episodes.way=3", "episodes.query=5", "episodes.test_episodes=20", *CPU]
+    again = ["evaluate", "from=learned", f"+episodes={method}", "episodes.way=3", "episodes.query=5", "episodes.test_episodes=20", CPU]
     sslt(*again, "hydra.run.dir=again")
     assert Run(here / "again").metrics["episodes/accuracy"] == pytest.approx(m["episodes/accuracy"], abs=1e-6)
     assert (run / "episodes").exists() == (method != "protonet")
@@ -47,7 +47,7 @@ def test_any_encoder_is_measured(sslt, here):
     """Nothing learned from episodes: centroids, logistic regression and fine-tuning of a plain run's encoder, on the same episodes."""
     sslt("finetune", "+target=digits", "from=scratch", *TINY, "trainer.max_steps=10", "hydra.run.dir=plain")
     before = tensors("plain")
-    few = ["episodes.way=3", "episodes.query=5", "episodes.test_episodes=15", "episodes.shot=2", *CPU]
+    few = ["episodes.way=3", "episodes.query=5", "episodes.test_episodes=15", "episodes.shot=2", CPU]
     for name, more in (("centroid", []), ("logistic", []), ("finetune", ["episodes.method.steps=2"])):
         sslt("evaluate", "from=plain", f"+episodes={name}", *few, *more, f"hydra.run.dir={name}")
         m = Run(here / name).metrics
@@ -138,5 +138,5 @@ def test_classes_that_are_new_need_episodes(sslt, here, capsys):
     for place in ("images_background/A/1", "images_evaluation/B/1"):
         (here / "omniglot" / place).mkdir(parents=True)
         Image.new("L", (105, 105)).save(here / "omniglot" / place / "x.png")
-    sslt("finetune", "+target=omniglot", "from=scratch", "data.root=.", *CPU, code=2)
+    sslt("finetune", "+target=omniglot", "from=scratch", "data.root=.", CPU, code=2)
     assert "+episodes=" in capsys.readouterr().err
