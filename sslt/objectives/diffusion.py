@@ -41,10 +41,12 @@ class Diffusion(Objective):
             return Loss(F.mse_loss(wide(predicted), wide(noise)), {})
 
     def sample(self, unet: UNetEncoder, noise: Tensor) -> Tensor:
-        """Images [B, C, S, S] from noise."""
+        """Images [B, C, S, S] from noise. What is predicted of them is kept within the range of pixels on the way."""
         from diffusers import DDIMScheduler
 
-        plan: Any = DDIMScheduler(unet.steps, *BETAS, clip_sample=False)
+        pixels = zip(unet.processor.mean, unet.processor.std, strict=True)
+        reach = max(max(mean, 1 - mean) / std for mean, std in pixels)  # of a normalised pixel
+        plan: Any = DDIMScheduler(unet.steps, *BETAS, clip_sample=True, clip_sample_range=reach)
         plan.set_timesteps(self.draw_steps)
         x = noise
         for level in plan.timesteps.tolist():
