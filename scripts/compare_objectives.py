@@ -1,18 +1,24 @@
 """Every image objective on one data set, the same minutes each: docs/results/image_objectives.md and a picture beside it.
 
-    python scripts/compare_objectives.py --data DIR [--minutes 4] [--only simclr,mae] [--root FOLDER] [--large]
+    python scripts/compare_objectives.py --data DIR [--minutes 4] [--size tiny] [--jobs 2] [--only simclr,mae] [--root FOLDER]
     python scripts/compare_objectives.py --dataset digits --minutes 0.2 --only simclr,byol      (needs no data)
 
 Each cell is one `sslt` command in a run folder below --root; what is finished is not run again (remove a task's folders when its recipe
-changes), what was interrupted goes on, and the document is written after every task. Each objective has its task's own encoder and is
-measured before (the same kind of encoder, untrained, with the same seed) and after. Once all have been run, the best five by the linear
-probe on the validation split, never on the test split, get two more seeds.
+changes), what was interrupted goes on, and the document is written after every task. Each objective has its task's own encoder, or one of
+--size in its place, and is measured before (the same kind of encoder, untrained, with the same seed) and after. Once all have been run,
+the best five by the linear probe on the validation split, never on the test split, get two more seeds. --jobs commands run at a time,
+with as many of the cores each.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import multiprocessing
+import os
 import shlex
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +48,28 @@ REASONS: dict[str, str] = {}
 CURVES = {"rbm": "reconstruction"}
 # data set → share of labels and settings of fine-tuning with few of them
 FEW = {
-    "cifar10": ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=150", "optimizer.lr=0.0005", "views.scale=[0.4,1.0]"]),
+    "cifar10": ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=100", "optimizer.lr=0.001", "views.scale=[0.4,1.0]"]),
     "digits": ("10 %", ["label_fraction=0.1", "batch_size=64", "trainer.max_steps=50"]),
 }
 # data set → settings of the probes
-PROBES = {"cifar10": ["labels_per_class=1000"], "digits": []}
-# --large: what stands for an encoder of a small machine on a GPU
+PROBES = {"cifar10": ["labels_per_class=500"], "digits": []}
+# --size → encoder of a task → its name in the table and the settings that make it: tiny for minutes on a core, large for a GPU
+_TINY_VIT = ["+encoder.args.embed_dim=96", "+encoder.args.num_heads=3", "encoder.args.depth=4"]
 _VIT_S = ["encoder.name=vit_small_patch16_224", "encoder.args.depth=12"]  # 384 wide, with patches of 4 pixels as before
-LARGE = {"resnet_small": ["encoder=resnet18"], "vit_small": _VIT_S, "vit_patches": _VIT_S}
+SIZES: dict[str, dict[str, tuple[str, list[str]]]] = {
+    "own": {},
+    "tiny": {
+        "resnet_small": ("ResNet, 16 to 128 wide", ["encoder.args.channels=[16,32,64,128]"]),
+        "vit_small": ("ViT, 96 wide, 4 blocks, class token", _TINY_VIT),
+        "vit_patches": ("ViT, 96 wide, 4 blocks", _TINY_VIT),
+        "unet_small": ("U-Net, 16 to 64 wide", ["encoder.channels=[16,32,64]"]),
+    },
+    "large": {
+        "resnet_small": ("ResNet-18", ["encoder=resnet18"]),
+        "vit_small": ("ViT-S/4, class token", _VIT_S),
+        "vit_patches": ("ViT-S/4", _VIT_S),
+    },
+}
 BEST = 5
 
 
@@ -79,22 +99,42 @@ def _yaml(group: str, name: str) -> dict[str, Any]:
 class Comparison:
     """The cells of one data set and budget."""
 
-    def __init__(self, cells: Cells, dataset: str, minutes: float, large: bool):
-        self.cells, self.dataset, self.minutes, self.large = cells, dataset, minutes, large
+    def __init__(self, cells: Cells, dataset: str, minutes: float, size: str, jobs: int = 1):
+        self.cells, self.dataset, self.minutes, self.size, self.jobs = cells, dataset, minutes, size, jobs
         self.root = cells.root
         self.common = [f"data={dataset}", f"trainer.max_time={60 * minutes:g}", "batch_size=64", "online_probe.every_n_epochs=0"]
 
     def settings(self, task: str) -> list[str]:
         """Arguments of `sslt pretrain`."""
-        large = LARGE.get(encoder_of(task), []) if self.large else []
-        return [f"+task={task}", *self.common, *large, *RECIPES.get(task, [])]
+        _, settings = self.encoder(task)
+        return [f"+task={task}", *self.common, *settings, *RECIPES.get(task, [])]
 
-    def run(self, task: str, seed: int) -> None:
-        """Pretrain and measure with one seed. A task that ends with a user's mistake (data it cannot read, NaN) is left at that."""
+    def run(self, task: str, seed: int) -> tuple[str, str, int] | None:
+        """Pretrain and measure with one seed; returns how to `measure` the same encoder untrained.
+
+        A task that ends with a user's mistake (data it cannot read, NaN) is left at that, with None.
+        """
         run = self.cells.run(f"{task}-{seed}-pretrain", "pretrain", *self.settings(task), f"seed={seed}", may_fail=True)
-        if run.finished:
-            self.measure(f"{task}-{seed}", str(run.path), seed)
-            self.measure(f"{self.kind(run)}-{seed}", f"scratch:{run.path}", seed)
+        if not run.finished:
+            return None
+        self.measure(f"{task}-{seed}", str(run.path), seed)
+        return f"{self.kind(run)}-{seed}", f"scratch:{run.path}", seed
+
+    def run_all(self, tasks: Iterable[tuple[str, int]], out: Path) -> None:
+        """Run tasks with their seeds, `jobs` at a time, each in a process that goes on with the next; write the document after each."""
+        waiting: collections.deque[tuple[Any, ...]] = collections.deque((self.run, *task) for task in tasks)
+        untrained: set[str] = set()
+        busy: set[Future[Any]] = set()
+        with ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn")) as pool:
+            while waiting or busy:
+                while waiting and len(busy) < self.jobs:
+                    busy.add(pool.submit(*waiting.popleft()))
+                done, busy = wait(busy, return_when=FIRST_COMPLETED)
+                for start in (future.result() for future in done):
+                    if start and start[0] not in untrained:  # one of its kind serves all tasks that have it
+                        untrained.add(start[0])
+                        waiting.appendleft((self.measure, *start))
+                self.write(out)
 
     def measure(self, name: str, start: str, seed: int) -> None:
         """Probes of an encoder, and fine-tuning it with few labels."""
@@ -136,17 +176,18 @@ class Comparison:
         said = {task: [p.read_text().strip() for p in sorted(self.root.glob(f"{task}-{SEEDS[0]}-*/error.txt"))] for task in tasks()}
         return {task: lines[0] for task, lines in said.items() if lines}
 
-    def encoder(self, task: str) -> str:
-        """What a task's encoder is called in the table."""
-        large = LARGE.get(encoder_of(task), []) if self.large else []
-        return large[0].partition("=")[2] if large else encoder_of(task)
+    def encoder(self, task: str) -> tuple[str, list[str]]:
+        """What a task's encoder is called in the table, and the settings that choose it."""
+        return SIZES[self.size].get(encoder_of(task), (encoder_of(task), []))
 
     def write(self, out: Path) -> None:
         """The document and the picture."""
         found = self.found()
         objective_table.picture(found, out.with_suffix(".png"), f"{self.dataset}, {self.minutes:g} minutes each")
-        encoders = {task: self.encoder(task) for task in found}
-        recipes = [f"- {task}: `sslt pretrain {shlex.join(self.settings(task))}`" for task in sorted(found) if RECIPES.get(task)]
+        encoders = {task: self.encoder(task)[0] for task in found}
+        recipes = [f"- {task}: `{shlex.join(RECIPES[task])}`" for task in sorted(found) if RECIPES.get(task)]
+        sizes = dict(self.encoder(task) for task in sorted(found))
+        sized = [f"- {name}: `{shlex.join(settings)}`" for name, settings in sizes.items() if settings]
         refused = [f"- {task}: {said}" for task, said in self.refused().items()]
         few, settings = FEW[self.dataset]
         other = "; ".join(f"of {task}, whose loss is no measure, the {name} error" for task, name in CURVES.items())
@@ -163,6 +204,7 @@ class Comparison:
             f"![linear probe]({out.with_suffix('.png').name})\n\nThe line on a bar is the untrained encoder's; grey bars do not count as "
             "learning.",
             objective_table.table(found, encoders, few, REASONS),
+            *(["Settings of the encoders:\n\n" + "\n".join(sized)] if sized else []),
             *(["Settings other than the task's own, chosen on the validation split:\n\n" + "\n".join(recipes)] if recipes else []),
             *(["Could not be run or measured:\n\n" + "\n".join(refused)] if refused else []),
         ]
@@ -171,7 +213,8 @@ class Comparison:
 
     def arguments(self) -> str:
         data = ["--data", "DIR"] if self.dataset != "digits" else ["--dataset", "digits"]
-        return shlex.join([*data, "--minutes", f"{self.minutes:g}", *(["--large"] if self.large else [])])
+        size = ["--size", self.size] if self.size != "own" else []
+        return shlex.join([*data, "--minutes", f"{self.minutes:g}", *size, *(["--jobs", str(self.jobs)] if self.jobs > 1 else [])])
 
 
 def main() -> None:
@@ -182,26 +225,30 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="where the run folders go (runs/objectives/…, by data set and minutes)")
     parser.add_argument("--out", type=Path, default=Path("docs/results/image_objectives.md"))
     parser.add_argument("--only", default=",".join(tasks()), help="tasks, with commas")
-    parser.add_argument("--large", action="store_true", help="ResNet-18 and ViT-S in place of the small encoders, for a GPU")
+    parser.add_argument(
+        "--size", default="own", choices=list(SIZES), help="of the encoders: own are those of the tasks, large is for a GPU"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="commands at a time, which share the cores")
     args = parser.parse_args()
     if args.data is None and args.dataset != "digits":
         parser.error("--data: say which folder holds the data sets")
     names = args.only.split(",")
     if unknown := set(names) - set(tasks()):
         parser.error(f"--only {','.join(sorted(unknown))}: there is {', '.join(tasks())}")
-    root = args.root or Path(f"runs/objectives/{args.dataset}-{args.minutes:g}{'-large' if args.large else ''}")
-    comparison = Comparison(Cells(root, args.data or "."), args.dataset, args.minutes, args.large)
-    for task in names:
-        comparison.run(task, SEEDS[0])
-        comparison.write(args.out)
+    root = args.root or Path(f"runs/objectives/{args.dataset}-{args.minutes:g}-{args.size}")
+    if args.jobs > 1:
+        import torch
+
+        threads = max(1, (os.cpu_count() or 1) // args.jobs)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    comparison = Comparison(Cells(root, args.data or "."), args.dataset, args.minutes, args.size, args.jobs)
+    comparison.run_all(((task, SEEDS[0]) for task in names), args.out)
     found = comparison.found()
     if missing := set(tasks()) - set(found) - set(comparison.refused()):
         print(f"more seeds for the best {BEST} once these are measured too: {', '.join(sorted(missing))}")
         return
-    for task in objective_table.best(found, BEST):
-        for seed in SEEDS[1:]:
-            comparison.run(task, seed)
-            comparison.write(args.out)
+    comparison.run_all(((task, seed) for task in objective_table.best(found, BEST) for seed in SEEDS[1:]), args.out)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,19 +124,25 @@ def test_cells_of_a_comparison(tmp_path, monkeypatch):
             )
             return run
 
-    comparison = compare_objectives.Comparison(Pretend(), "digits", 0.5, large=False)
-    for task in ("byol", "simclr"):
-        comparison.run(task, 0)
+    monkeypatch.setattr(compare_objectives, "ProcessPoolExecutor", lambda jobs, _: ThreadPoolExecutor(jobs))
+    comparison = compare_objectives.Comparison(Pretend(), "digits", 0.5, "tiny")
+    comparison.run_all([("byol", 0), ("simclr", 0)], tmp_path / "found.md")
     assert [verb for name, verb, _ in commands if name.startswith("untrained")] == ["evaluate", "finetune"]
+    assert "encoder.args.channels=[16,32,64,128]" in commands[0][2]
     assert "trainer.max_time=30" in commands[0][2]
     found = comparison.found()
     assert list(found) == ["byol", "simclr"]
     one = found["byol"][0]
     assert (one.epochs, one.rate, one.loss, one.dim) == (5.0, 400.0, (2.0, 1.0), 256)
     assert (one.before["linear/accuracy"], one.after["linear/accuracy"], one.after["finetuned"]) == (0.4, 0.5, 0.35)
-    comparison.write(tmp_path / "found.md")
     text = (tmp_path / "found.md").read_text()
-    assert text.count("| learns |") == 2 and "(found.png)" in text and (tmp_path / "found.png").exists()
+    assert (
+        text.count("| learns |") == 2
+        and "--size tiny" in text
+        and "ResNet, 16 to 128 wide" in text
+        and "(found.png)" in text
+        and (tmp_path / "found.png").exists()
+    )
 
 
 def test_losses_are_those_of_the_peer(monkeypatch):
