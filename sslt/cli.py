@@ -126,8 +126,6 @@ def _hydra(verb: str, args: list[str]) -> int:
         if old_full is not None:
             os.environ["HYDRA_FULL_ERROR"] = old_full
     if errors:
-        if isinstance(errors[0], (UserError, KeyboardInterrupt)):
-            raise errors[0]
         raise errors[0]
     return max(codes, default=0)
 
