@@ -201,6 +201,10 @@ class Prefix(nn.Module):
         super().__init__()
         c = model.config
         self.heads = c.num_attention_heads
+        self.keyword = str(cache_keyword(model))
+        places = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+        padding = getattr(places, "padding_idx", None)
+        self.first_position = 0 if padding is None else padding + 1  # RoBERTa and its like count from behind the padding's
         self.pairs = nn.Parameter(torch.randn(c.num_hidden_layers, 2, length, c.hidden_size) * 0.02)
 
     def forward(self, model: Any, tokens: Tensor, mask: Tensor | None) -> Tensor:
@@ -216,8 +220,16 @@ class Prefix(nn.Module):
             cache.update(key, value, i)
         seen = torch.ones(b, t, dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
         seen = torch.cat([seen.new_ones(b, p), seen], 1)[:, None, None, :].expand(b, 1, t, p + t)
-        positions = torch.arange(t, device=tokens.device).unsqueeze(0)
-        return model(input_ids=tokens, attention_mask=seen, past_key_values=cache, position_ids=positions).last_hidden_state
+        positions = (self.first_position + torch.arange(t, device=tokens.device)).unsqueeze(0)
+        return model(input_ids=tokens, attention_mask=seen, position_ids=positions, **{self.keyword: cache}).last_hidden_state
+
+
+def cache_keyword(model: Any) -> str | None:
+    """What a transformers model calls its cache of past keys and values (the name changed in version 5.24); None if it takes none."""
+    import inspect
+
+    taken = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in taken), None)
 
 
 def _inject_virtual(encoder: Encoder, kind: str, length: int) -> None:
@@ -225,10 +237,8 @@ def _inject_virtual(encoder: Encoder, kind: str, length: int) -> None:
         raise UserError(f"adaptation={kind} puts learned tokens before a text, and this encoder reads images: choose adaptation=adapter")
     if length < 1:
         raise UserError(f"adaptation.length={length}: give at least 1")
-    import inspect
-
     family = encoder.args.get("model_type")
-    if kind == "prefix" and "past_key_values" not in inspect.signature(encoder.model.forward).parameters:  # type: ignore[union-attr]
+    if kind == "prefix" and cache_keyword(encoder.model) is None:
         raise UserError(f"adaptation=prefix needs a model that takes past keys and values, and {family} does not: choose adaptation=prompt")
     longest = getattr(encoder.model.config, "max_position_embeddings", None)  # type: ignore[union-attr]
     if kind == "prompt" and longest is not None and encoder.processor.max_length + length > longest:
