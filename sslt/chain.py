@@ -17,15 +17,16 @@ log = logging.getLogger("sslt")
 
 STAGES = ("pretrain", "finetune", "evaluate")
 BELONGS = {"task": "pretrain", "data": "pretrain", "from": "pretrain", "target": "finetune", "adaptation": "finetune",
-           "label_fraction": "finetune", "labels_per_class": "finetune"}  # fmt: skip
+           "encoder": "pretrain", "label_fraction": "finetune", "labels_per_class": "finetune"}  # fmt: skip
 OWN = ("resume", "cache_dir", "debug", "hydra")  # of the chain as a whole
 
 
-def rewrite(overrides: list[str], config_dir: str | None) -> list[str]:
+def rewrite(overrides: list[str], config_dir: str | None, sweep: bool = False) -> list[str]:
     """Overrides of a chain → values of run.yaml: `stages.STAGE.choices` (groups), `.values` (keys) and `.added` (`+key`).
 
     What `BELONGS` to a stage goes there (`data=` is which data set to pretrain on), `STAGE.key=value` to that stage, anything else
-    to every stage that reads it.
+    to every stage that reads it. In a sweep, of several values for several stages the first gets them and the others what it gets, or
+    Hydra would run every pair.
     """
     known = {s: groups.top_level_keys(s) for s in STAGES}
     chosen = set(groups.names(config_dir))
@@ -41,7 +42,7 @@ def rewrite(overrides: list[str], config_dir: str | None) -> list[str]:
             raise UserError(f"`sslt run` cannot place {key}=: run `sslt finetune` by itself for it, from the pretraining's folder")
         if top in STAGES:
             stages, bare = [top], bare.partition(".")[2]
-        elif bare in BELONGS or top == "adaptation":
+        elif bare in BELONGS or top in ("adaptation", "encoder"):
             stages = [BELONGS[top]]
         else:
             stages = [s for s in STAGES if top in known[s] and not (s == "evaluate" and _of_training(bare))]
@@ -51,8 +52,22 @@ def rewrite(overrides: list[str], config_dir: str | None) -> list[str]:
                 raise UserError(f"nothing reads '{bare}' in `sslt run`{nearest(top, set().union(*known.values(), {'task', 'target'}))}")
         new = key.startswith("+") and bare not in groups.ADDED
         kind = "choices" if bare in chosen else ("added" if new else "values")
-        out += [f"++stages.{stage}.{kind}.{bare}{equals}{value}" for stage in stages]
+        places = [f"++stages.{stage}.{kind}.{bare}" for stage in stages]
+        out.append(f"{places[0]}{equals}{value}")
+        shared = f"${{{places[0].lstrip('+')}}}" if sweep and _several(override) else value
+        out += [f"{place}{equals}{shared}" for place in places[1:]]
     return out
+
+
+def _several(override: str) -> bool:
+    """Whether an override sweeps over values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:  # composing says what is wrong with it
+        return False
 
 
 def _of_training(key: str) -> bool:
@@ -104,7 +119,7 @@ def run_chain(cfg: Any, run: Any, config_dir: str | None, resuming: bool) -> int
     """Run the stages that are not finished yet, each from the one before; returns the exit code."""
     from sslt import config
     from sslt.execute import execute
-    from sslt.runs import Run
+    from sslt.runs import Run, comparable
 
     if "task" not in cfg.stages.pretrain.choices or "target" not in cfg.stages.finetune.choices:
         raise UserError("a chain needs both: sslt run +task=simclr +target=digits")
@@ -112,18 +127,23 @@ def run_chain(cfg: Any, run: Any, config_dir: str | None, resuming: bool) -> int
     overrides = {s: shares(cfg, s) for s in STAGES}
     own = [f"cache_dir={_written(str(cfg.cache_dir))}"]
     composed: dict[str, Any] = {}
+    if "data" not in cfg.stages.pretrain.choices:
+        tuned = [f"from={_written(str(folders['pretrain']))}", *overrides["finetune"]]
+        overrides["pretrain"].insert(0, f"data={config.chosen('finetune', tuned, 'data', config_dir)}")
+        log.info("pretraining on the target's own images or text, without its labels (data=… takes others)")
     for stage in STAGES:
         start = {"finetune": "pretrain", "evaluate": "finetune"}.get(stage)
         if start:
             overrides[stage] = [f"from={_written(str(folders[start]))}", *overrides[stage]]
         composed[stage] = config.compose(stage, [*own, *overrides[stage]], config_dir)
-    if "data" not in cfg.stages.pretrain.choices:
-        overrides["pretrain"].append(f"data={config.chosen('finetune', overrides['finetune'], 'data', config_dir)}")
-        composed["pretrain"] = config.compose("pretrain", [*own, *overrides["pretrain"]], config_dir)
-        log.info("pretraining on the target's own images or text, without its labels (data=… takes others)")
     for stage in STAGES:
         folder = Run(folders[stage])
         if folder.finished:
+            if comparable(overrides[stage]) != comparable(folder.info.get("overrides", [])):
+                raise UserError(
+                    f"the settings of {stage} are not those it has finished with: start a new chain, or go on with this stage alone, "
+                    f"sslt {stage} resume={folder}"
+                )
             log.info("%s: finished before", folder)
             continue
         print(f"── {stage} → {folder}")

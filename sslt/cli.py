@@ -6,6 +6,7 @@ Hydra composes, sweeps and makes the run folder; this file only teaches, routes 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -14,6 +15,7 @@ from sslt import groups, guide
 from sslt.errors import UserError, nearest
 
 INTERRUPTED = 130
+_BETWEEN_STAGES = re.compile(r"\$\{stages\.[\w.]+\}")  # a value that stages of a chain share (`chain.rewrite`)
 _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
 
 
@@ -74,7 +76,7 @@ def _hydra(verb: str, args: list[str]) -> int:
     if verb == "run":
         from sslt.chain import rewrite
 
-        overrides = rewrite(overrides, config_dir)
+        overrides = rewrite(overrides, config_dir, sweep)
     overrides, resuming = _resume(verb, overrides, sweep, config_dir)
 
     import hydra
@@ -166,8 +168,9 @@ def _resume(verb: str, overrides: list[str], sweep: bool, config_dir: str | None
     kept = [
         o for o in info.get("overrides", []) if o.partition("=")[0].lstrip("+") not in changed | {"resume"} and not o.startswith("hydra.")
     ]
-    for override in kept:
-        if "_target_" in override or "${" in override:  # whoever wrote the folder would choose what runs here
+    for override in kept:  # whoever wrote the folder would choose what runs here
+        key = override.partition("=")[0]
+        if "_target_" in override or key.rpartition(".")[2].lstrip("+") == "trust" or "${" in _BETWEEN_STAGES.sub("", override):
             raise UserError(f"{run} was started with {override}, which names code: repeat the whole command with resume={run}")
     rest = [o for o in rest if not o.startswith("hydra.run.dir=")]
     return [*kept, *rest, f"hydra.run.dir={_quote(run.path)}", "hydra.output_subdir=null"], True

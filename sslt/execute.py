@@ -7,6 +7,7 @@ import errno
 import importlib
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -239,7 +240,7 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
     except BaseException as e:
         with contextlib.suppress(OSError):
             run.update(status="failed", error=f"{type(e).__name__}: {e}", ended=now())
-        full = _find(e, lambda x: isinstance(x, OSError) and x.errno in (errno.ENOSPC, errno.EDQUOT))
+        full = _find(e, _disk_is_full)
         if full is not None:
             where = getattr(full, "filename", None) or run
             raise UserError(f"the disk is full ({where}): free some space, then go on with resume={run}") from e
@@ -254,6 +255,13 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
             way = "lower batch_size, and raise trainer.accumulate_grad_batches by as much to keep the size of a step"
             raise UserError(f"out of memory: {way}") from e
         raise
+
+
+def _disk_is_full(e: BaseException) -> bool:
+    """As the system says it, safetensors (by its text) and numpy (which tells how much it could write)."""
+    if isinstance(e, OSError) and (e.errno in (errno.ENOSPC, errno.EDQUOT) or re.search(r"requested and \d+ written", str(e))):
+        return True
+    return "No space left on device" in str(e)
 
 
 def _find(e: BaseException | None, wanted: Any) -> BaseException | None:
@@ -298,6 +306,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each of its retries without a network is a warning
+    logging.getLogger("timm").setLevel(logging.WARNING)
     for module in ("pytorch_lightning", "lightning_fabric", "torch", "timm", "transformers", "lightning_utilities"):
         warnings.filterwarnings("ignore", module=module)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -17,6 +17,7 @@ import numpy as np
 
 from sslt.data import cache, image_files
 from sslt.data.base import SPLITS, Raw, check_on_error
+from sslt.data.hub import ask_once
 from sslt.data.image_files import SPLIT_NAMES, ImageSource, Unreadable, decode, encoder_shape
 from sslt.errors import UserError, nearest
 
@@ -314,6 +315,7 @@ class HuggingFaceImages(TableSource):
         import datasets
         from huggingface_hub.constants import HF_HOME
 
+        ask_once()
         try:
             return datasets.load_dataset(self.name, self.subset, revision=self.revision)
         except Exception as error:  # the hub's client fails with errors of four libraries

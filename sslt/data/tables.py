@@ -290,9 +290,11 @@ class ParquetTable(Table):
 def choose_columns(table: Table, text: str | None, label: str | None) -> tuple[str, str | None]:
     """The columns of the text and of the label (None: there is none), found by their usual names where not given.
 
-    Without names, the text is the column with the longest fields, and of two columns the other one is the label.
+    Without names, the text is the column with the longest fields, and of two columns the other one is the label. label "": whatever is
+    there, none is read (what is to be predicted needs none).
     Raises `UserError` for a column that is not there, with the nearest name, or where the text cannot be told.
     """
+    unread, label = label == "", label or None
     by_lower = {c.lower(): c for c in reversed(table.columns)}
     for given in (text, label):
         if given is not None and given not in table.columns:
@@ -309,7 +311,7 @@ def choose_columns(table: Table, text: str | None, label: str | None) -> tuple[s
         text = usual[0] if usual else rest[0]
     if label is None and not table.named and len(table.columns) == 2:
         label = next(c for c in table.columns if c != text)
-    return text, label
+    return text, None if unread else label
 
 
 def _longest(table: Table, columns: list[str]) -> int:

@@ -33,10 +33,15 @@ _SHARD = re.compile(r"\d+-of-\d+")
 _MANY = 64  # more files than this are remembered together, not one by one
 
 
+def _file_digest(file: Path) -> str:
+    with tables.reading(file):
+        return cache.file_digest(file)
+
+
 def content_digest(files: Sequence[Path]) -> str:
     """Digest of the contents of `files` in this order; read once as long as none of them changes."""
     if len(files) <= _MANY:
-        return cache.digest([cache.file_digest(f) for f in files])
+        return cache.digest([_file_digest(f) for f in files])
     stats = [f.stat() for f in files]
 
     def read(_: Path | None = None) -> dict[str, Any]:

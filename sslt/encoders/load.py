@@ -13,6 +13,7 @@ from typing import Any
 
 from sslt.encoders import adapters
 from sslt.encoders.base import ADAPTER, FILE, Encoder, fingerprint
+from sslt.encoders.files import read_tensors
 from sslt.errors import UserError
 from sslt.runs import RUN_FILE, Run, display
 
@@ -46,8 +47,7 @@ def _load(what: str, modality: str | None, trust: list[str] | None, max_length: 
     path = Path(what).expanduser()
     if (path / RUN_FILE).is_file():
         if not (path / "encoder" / FILE).is_file():
-            status = Run(path).info.get("status")
-            raise UserError(f"from={what} has no encoder yet (its status is '{status}'): end it first with resume={what}")
+            raise UserError(f"from={what} {_without_encoder(Run(path), what)}")
         path = path / "encoder"
     if (path / FILE).is_file():
         return _own(path, trust or [], base=base)
@@ -60,6 +60,16 @@ def _load(what: str, modality: str | None, trust: list[str] | None, max_length: 
     if modality == "image":
         return _published_image(what)
     raise UserError(f"from={what} is no folder; to take a published model by name, say which data it is for: data=…")
+
+
+def _without_encoder(run: Run, what: str) -> str:
+    """Why a run folder holds no encoder, and what to name instead."""
+    info = run.info
+    if info.get("verb") == "run":
+        return f"is a chain: name the stage whose encoder is meant, from={what}/finetune or from={what}/pretrain"
+    if info.get("status") == "finished":
+        return f"is a `sslt {info.get('verb')}` run, which makes no encoder: name the run it measured, from={info.get('from')}"
+    return f"has no encoder yet (its status is '{info.get('status')}'): end it first with resume={what}"
 
 
 def fresh_like(encoder_folder: str, trust: list[str] | None = None) -> Encoder:
@@ -85,10 +95,8 @@ def _own(path: Path, trust: list[str], weights: bool = True, base: str | None = 
     cls = _locate(target)
     encoder = cls(cls.load_processor(path, config), **args)
     if weights and "adapter" in about:
-        from safetensors.torch import load_file
-
         adapters.inject(encoder, about["adapter"])
-        encoder.load_state_dict(load_file(path / ADAPTER))
+        encoder.load_state_dict(read_tensors(path / ADAPTER))
     elif weights:
         encoder.load_weights(path)
     return encoder
@@ -96,8 +104,6 @@ def _own(path: Path, trust: list[str], weights: bool = True, base: str | None = 
 
 def _over_base(path: Path, about: dict[str, Any], trust: list[str], weights: bool, base: str | None) -> Encoder:
     """An adapter over the base it was made for. Fresh weights (`weights=False`) are those of the base's architecture, without it."""
-    from safetensors.torch import load_file
-
     known = about["base"]
     place = base or known["from"]
     if base is None and place.startswith("/") and not Path(place).is_dir():
@@ -113,7 +119,7 @@ def _over_base(path: Path, about: dict[str, Any], trust: list[str], weights: boo
     if known["max_length"] is not None:
         encoder.processor.max_length = known["max_length"]
     adapters.inject(encoder, about["adapter"])
-    adapters.load_state(encoder, load_file(path / ADAPTER))
+    adapters.load_state(encoder, read_tensors(path / ADAPTER))
     return encoder
 
 
@@ -124,8 +130,14 @@ def _foreign(path: Path, max_length: int | None) -> Encoder:
     if "architecture" in config:
         p = config.get("pretrained_cfg", config)
         channels, size, _ = p.get("input_size", [3, 224, 224])
-        processor = _processor(size, channels, p)
-        return _image()(processor, f"local-dir:{path}", {}, "standard", False, pretrained=True)
+        encoder = _image()(_processor(size, channels, p), f"local-dir:{path}", {}, "standard", False, pretrained=True)
+        own = {k: v for k, v in config.get("model_args", {}).items() if k not in ("in_chans", "num_classes")}
+        encoder.args |= {
+            "name": config["architecture"],
+            "args": own,
+            "pretrained": False,
+        }  # with its weights, the folder is not needed again
+        return encoder
     raise UserError(f"from={path} is no run, no encoder and no Hugging Face or timm folder (no {RUN_FILE}, {FILE} or config.json in it)")
 
 
@@ -142,7 +154,7 @@ def _published_image(name: str) -> Encoder:
     p = timm.get_pretrained_cfg(bare)
     cfg = p.to_dict() if p is not None else {}
     channels, size, _ = cfg.get("input_size", (3, 224, 224))
-    fixed = "vit" in bare or "deit" in bare
+    fixed = bare.startswith(("vit_", "deit", "beit", "eva", "flexivit"))  # whose positions belong to one image size
     return _image()(_processor(size, channels, cfg), bare, {}, "standard", fixed, pretrained=True)
 
 

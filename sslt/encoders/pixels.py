@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslt.data.image_processor import ImageProcessor
 from sslt.encoders.base import Encoder, evaluating
+from sslt.encoders.files import read_tensors
 from sslt.errors import UserError
 
 WEIGHTS = "model.safetensors"
@@ -51,11 +52,9 @@ class PixelEncoder(Encoder):
         )
 
     def load_weights(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
         try:
-            self.stored.load_state_dict(load_file(folder / WEIGHTS))
-        except (RuntimeError, FileNotFoundError, OSError) as e:
+            self.stored.load_state_dict(read_tensors(folder / WEIGHTS))
+        except RuntimeError as e:
             raise UserError(f"{folder}: the weights do not fit the encoder's config ({str(e).splitlines()[0]})") from e
 
     def processor_config(self, folder: Path) -> dict[str, Any]:

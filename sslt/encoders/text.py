@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sslt.data.hub import ask_once
 from sslt.data.text_processor import TextProcessor
 from sslt.encoders.base import Encoder, Features, pool_mean, require
+from sslt.encoders.files import read_tensors
 from sslt.errors import UserError, nearest
 
 log = logging.getLogger("sslt")
@@ -50,6 +51,7 @@ class TextEncoder(Encoder):
     @classmethod
     def from_hub(cls, folder: str, max_length: int | None = None, pooling: str = "mean") -> TextEncoder:
         """A Hugging Face folder or hub id; nothing of it is executed (no remote code, safetensors before pickle)."""
+        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         if not Path(folder).is_dir():
@@ -59,7 +61,7 @@ class TextEncoder(Encoder):
             known = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             plain = {"use_safetensors": True} if Path(folder).is_dir() else {"weights_only": True}
             model = AutoModel.from_pretrained(folder, trust_remote_code=False, **plain, **_no_pooler(known))
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, SafetensorError) as e:
             raise UserError(
                 f"from={folder}: no Hugging Face model can be read there ({str(e).splitlines()[0]}). "
                 f"Offline, copy the model's folder here and give its path"
@@ -118,11 +120,9 @@ class TextEncoder(Encoder):
             logging.enable_progress_bar()
 
     def load_weights(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
         try:
-            self.model.load_state_dict(load_file(folder / "model.safetensors"))
-        except (RuntimeError, FileNotFoundError, OSError) as e:
+            self.model.load_state_dict(read_tensors(folder / "model.safetensors"))
+        except RuntimeError as e:
             raise UserError(f"{folder}: the weights do not fit the encoder's config ({str(e).splitlines()[0]})") from e
 
     def processor_config(self, folder: Path) -> dict[str, Any]:
@@ -157,4 +157,7 @@ def _create(processor: TextProcessor, model_type: str, config: dict[str, Any]) -
             f"raise encoder.config.max_position_embeddings too"
         )
     made.pad_token_id = processor.tokenizer.pad_token_id
-    return AutoModel.from_config(made, **_no_pooler(made))
+    try:
+        return AutoModel.from_config(made, **_no_pooler(made))
+    except ValueError as e:
+        raise UserError(f"encoder.config: {str(e).splitlines()[0]}") from e

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sslt.data.base import Samples
 from sslt.data.streams import Stream
 from sslt.encoders import adapters
 from sslt.encoders.base import Encoder
+from sslt.encoders.files import read_tensors
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
 from sslt.errors import UserError
 from sslt.execute import accelerator
@@ -34,8 +36,6 @@ for _name in ("pytorch_lightning", "lightning_fabric"):  # they set their own le
 
 def device_of(cfg: Any) -> torch.device:
     """This process's device."""
-    import os
-
     if accelerator(cfg.trainer) == "gpu":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
@@ -72,6 +72,17 @@ def prepare(encoder: Encoder, source: Any, split: str) -> Samples:
     finally:
         if distributed.rank() == 0:
             distributed.barrier()
+
+
+def prepare_labelled(encoder: Encoder, source: Any, split: str) -> Samples:
+    """`prepare`, for a split that is measured on. Raises `UserError` where it has no labels (a test set to predict, say)."""
+    samples = prepare(encoder, source, split)
+    if samples.labels is None:
+        raise UserError(
+            f"the '{split}' split of {source.name} has no labels to measure on: move it elsewhere, so that one is drawn from train "
+            f"(`sslt predict input=` reads it there)"
+        )
+    return samples
 
 
 @dataclasses.dataclass
@@ -151,14 +162,12 @@ def save_head(run: Run, objective: Any, node: Any, classes: list[str]) -> None:
 
 def load_head(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, list[str]]:
     """The classifier in `folder` (a run's `head/`) and its class names."""
-    from safetensors.torch import load_file
-
     from sslt.config import check_trusted
 
     about = json.loads((folder / "head.json").read_text())
     check_trusted(about["objective"], trust, str(folder))
     objective = build(OmegaConf.create(about["objective"]), encoder, n_classes=len(about["classes"]))
-    objective.load_state_dict(load_file(folder / "model.safetensors"))
+    objective.load_state_dict(read_tensors(folder / "model.safetensors"))
     return objective, about["classes"]
 
 
@@ -184,15 +193,15 @@ def save_best(path: Path, encoder: Encoder, objective: torch.nn.Module, run: Run
         from safetensors.torch import save_file
 
         path.parent.mkdir(exist_ok=True)
+        tmp = path.with_name(f".{path.name}.tmp")
         parts = {**{f"e.{k}": v for k, v in encoder.state_dict().items()}, **{f"o.{k}": v for k, v in objective.state_dict().items()}}
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in parts.items()}, path)
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in parts.items()}, tmp)
+        os.replace(tmp, path)
 
 
 def load_best(path: Path, encoder: Encoder, objective: torch.nn.Module) -> None:
     """Take back what `save_best` kept."""
-    from safetensors.torch import load_file
-
-    state = load_file(path)
+    state = read_tensors(path)
     parts: dict[str, torch.nn.Module] = {"e.": encoder, "o.": objective}
     for prefix, module in parts.items():
         module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

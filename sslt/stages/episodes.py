@@ -16,6 +16,7 @@ from sslt.config import build, check_trusted
 from sslt.data.episodes import ClassSet, Episodes, EpisodeStream, split_classes, test_draws
 from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import recalibrate
+from sslt.encoders.files import read_tensors
 from sslt.errors import UserError
 from sslt.evaluation.episodes import episode_accuracies, episode_metrics
 from sslt.learner import Term
@@ -180,8 +181,6 @@ def _load(cfg: Any, method: Any, plan: Episodes) -> None:
     """Give a method that has learned something what the run learned."""
     if not isinstance(method, Objective) or not method.state_dict():
         return
-    from safetensors.torch import load_file
-
     folder = Path(str(cfg["from"])).expanduser() / FOLDER
     if not (folder / "episodes.json").is_file():
         raise UserError(
@@ -194,4 +193,4 @@ def _load(cfg: Any, method: Any, plan: Episodes) -> None:
         raise UserError(f"from={cfg['from']} has learned {about['way']}-way episodes: set episodes.way={about['way']}")
     if about["method"]["_target_"] != cfg.episodes.method["_target_"]:
         raise UserError(f"from={cfg['from']} has learned by {about['method']['_target_']}: choose the same +episodes=")
-    method.load_state_dict(load_file(folder / "model.safetensors"))
+    method.load_state_dict(read_tensors(folder / "model.safetensors"))

@@ -40,7 +40,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         objective, classes = head
         if source.classes != classes:
             raise UserError(_mismatch(classes, source))
-        samples = common.prepare(encoder, source, cfg.split)
+        samples = common.prepare_labelled(encoder, source, cfg.split)
         if cfg.corruption is not None:
             samples = measure.corrupted(cfg, encoder, samples)
         metrics = measure.classifier(encoder, objective, samples, device, batch, cfg.split, plots=run)

@@ -46,16 +46,24 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     domains = None if cfg.shift is None else shift.read(cfg, source)
     encoder = common.starting_encoder(cfg, source, None if domains is None else domains.corpus)
     train = label_subset(common.prepare(encoder, source, "train"), cfg.label_fraction, cfg.labels_per_class, cfg.seed)
-    val, test = common.prepare(encoder, source, "val"), common.prepare(encoder, source, "test")
+    test = common.prepare_labelled(encoder, source, "test")
+    val = common.prepare_labelled(encoder, source, "val") if "val" in source.splits() else None
+    if val is None and (cfg.report == "best" or cfg.shift is not None):
+        raise UserError("there is no validation split to pick an epoch on: set data.val_fraction=0.1, or report=last")
     objective = build(cfg.objective, encoder, n_classes=len(source.classes))
     views = build(cfg.views)
     device, batch = common.device_of(cfg), common.eval_batch_size(cfg)
     trained: Encoder = encoder
     if adaptation.frozen and cfg.joint is None and domains is None:
         log.info("the encoder stands still: its features are computed once, without augmentation")
-        trained, views, (train, val, test) = Precomputed(encoder), Plain(1), _features(cfg, encoder, train, val, test)
+        trained, views = Precomputed(encoder), Plain(1)
+        key = fingerprint(encoder)
+        train, test = _features(cfg, encoder, key, train), _features(cfg, encoder, key, test)
+        val = None if val is None else _features(cfg, encoder, key, val)
 
     def validate(number_format: str) -> dict[str, float]:
+        if val is None:
+            return {}
         return measure.classifier(trained, objective, val, device, batch, "val", detail=False, number_format=number_format)
 
     stream = common.stream(cfg, train, common.batch_size(cfg, train), views, drop_last=objective.needs_full_batches)
@@ -101,7 +109,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     return metrics
 
 
-def _features(cfg: Any, encoder: Encoder, *splits: Samples) -> list[Samples]:
-    """The splits as features of a frozen encoder, from one pass that is kept on disk."""
-    device, key = common.device_of(cfg), fingerprint(encoder)
-    return [FeatureSamples(cached_features(encoder, s, device, common.eval_batch_size(cfg), key=key), s) for s in splits]
+def _features(cfg: Any, encoder: Encoder, key: str, samples: Samples) -> Samples:
+    """A split as features of a frozen encoder with fingerprint `key`, from one pass that is kept on disk."""
+    x = cached_features(encoder, samples, common.device_of(cfg), common.eval_batch_size(cfg), key=key)
+    return FeatureSamples(x, samples)

@@ -54,6 +54,8 @@ def fit(
         if isinstance(views, Views):
             views.check(encoder)
     settings = dict(cfg.trainer)
+    _check_numbers(cfg)
+    _tell_unused(cfg, run)
     kind, world = accelerator(cfg.trainer), distributed.world_size()
     for term in terms.values():
         if isinstance(term.stream, str):
@@ -142,6 +144,23 @@ def fit(
     }
     learner.loggers_used = loggers
     return learner
+
+
+def _check_numbers(cfg: Any) -> None:
+    """Raise `UserError` for a number that nothing can be made of."""
+    for key, least in (("trainer.accumulate_grad_batches", 1), ("trainer.log_every_n_steps", 1), ("seed", 0)):
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{key}={value}: give a whole number, {least} or more")
+
+
+def _tell_unused(cfg: Any, run: Run) -> None:
+    """Say which `encoder=` settings do nothing, because the encoder comes from elsewhere as it is."""
+    if cfg["from"] in (None, "scratch"):
+        return
+    given = [o for o in run.info.get("overrides", []) if re.match(r"\+*encoder[.=]", o)]
+    if unused := [o for o in given if "processor.max_length" not in o]:
+        log.warning("from=%s brings its own encoder, so that %s does nothing", cfg["from"], " ".join(unused))
 
 
 def _check(cfg: Any, encoder: Encoder, term: Term, stream: Stream, together: int) -> None:

@@ -84,7 +84,7 @@ def encoder_probes(cfg: Any, run: Run, encoder: Encoder, source: Any, device: to
     key = fingerprint(encoder)
 
     def features(split: str) -> tuple[torch.Tensor, Any]:
-        samples = common.prepare(encoder, source, split)
+        samples = (common.prepare if source.classes is None else common.prepare_labelled)(encoder, source, split)
         if not len(samples):
             raise UserError(f"{source.name} has no samples in its '{split}' split")
         if split == "train":

@@ -81,7 +81,8 @@ def _source(cfg: Any, modality: str) -> Any:
     if path.is_file() and path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
         raise UserError(f"input={cfg.input} is one picture: give the folder it is in")
     node = OmegaConf.load(groups.CONFIG_DIR / f"{_group_for(path, modality)}.yaml")
-    whole = {k: 0.0 for k in ("val_fraction", "test_fraction") if k in node}  # every row is predicted, none held out
+    whole: dict[str, Any] = {k: 0.0 for k in ("val_fraction", "test_fraction") if k in node}  # every row is predicted, none held out
+    whole |= {"label": ""} if "label" in node else {}  # and no label is asked for
     return build(OmegaConf.merge(node, {"path": str(path)}, whole, _text_column(cfg, node)))
 
 

@@ -65,6 +65,8 @@ def _probe(cfg: Any, encoder: Any, source: Any, curves: Any) -> list[OnlineProbe
     labelled = source.classes is not None and "val" in source.splits()
     bank = common.prepare(encoder, source, "train" if labelled else "unlabeled")
     queries = common.prepare(encoder, source, "val") if labelled else None
+    if queries is not None and queries.labels is None:
+        queries = None
     return [OnlineProbe(curves, bank, queries, o.every_n_epochs, o.samples, common.eval_batch_size(cfg))]
 
 

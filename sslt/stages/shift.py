@@ -127,9 +127,9 @@ def _align(cfg: Any, encoder: Encoder, objective: Any, adaptation: Adaptation, t
 
 def _meter(cfg: Any, encoder: Encoder, objective: Any, found: Domains, train: dict[str, Samples], target: Samples) -> Meter:
     n, seed = int(cfg.shift.samples), int(cfg.seed)
-    tests = {name: common.prepare(encoder, source, "test") for name, source in found.sources.items()}
+    tests = {name: common.prepare_labelled(encoder, source, "test") for name, source in found.sources.items()}
     if found.target.classes is not None:
-        tests[found.target_name] = common.prepare(encoder, found.target, "test")
+        tests[found.target_name] = common.prepare_labelled(encoder, found.target, "test")
     val = [some(common.prepare(encoder, source, "val"), n, seed) for source in found.sources.values()]
     return Meter(
         encoder,
