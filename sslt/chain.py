@@ -100,19 +100,7 @@ def _written(value: Any) -> str:
 
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return str(value)
-    if isinstance(value, list):
-        return "[" + ",".join(_written(v) for v in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{_written(v)}" for k, v in value.items()) + "}"
-    text = str(value)
-    safe = all(c.isalnum() or c in "/._-:%+@" for c in text) and text
-    return text if safe else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return groups.written(value)
 
 
 def run_chain(cfg: Any, run: Any, config_dir: str | None, resuming: bool) -> int:

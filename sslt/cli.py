@@ -78,6 +78,7 @@ def _hydra(verb: str, args: list[str]) -> int:
 
         overrides = rewrite(overrides, config_dir, sweep)
     overrides, resuming = _resume(verb, overrides, sweep, config_dir)
+    overrides = [*groups.fit_recipe(verb, overrides, config_dir), *overrides]
 
     import hydra
     from omegaconf import DictConfig

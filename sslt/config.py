@@ -23,6 +23,7 @@ def compose(verb: str, overrides: list[str], config_dir: str | None = None) -> D
     """Compose and check a verb's config, as the command line would; usable while another Hydra job runs."""
     import hydra
 
+    overrides = [*groups.fit_recipe(verb, overrides, config_dir), *overrides]
     with _composing(config_dir, verb) as extra:
         cfg = hydra.compose(verb, overrides=[*overrides, *extra])
     check(cfg, verb, config_dir)

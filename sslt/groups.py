@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sslt.errors import UserError
+
 # Groups of which nothing is chosen by default: written with a + on the command line.
 ADDED = ("task", "target", "joint", "shift", "episodes", "test_time", "corruption")
 
@@ -102,3 +104,80 @@ def keys_of(path: str, config_dir: str | None = None) -> set[str]:
             if isinstance(node, dict):
                 keys |= {str(k) for k in node}
     return keys - {"_target_", "defaults"}
+
+
+def own_values(group: str, option: str, config_dir: str | None = None) -> dict[str, Any]:
+    """What the YAML of an option holds, with those of its group that it is made from."""
+    found: dict[str, Any] = {}
+    for directory in _dirs(config_dir):
+        path = directory / group / f"{option}.yaml"
+        if path.is_file():
+            node = _load(path)
+            for item in node.get("defaults", []):
+                if isinstance(item, str) and item != "_self_" and "/" not in item:
+                    found |= own_values(group, item, config_dir)
+                elif isinstance(item, dict):  # another group's option, below a key of this one
+                    found |= {str(k).partition("@")[2]: {} for k in item if "@" in str(k)}
+            found |= {k: v for k, v in node.items() if k != "defaults"}
+    return found
+
+
+def default_options(verb: str) -> dict[str, str]:
+    """group → the option a verb takes where nothing else is said."""
+    chosen = [item for path in own_files(verb) for item in _load(path).get("defaults", []) if isinstance(item, dict)]
+    return {str(k).removeprefix("optional ").strip("/"): str(v) for item in chosen for k, v in item.items() if v}
+
+
+def fit_recipe(verb: str, overrides: list[str], config_dir: str | None = None) -> list[str]:
+    """Overrides that fit a recipe's values to what was chosen in place of its own parts, before those that were given.
+
+    A recipe (`+task=`, `+target=`) sets values of its parts: a rate of its optimizer, a crop of its views. Where another option of the
+    group is chosen, values that this one does not take are left out, and an optimizer has its own, since a rate of AdamW is none of LARS.
+    """
+    given = {o.partition("=")[0]: o.partition("=")[2] for o in overrides}
+    usual = default_options(verb)
+    out = []
+    for kind in ("task", "target"):
+        for directory in _dirs(config_dir):
+            path = directory / kind / f"{given.get(f'+{kind}')}.yaml"
+            if not path.is_file():
+                continue
+            recipe = _load(path)
+            named = {str(k): v for item in recipe.get("defaults", []) if isinstance(item, dict) for k, v in item.items()}
+            parts = usual | {k.removeprefix("override /"): v for k, v in named.items()}
+            for group, values in recipe.items():
+                option = given.get(group, "")
+                if not isinstance(values, dict) or not option or parts.get(group) == option:
+                    continue
+                if "," in option:
+                    if group == "optimizer" and "optimizer.lr" not in given:
+                        raise UserError(
+                            f"{group}={option}: {path.stem} sets a rate for one of them only, so run each with a rate of its own"
+                        )
+                    continue
+                own = own_values(group, option, config_dir)
+                if not own:  # there is no such option, which composing says
+                    continue
+                for key in values:
+                    if key not in own:
+                        out.append(f"~{group}.{key}")
+                    elif group == "optimizer":
+                        out.append(f"{group}.{key}={written(own[key])}")
+    return [o for o in dict.fromkeys(out) if o not in overrides]
+
+
+def written(value: Any) -> str:
+    """A plain value in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, list):
+        return "[" + ",".join(written(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{written(v)}" for k, v in value.items()) + "}"
+    text = str(value)
+    safe = all(c.isalnum() or c in "/._-:%+@" for c in text) and text
+    return text if safe else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

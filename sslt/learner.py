@@ -210,7 +210,13 @@ class Learner(pl.LightningModule):
             self.adaptation.set_modes(self.encoder)
         return self
 
+    def setup(self, stage: str) -> None:
+        if distributed.active():  # before DDP is made
+            self.adaptation.thaw(self.encoder)
+
     def on_train_start(self) -> None:
+        if distributed.active():
+            self.adaptation.settle(self.encoder)
         self.train()  # Lightning restores the modes it saw before fit, submodule by submodule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -307,3 +307,19 @@ def test_a_target_hidden_in_an_argument_is_found(path):
     node = yaml.safe_load((groups.CONFIG_DIR / path.with_suffix(".yaml")).read_text(encoding="utf-8"))
     with pytest.raises(UserError):
         config.check_trusted({**node, "extra": {"deep": [{"_target_": "os.system"}]}}, [], "run")
+
+
+def test_another_part_than_the_recipes_own_has_its_own_values():
+    """An optimizer's rate is no other's; what the chosen part does not take is left out; the same part by name keeps the recipe's."""
+    lars = config.compose("pretrain", ["+task=simclr", "optimizer=lars"]).optimizer
+    assert lars.lr == read(groups.CONFIG_DIR / "optimizer" / "lars.yaml")["lr"]
+    assert config.compose("pretrain", ["+task=simclr", "optimizer=lars", "optimizer.lr=0.7"]).optimizer.lr == 0.7
+    assert "betas" not in config.compose("pretrain", ["+task=bigan", "optimizer=lars"]).optimizer
+    assert (
+        config.compose("pretrain", ["+task=simclr", "optimizer=adamw"]).optimizer.lr
+        == config.compose("pretrain", ["+task=simclr"]).optimizer.lr
+    )
+    assert set(config.compose("finetune", ["+target=digits", "from=x", "views=plain"]).views) == {"_target_", "n"}
+    assert config.compose("pretrain", ["+task=jigsaw", "encoder=resnet18"]).encoder.processor.size == 32  # it takes that
+    with pytest.raises(UserError, match="a rate for one of them"):
+        groups.fit_recipe("pretrain", ["+task=simclr", "optimizer=adamw,lars"])

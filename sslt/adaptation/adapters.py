@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslt.adaptation.base import Adaptation
 from sslt.encoders import adapters
@@ -49,6 +49,9 @@ class IA3(Adapter):
     def __init__(self, target_modules: list[str] | None):
         super().__init__("ia3", target_modules=target_modules)
 
+    def decay_of(self, parameter: nn.Parameter, weight_decay: float, head: bool) -> float:
+        return super().decay_of(parameter, weight_decay, head) if head else 0.0  # factors start at 1, not at 0
+
 
 class Bottleneck(Adapter):
     """A bottleneck of `size` units behind every block (Houlsby et al., 2019; Pfeiffer et al., 2021)."""
@@ -85,6 +88,7 @@ class AdaLoRA(Adapter):
         target_modules: list[str] | None,
     ):  # fmt: skip
         _positive("target_r", target_r)
+        _positive("every", every)
         if target_r >= init_r:
             raise UserError(f"adaptation.init_r={init_r}, target_r={target_r}: ranks are taken away, so init_r must be the larger")
         if not 0 <= start < end < 1:
@@ -95,6 +99,7 @@ class AdaLoRA(Adapter):
         self.start, self.end, self.orthogonality = start, end, orthogonality
         self.allocator: Any = None
         self.kept: dict[str, list[bool]] | None = None  # which singular values are left, once decided
+        self._loaded = False
 
     def prepare(self, encoder: Encoder) -> None:
         if self.total_steps is None:
@@ -111,6 +116,12 @@ class AdaLoRA(Adapter):
         self.done_at = total - config.tfinal
 
     def after_step(self, encoder: Encoder, step: int) -> None:
+        if self._loaded:  # a checkpoint's tensors come to the CPU
+            self._loaded = False
+            a, places = self.allocator, {name: p.device for name, p in encoder.named_parameters()}
+            a.ipt, a.exp_avg_ipt, a.exp_avg_unc = (
+                {name: x.to(places.get(name, x.device)) for name, x in kept.items()} for kept in (a.ipt, a.exp_avg_ipt, a.exp_avg_unc)
+            )
         if step < self.done_at:
             self.allocator.update_and_allocate(encoder, step)
         elif step == self.done_at:
@@ -133,6 +144,7 @@ class AdaLoRA(Adapter):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         a = self.allocator
         a.ipt, a.exp_avg_ipt, a.exp_avg_unc, self.kept = (state[k] for k in ("ipt", "sensitivity", "uncertainty", "kept"))
+        self._loaded = True
 
 
 def _positive(name: str, value: int) -> None:

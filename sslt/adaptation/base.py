@@ -29,7 +29,7 @@ class Adaptation(abc.ABC):
         if not 0 < layer_decay <= 1:
             raise UserError(f"adaptation.layer_decay={layer_decay}: give a number above 0 and up to 1 (1: the same rate everywhere)")
         self.layer_decay = layer_decay
-        self._trains: list[tuple[nn.Module, bool]] = []
+        self._trains: list[tuple[str, bool]] = []
 
     # ---------------------------------------------------------------- what moves
     @abc.abstractmethod
@@ -42,6 +42,16 @@ class Adaptation(abc.ABC):
 
     def prepare(self, encoder: Encoder) -> None:
         """Set what moves at the start. Called once, before the optimizer is made. Raises `UserError` for an encoder it cannot take."""
+        self._apply(encoder)
+
+    def thaw(self, encoder: Encoder) -> None:
+        """Let all that ever moves want a gradient: a DDP that is made now averages these and no others over ranks."""
+        groups, depth = encoder.group_of(), encoder.depth
+        for name, p in encoder.named_parameters():
+            p.requires_grad_(self.ever_moves(name, groups[name], depth))
+
+    def settle(self, encoder: Encoder) -> None:
+        """Set again what moves now."""
         self._apply(encoder)
 
     def advance(self, encoder: Encoder, epoch: float, progress: float) -> None:
@@ -65,14 +75,14 @@ class Adaptation(abc.ABC):
             else:
                 moving.add(name)
         alive = {groups[name] for name in moving}
-        self._trains = [(m, _trains(m, n, moving, groups.get(n, 0) in alive)) for n, m in encoder.named_modules() if n]
+        self._trains = [(n, _trains(m, n, moving, groups.get(n, 0) in alive)) for n, m in encoder.named_modules() if n]
         if encoder.training:
             self.set_modes(encoder)
 
     def set_modes(self, encoder: Encoder) -> None:
         """Put frozen modules in eval mode. Called after every `train()`."""
-        for module, trains in self._trains:
-            module.training = trains  # not .eval(): a container's moving children keep their mode
+        for name, trains in self._trains:  # by name: the Trainer may have put another module in a BatchNorm's place
+            encoder.get_submodule(name).training = trains  # not .eval(): a container's moving children keep their mode
 
     # ---------------------------------------------------------------- how fast
     def parameter_groups(self, encoder: Encoder, heads: nn.Module, weight_decay: float) -> list[dict]:

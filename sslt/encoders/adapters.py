@@ -18,7 +18,7 @@ from sslt.errors import UserError
 KINDS = ("lora", "adalora", "ia3", "adapter", "prefix", "prompt")
 MERGEABLE = ("lora", "adalora", "ia3")
 NAME = "default"  # peft's, of the only adapter there is
-_PARTS = ("lora_", "ia3_", "bottleneck", "virtual_tokens")
+_PARTS = ("lora_", "ia3_", "added_bottleneck", "virtual_tokens")  # what names of its parts begin with
 
 
 def is_adapter(name: str) -> bool:
@@ -107,7 +107,7 @@ def _inject_peft(encoder: Encoder, kind: str, settings: dict[str, Any]) -> None:
                 f"adaptation.target_modules: '{missing[0]}' matches no layer of this encoder (there is {', '.join(some[:3])}, …)"
             )
     try:
-        peft.inject_adapter_in_model(config(**settings, **extra), encoder.model, NAME)  # type: ignore[arg-type]
+        peft.inject_adapter_in_model(config(**settings, **extra), getattr(encoder, "model", encoder), NAME)  # type: ignore[arg-type]
     except ValueError as e:
         raise UserError(f"adaptation={kind}: {str(e).splitlines()[0]}") from e
 
@@ -134,7 +134,7 @@ class Bottleneck(nn.Module):
 
 def _behind(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook of a block: its output, or the first of its outputs, through its bottleneck."""
-    through = module.bottleneck
+    through = module.added_bottleneck
     return (through(output[0]), *output[1:]) if isinstance(output, tuple) else through(output)  # type: ignore[operator]
 
 
@@ -143,7 +143,7 @@ def _inject_bottlenecks(encoder: Encoder, size: int) -> None:
         raise UserError("adaptation=adapter puts a bottleneck behind every block, and this encoder names no blocks")
     for name, shape in _block_outputs(encoder).items():
         block = encoder.get_submodule(name)
-        block.bottleneck = Bottleneck(shape[1] if len(shape) == 4 else shape[-1], size, maps=len(shape) == 4)
+        block.added_bottleneck = Bottleneck(shape[1] if len(shape) == 4 else shape[-1], size, maps=len(shape) == 4)
         if not isinstance(block, nn.Sequential):  # which runs its last part anyway
             block.register_forward_hook(_behind)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import bisect
 import contextlib
 import json
 from collections.abc import Iterator
@@ -90,14 +91,14 @@ class Encoder(nn.Module, abc.ABC):
     def group_of(self) -> dict[str, int]:
         """Dotted name of every module, parameter and buffer → its group.
 
-        Group 0 is what stands before the first block (stem, embeddings), group i the i-th block; what follows the last
-        block (a final norm) moves with it.
+        Group 0 is what stands before the first block (stem, embeddings), group i the i-th block; what stands between two blocks moves
+        with the second (a stage's downsampling), what follows the last (a final norm) with that.
         """
         blocks = self.block_names()
         groups: dict[str, int] = {}
         order = {n: i for i, (n, _) in enumerate(self.named_modules())}
         tensors = [n for n, _ in (*self.named_parameters(), *self.named_buffers())]
-        first_block = min((order[b] for b in blocks if b in order), default=0)
+        places = sorted(order[b] for b in blocks if b in order)
         for name in [*order, *tensors]:
             owner = name
             while owner not in order:
@@ -108,7 +109,8 @@ class Encoder(nn.Module, abc.ABC):
             elif any(b.startswith(owner + ".") or owner == "" for b in blocks):
                 groups[name] = 0  # a container of blocks, and its own parameters (class token, positions)
             else:
-                groups[name] = len(blocks) if order[owner] > first_block else 0
+                before = bisect.bisect_left(places, order[owner])
+                groups[name] = min(before + 1, len(blocks)) if before else 0
         return groups
 
     @property

@@ -16,6 +16,7 @@ class Precomputed(Encoder):
     def __init__(self, encoder: Encoder):
         super().__init__(encoder.processor)
         self.modality, self.dim = encoder.modality, encoder.dim  # type: ignore[misc]
+        self.parameters_behind = sum(p.numel() for p in encoder.parameters())
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"features": batch["features"]}

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from sslt.errors import UserError
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
 
 class BatchStatistics(nn.modules.batchnorm._BatchNorm):
     """BatchNorm by a mix of the source's statistics and the present batch's: (1-w)·source + w·batch, w = n / (prior + n).
@@ -45,6 +43,13 @@ class BatchStatistics(nn.modules.batchnorm._BatchNorm):
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(input.dtype)
+
+
+class ActivatedBatchStatistics(BatchStatistics):
+    """The same for timm's BatchNorm that is followed by an activation."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))  # type: ignore[operator]
 
 
 class TestTime(abc.ABC):
@@ -85,8 +90,9 @@ class TestTime(abc.ABC):
     def _batch_statistics(self, prior: float) -> int:
         found = 0
         for module in self.encoder.modules():
-            if type(module) in _NORMS:
-                module.__class__ = BatchStatistics
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                activated = hasattr(module, "act") and hasattr(module, "drop")
+                module.__class__ = ActivatedBatchStatistics if activated else BatchStatistics
                 module.prior, module.keep = prior, not self.reset and prior > 0  # type: ignore[assignment]
                 found += 1
         return found
@@ -99,6 +105,10 @@ class BatchNormStatistics(TestTime):
         super().__init__(reset)
         if prior < 0:
             raise UserError(f"test_time.prior={prior}: give the number of samples that the source's statistics count for, 0 or more")
+        if not reset and prior == 0:
+            raise UserError(
+                "test_time.reset=false follows the stream, which test_time.prior=0 forgets at every batch: set test_time.prior=16"
+            )
         self.prior = prior
 
     def prepare(self) -> None:
@@ -125,7 +135,7 @@ class Tent(TestTime):
 
     def prepare(self) -> None:
         self._batch_statistics(0.0)
-        norms = [m for m in self.encoder.modules() if isinstance(m, (*_NORMS, BatchStatistics, nn.LayerNorm, nn.GroupNorm))]
+        norms = [m for m in self.encoder.modules() if isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm))]
         self.moving = [p for m in norms for p in m.parameters()]
         if not self.moving:
             raise UserError("+test_time=tent moves the scales and shifts of norm layers, and this encoder has none")

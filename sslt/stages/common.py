@@ -172,8 +172,8 @@ def load_head(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, li
 
 
 def stored_bytes(run: Run) -> int:
-    """What the weights of a run's encoder and head take on disk."""
-    return sum(p.stat().st_size for folder in ("encoder", "head") for p in (run / folder).glob("*.safetensors"))
+    """What the weights of a run's encoder and of what stands on it take on disk."""
+    return sum(p.stat().st_size for folder in ("encoder", "head", "episodes") for p in (run / folder).glob("*.safetensors"))
 
 
 def eval_batch_size(cfg: Any) -> int:

@@ -48,7 +48,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         cfg = OmegaConf.merge(cfg, {"trainer": {"sync_batchnorm": False}})
     parts = Parts({"finetune": Term(method, "finetune")}, {"finetune": stream})
     if cfg.joint is not None:
-        joint.add(cfg, encoder, source, parts)
+        joint.add(cfg, encoder, source, parts, own=sets["train"].samples)  # never one of a class that is tested on
 
     best = run / "checkpoints" / "best.safetensors"
     keep = (lambda: common.save_best(best, encoder, method, run)) if cfg.report == "best" else None
@@ -65,10 +65,12 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if method.own_statistics:
         _recalibrate(encoder, stream, device)
     metrics = {**learner.run_metrics, "train/classes": len(sets["train"]) * stream.turns}
-    metrics |= watchers[0].last if watchers else {}
+    if watchers:
+        metrics |= {"val/accuracy": watchers[0].best} if cfg.report == "best" else watchers[0].last
     metrics |= _measured(cfg, plan, method, encoder, sets["test"], device)
     common.save_result(run, encoder, cfg, source, metrics)
-    _save(run, method, cfg.episodes.method, plan.way)
+    _save(run, method, encoder, cfg.episodes.method, plan.way)
+    metrics["model/stored_bytes"] = common.stored_bytes(run)
     run.add_metrics(metrics)
     common.log_final(learner, metrics)
     write_plots(run, learner)
@@ -82,7 +84,7 @@ def evaluate(cfg: Any, run: Run, encoder: Encoder, source: Any) -> dict[str, Any
     plan = _plan(cfg)
     sets = _class_sets(encoder, source, plan)
     method = build(cfg.episodes.method, encoder, n_classes=plan.way)
-    _load(cfg, method, plan)
+    _load(cfg, method, encoder, plan)
     metrics = _measured(cfg, plan, method, encoder, sets["test"], common.device_of(cfg))
     run.add_metrics(metrics)
     say_next(run, metrics, [])
@@ -96,6 +98,8 @@ def _plan(cfg: Any) -> Episodes:
 def _check(cfg: Any, plan: Episodes) -> None:
     if plan.training is None:
         raise UserError("this +episodes= has nothing to learn: measure an encoder with it by sslt evaluate, or learn by +episodes=protonet")
+    if cfg.report == "best" and not plan.training.val_every_n_steps:
+        raise UserError("report=best picks by validation episodes, and there are none: set episodes.training.val_every_n_steps")
     if cfg.shift is not None:
         raise UserError("+episodes= and +shift= cannot be joined: choose one of them")
     if cfg.label_fraction != 1 or cfg.labels_per_class is not None:
@@ -165,20 +169,21 @@ def _recalibrate(encoder: Encoder, stream: EpisodeStream, device: torch.device) 
     recalibrate(encoder, (encoder.inputs(batch) for batch in batches))
 
 
-def _save(run: Run, method: Objective, node: Any, way: int) -> None:
-    """Write `episodes/`: the head that is adapted to every episode. Nothing, where there is none."""
+def _save(run: Run, method: Objective, encoder: Encoder, node: Any, way: int) -> None:
+    """Write `episodes/`: the head that is adapted to every episode, and what of the encoder is not. Nothing, where there is no head."""
     if not run.is_main or not method.state_dict():
         return
     from safetensors.torch import save_file
 
     (run / FOLDER).mkdir(exist_ok=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}, run / FOLDER / "model.safetensors")
-    about = {"method": OmegaConf.to_container(node, resolve=True), "way": way}
+    frozen = [name for name, p in encoder.named_parameters() if not p.requires_grad]
+    about = {"method": OmegaConf.to_container(node, resolve=True), "way": way, "frozen": frozen}
     (run / FOLDER / "episodes.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-def _load(cfg: Any, method: Any, plan: Episodes) -> None:
-    """Give a method that has learned something what the run learned."""
+def _load(cfg: Any, method: Any, encoder: Encoder, plan: Episodes) -> None:
+    """Give a method that has learned something what the run learned, and freeze what was frozen while it did."""
     if not isinstance(method, Objective) or not method.state_dict():
         return
     folder = Path(str(cfg["from"])).expanduser() / FOLDER
@@ -194,3 +199,6 @@ def _load(cfg: Any, method: Any, plan: Episodes) -> None:
     if about["method"]["_target_"] != cfg.episodes.method["_target_"]:
         raise UserError(f"from={cfg['from']} has learned by {about['method']['_target_']}: choose the same +episodes=")
     method.load_state_dict(read_tensors(folder / "model.safetensors"))
+    frozen = set(about.get("frozen", []))
+    for name, p in encoder.named_parameters():
+        p.requires_grad_(name not in frozen)

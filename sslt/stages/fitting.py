@@ -26,6 +26,7 @@ from sslt.data.streams import Stream
 from sslt.data.views import Views
 from sslt.encoders.base import Encoder
 from sslt.encoders.dropout import set_dropout
+from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
 from sslt.execute import Interrupted, accelerator
 from sslt.learner import Learner, Term
@@ -111,7 +112,7 @@ def fit(
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     groups = adaptation.parameter_groups(encoder, learner.objectives, 0.0)
     moving = sum(p.numel() for group in groups for p in group["params"])
-    whole = sum(p.numel() for p in learner.parameters())
+    whole = sum(p.numel() for p in learner.parameters()) + (encoder.parameters_behind if isinstance(encoder, Precomputed) else 0)
     ranks = f" × {world} ranks" if world > 1 else ""
     bound = _bound(budget, learner.steps_per_epoch)
     log.info("%s samples, batches of %d%s, %s", f"{len(primary.samples):,}", primary.batch_size, ranks, bound)

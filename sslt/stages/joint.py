@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from sslt.config import build
+from sslt.data.base import Samples
 from sslt.data.joined import Joined
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
@@ -26,12 +27,15 @@ class Mix:
         return alpha if self.of_task is None else (1 - alpha) * self.of_task
 
 
-def add(cfg: Any, encoder: Encoder, source: Any, parts: common.Parts) -> None:
-    """Add the unlabelled term of `joint=` and weigh the task's terms by what it leaves."""
+def add(cfg: Any, encoder: Encoder, source: Any, parts: common.Parts, own: Samples | None = None) -> None:
+    """Add the unlabelled term of `joint=` and weigh the task's terms by what it leaves.
+
+    own: which samples of the task's data it may see (None: all that may be learned from).
+    """
     o = cfg.joint
     start, end = o.weight, o.weight if o.final_weight is None else o.final_weight
     for key, value in (("weight", start), ("final_weight", end)):
-        if not 0 <= value <= 1:
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise UserError(f"joint.{key}={value}: give α of α·L_pretrain + (1-α)·L_finetune, a number from 0 to 1")
     views = build(o.views)
     if views.modality not in (None, source.modality):
@@ -39,11 +43,13 @@ def add(cfg: Any, encoder: Encoder, source: Any, parts: common.Parts) -> None:
     unlabelled = source if o.get("data") is None else build(o.data)
     if unlabelled.modality != source.modality:
         raise UserError(f"joint.data holds {unlabelled.modality}s, but the task's data are {source.modality}s")
-    samples = common.prepare(encoder, unlabelled, "unlabeled")
+    samples = own if own is not None and unlabelled is source else common.prepare(encoder, unlabelled, "unlabeled")
     if parts.unlabelled and o.get("data") is None:
         samples = Joined([samples, *parts.unlabelled])
     if o.pack:
         samples = samples.packed(encoder.processor.max_length)
+    if o.batch_size is not None and (not isinstance(o.batch_size, int) or o.batch_size < 1):
+        raise UserError(f"joint.batch_size={o.batch_size}: give a whole number, 1 or more, or null for the task's")
     size = o.batch_size or next(iter(parts.streams.values())).batch_size
     parts.streams["joint"] = common.stream(cfg, samples, size, views, drop_last=True)
     for term in parts.terms.values():

@@ -33,9 +33,12 @@ def read(cfg: Any, source: Source) -> Domains:
     for key, known in (("select", CHOSEN_BY), ("pooling", POOLING), ("labels", ("source", "target"))):
         if o[key] not in known:
             raise UserError(f"shift.{key}={o[key]}{nearest(str(o[key]), known)}")
-    for key in ("weight", "temperature", "samples"):
+    for key in ("weight", "temperature"):
         if not isinstance(o[key], (int, float)) or o[key] <= 0:
             raise UserError(f"shift.{key}={o[key]}: give a number above 0")
+    for key in ("samples", "target_samples"):
+        if o[key] is not None and (not isinstance(o[key], int) or o[key] < 10):
+            raise UserError(f"shift.{key}={o[key]}: give a whole number, 10 or more")
     if cfg.report != "last":
         raise UserError(
             f"report={cfg.report}: with +shift= the epoch that is reported is picked by shift.select (source_val is what best is)"

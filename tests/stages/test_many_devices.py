@@ -7,21 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from conftest import TINY_IMAGES
+from safetensors.torch import load_file
 
 from sslt.runs import Run
 
 SSLT = str(Path(sys.executable).parent / "sslt")
 
 
+def sslt(*args: str) -> None:
+    """The console script, in a process of its own."""
+    done = subprocess.run([SSLT, *args], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_ranks_pretrain_finetune_and_evaluate(here):
     """Each rank sees its own shard (an epoch has half the steps), results are those of one run folder, all ranks end."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def sslt(*args: str) -> None:
-        done = subprocess.run([SSLT, *args], env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-
     two = ["trainer.devices=2"]
     sslt("pretrain", "+task=simclr", *TINY_IMAGES, *two, "batch_size=128", "trainer.max_epochs=1", "hydra.run.dir=pre")
     run = Run(here / "pre")
@@ -33,3 +36,27 @@ def test_two_ranks_pretrain_finetune_and_evaluate(here):
     sslt("evaluate", "from=pre", *two, "trainer.accelerator=cpu", *shots, "hydra.run.dir=two")
     sslt("evaluate", "from=pre", "trainer.accelerator=cpu", *shots, "hydra.run.dir=one", "cache_dir=other")
     assert abs(Run(here / "two").metrics["knn/accuracy"] - Run(here / "one").metrics["knn/accuracy"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "adaptation",
+    [["gradual", "adaptation.over=0.6"], ["lora"]],
+    ids=["gradual", "lora"],
+)
+def test_two_ranks_move_what_one_moves(adaptation, here):
+    """Two processes with 16 samples each end with the weights of one with 32, while what moves changes, and with an adapter: what is
+    unfrozen later is averaged over ranks as well."""
+    name, *settings = adaptation
+    sslt("pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=1", "online_probe.every_n_epochs=0", "hydra.run.dir=pre")
+    tune = ["finetune", "+target=digits", "from=pre", f"adaptation={name}", *settings, "views=plain", "objective.dropout=0"]
+    tune += ["trainer.max_steps=8", "labels_per_class=16", "trainer.accelerator=cpu", "trainer.precision=32", "optimizer.lr=0.01"]
+    sslt(*tune, "batch_size=32", "hydra.run.dir=one")
+    sslt(*tune, "batch_size=16", "trainer.devices=2", "hydra.run.dir=two")
+    (file,) = (here / "one" / "encoder").glob("*.safetensors")
+    one, two = load_file(file), load_file(here / "two" / "encoder" / file.name)
+    start = load_file(here / "pre" / "encoder" / "model.safetensors")
+    moved = [k for k in one if k not in start or not torch.equal(one[k], start[k])]
+    assert moved and all(torch.allclose(one[k], two[k], atol=2e-3) for k in one)
+    far = sum(float((one[k] - start[k]).abs().sum()) for k in moved if k in start and "running" not in k and "num" not in k)
+    apart = sum(float((one[k] - two[k]).abs().sum()) for k in moved if k in start and "running" not in k and "num" not in k)
+    assert name == "lora" or apart < 0.05 * far
