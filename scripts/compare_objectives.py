@@ -45,7 +45,7 @@ RECIPES: dict[str, list[str]] = {
 # why an objective does not belong among those that learn here, found by looking into it
 REASONS: dict[str, str] = {}
 # the number whose fall is progress, where it is not the loss
-CURVES = {"rbm": "reconstruction"}
+CURVES = {"rbm": "reconstruction", "bigan": "reconstruction"}
 # data set → share of labels and settings of fine-tuning with few of them
 FEW = {
     "cifar10": ("1 %", ["label_fraction=0.01", "batch_size=64", "trainer.max_steps=100", "optimizer.lr=0.001", "views.scale=[0.4,1.0]"]),

@@ -95,7 +95,8 @@ def test_small_convolutions(case, monkeypatch):
     with cpu_kernels.small_convolutions_as_products():
         found = convolve(*case)
     assert "weight_gradient" in calls
-    assert ("product" in calls) == (case[3] == 512)
+    # where the processor has no AVX-512, torch's forward pass in bfloat16 goes another way
+    assert ("product" in calls) == (case[3] == 512 and torch.cpu._is_avx512_supported())
     assert ("input_gradient" in calls) == (case[1] == 1 or case[2:4] == (512, 512))
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape and (a - b).norm() <= 0.01 * b.norm()

@@ -42,10 +42,9 @@ class ImageProcessor:
     def __init__(self, size: int, channels: int, mean: Sequence[float], std: Sequence[float]):
         if size < 1 or channels not in (1, 3):
             raise UserError(f"images of size {size} with {channels} channels: give a size above 0, and 1 or 3 channels")
-        if len(mean) != channels or len(std) != channels or min(std) <= 0:
-            raise UserError(f"mean {list(mean)} and std {list(std)}: give {channels} numbers each, std above 0")
         self.size, self.channels = int(size), int(channels)
-        self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
+        self._set(mean, std)
+        self._unmeasured: Source | None = None
         self._moments: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
         self._told: set[str] = set()
 
@@ -53,17 +52,37 @@ class ImageProcessor:
     def fit(cls, source: Source, size: int | None = None, channels: int | None = None) -> ImageProcessor:
         """A processor for `source`: its own size and channels unless given; mean and std of its training images.
 
-        Where there is no train split, of `unlabeled`. Prepares (and so caches) the images it measures.
+        Where there is no train split, of `unlabeled`. Reads nothing before mean or std is asked for, which prepares (and so caches) the
+        images: what cannot work is said before.
         """
         if size is None or channels is None:
             own_size, own_channels = source.image_shape
             size, channels = size or own_size, channels or own_channels
-        plain = cls(size, channels, [0.0] * channels, [1.0] * channels)
-        samples = plain.prepare(source, "train" if "train" in source.own_splits() else "unlabeled")
-        moments = _cached("image_stats", samples.fingerprint, lambda _: samples.moments()).meta
-        fitted = cls(size, channels, moments["mean"], moments["std"])
-        fitted._told = plain._told
+        fitted = cls(size, channels, [0.0] * channels, [1.0] * channels)
+        fitted._unmeasured = source
         return fitted
+
+    @property
+    def mean(self) -> list[float]:
+        self._measure()
+        return self._mean
+
+    @property
+    def std(self) -> list[float]:
+        self._measure()
+        return self._std
+
+    def _measure(self) -> None:
+        if self._unmeasured is not None:
+            source, self._unmeasured = self._unmeasured, None
+            samples = self.prepare(source, "train" if "train" in source.own_splits() else "unlabeled")
+            moments = _cached("image_stats", samples.fingerprint, lambda _: samples.moments()).meta
+            self._set(moments["mean"], moments["std"])
+
+    def _set(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if len(mean) != self.channels or len(std) != self.channels or min(std) <= 0:
+            raise UserError(f"mean {list(mean)} and std {list(std)}: give {self.channels} numbers each, std above 0")
+        self._mean, self._std = [float(m) for m in mean], [float(s) for s in std]
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON can hold them."""

@@ -27,8 +27,20 @@ class MultiCrop(Views):
         self.n = large.n
         self.large, self.small, self.small_size, self.multiple = large, small, small_size, multiple
 
+    def crop_size(self, size: int) -> int:
+        """Side of the small crops of images of side `size`."""
+        return max(1, round(size * self.small_size / self.multiple)) * self.multiple
+
+    def check(self, encoder: Any) -> None:
+        size = self.crop_size(encoder.processor.size)
+        if size % encoder.patch:
+            raise UserError(
+                f"small crops of {size} pixels are no whole number of the encoder's patches of {encoder.patch}: "
+                f"set views.multiple={encoder.patch}"
+            )
+
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
         p = encoder.processor
-        size = max(1, round(p.size * self.small_size / self.multiple)) * self.multiple
+        size = self.crop_size(p.size)
         crops = self.small.augment(batch["image"], size, list(p.mean), list(p.std))
         return {**self.large(batch, encoder), "local": {"image": crops}}

@@ -68,6 +68,11 @@ class Encoder(nn.Module, abc.ABC):
         """Whether two passes of the same inputs can differ while it trains (dropout, stochastic depth)."""
         return has_dropout(self)
 
+    @property
+    def patch(self) -> int:
+        """Pixels that an image's side must be a multiple of: a ViT's patch; 1 where any will do."""
+        return 1
+
     # ---------------------------------------------------------------- tokens that are hidden
     def require_tokens(self, pooled: bool) -> None:
         """Raise `UserError` if this encoder's tokens cannot be hidden one by one. pooled: whether the loss trains the pooled features."""

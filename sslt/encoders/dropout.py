@@ -27,6 +27,15 @@ def set_dropout(encoder: nn.Module, rate: float | None) -> None:
         setattr(module, name, rate)
 
 
+def silence(module: nn.Module) -> None:
+    """No dropout and no stochastic depth in it any more, though it may stay in train mode for its BatchNorms' sake."""
+    for part, name in list(_places(module)):
+        setattr(part, name, 0.0)
+    for part in module.modules():
+        if isinstance(getattr(part, "drop_prob", None), float):
+            part.drop_prob = 0.0  # type: ignore[assignment]
+
+
 def has_dropout(encoder: nn.Module) -> bool:
     """Whether two passes of the same inputs can differ while the encoder trains."""
     depth = any((getattr(module, "drop_prob", None) or 0.0) > 0 for module in encoder.modules())  # timm's stochastic depth

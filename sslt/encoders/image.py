@@ -64,6 +64,10 @@ class ImageEncoder(PixelEncoder):
         return cls(ImageProcessor.fit(source, **processor), **args)
 
     @property
+    def patch(self) -> int:
+        return int(self.model.patch_embed.patch_size[0]) if self.is_vit else 1
+
+    @property
     def stored(self) -> nn.Module:
         return self.model  # in the names of the library it comes from
 
@@ -91,9 +95,8 @@ class ImageEncoder(PixelEncoder):
         return {**inputs, "masked": masked, "token": token}
 
     def hideable(self, inputs: dict[str, Tensor]) -> Tensor:
-        patch = self.model.patch_embed.patch_size[0]
         b, _, h, w = inputs["image"].shape
-        return torch.ones(b, (h // patch) * (w // patch), dtype=torch.bool, device=inputs["image"].device)
+        return torch.ones(b, (h // self.patch) * (w // self.patch), dtype=torch.bool, device=inputs["image"].device)
 
     def block_names(self) -> list[str]:
         names = []

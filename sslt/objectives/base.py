@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt.data.base import Samples
+from sslt.data.views import Views
 from sslt.encoders.base import Encoder, Features
 from sslt.errors import UserError
 
@@ -42,6 +43,7 @@ class Objective(nn.Module, abc.ABC):
     needs_full_batches = False  # True where samples of a batch are compared with each other
     least_views = 1  # of a sample
     needs_labels = False  # True where pretraining reads `label`
+    modality: str | None = None  # "image" or "text" where it knows one only
     # Set by the learner before every step:
     logs_now = True  # False in steps whose logs nobody reads: what is only shown need not be computed
     progress = 0.0  # share of the run's budget that is used up, 0..1
@@ -58,6 +60,9 @@ class Objective(nn.Module, abc.ABC):
         """
         if self.needs_full_batches and batch_size < 2:
             raise UserError(f"batch_size={batch_size}: this objective compares the samples of a batch, so give at least 2")
+
+    def check_views(self, views: Views) -> None:
+        """Raise `UserError` where these views leave nothing to learn; called before training."""
 
     def draw(self, encoder: Encoder, batch: dict) -> dict[str, Picture]:
         """Pictures of what was learned, by name, from a small batch; called in eval mode without gradients at the end of a run."""

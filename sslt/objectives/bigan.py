@@ -49,7 +49,8 @@ class BiGAN(Objective):
 
     Both sides move in one step, by one loss: the critic's logistic loss, whose gradient stops at the pairs, and the same with the
     labels swapped (theirs, too: section 3.4), whose gradient stops at the critic's weights. latent: numbers of a code. width: of the
-    generator's last step and the critic's first. Logs the critic's accuracy and loss.
+    generator's last step and the critic's first. The loss starts at its least value, 4 log 2, and says nothing of progress: logs the square
+    error of G(E(x)), which falls as the two become each other's inverse, and the critic's accuracy and loss.
     """
 
     needs_full_batches = True
@@ -78,7 +79,11 @@ class BiGAN(Objective):
             critic, others = self.logistic(wide(scores)), self.logistic(-wide(swapped))
         b = len(images)
         accuracy = 0.5 * ((scores[:b] > 0).float().mean() + (scores[b:] <= 0).float().mean())
-        return Loss(critic + others, {"critic_loss": critic.detach(), "critic_accuracy": accuracy.detach()})
+        logs = {"critic_loss": critic.detach(), "critic_accuracy": accuracy.detach()}
+        if self.logs_now:
+            with torch.no_grad():
+                logs["reconstruction"] = (wide(self.generator(found)) - wide(images)).square().mean()
+        return Loss(critic + others, logs)
 
     @staticmethod
     def logistic(scores: Tensor) -> Tensor:

@@ -100,6 +100,10 @@ class WMSE(_Joined):
         super().__init__()
         if size is not None and size < 2 * out:
             raise UserError(f"objective.size={size}: whitening {out} numbers needs at least {2 * out} samples at a time")
+        if hidden < out:
+            raise UserError(
+                f"objective.hidden={hidden}: {hidden} numbers cannot fill the {out} that are whitened: give objective.out or more"
+            )
         self.projector = mlp(encoder.dim, hidden, out)
         self.size, self.shrink, self.out = size, shrink, out
 
@@ -124,5 +128,9 @@ class WMSE(_Joined):
         x = x - x.mean(0)
         covariance = x.T @ x / (len(x) - 1)
         covariance = (1 - self.shrink) * covariance + self.shrink * torch.eye(x.shape[1], device=x.device, dtype=x.dtype)
-        lower = torch.linalg.cholesky(covariance)
+        lower, failed = torch.linalg.cholesky_ex(covariance)
+        if x.device.type == "cpu" and int(failed):  # elsewhere it would make the device wait, and NaN stops the run as well
+            raise UserError(
+                "the projections have collapsed to fewer dimensions than are whitened: set objective.shrink=0.01, or a lower rate"
+            )
         return torch.linalg.solve_triangular(lower, x.T, upper=False).T

@@ -101,6 +101,8 @@ class IBOT(DINO):
     every view (the paper leaves half of the views whole and varies the share). aspect: range of the blocks'. Other arguments: as DINO.
     """
 
+    modality = "image"
+
     def __init__(
         self,
         encoder: Encoder,

@@ -23,16 +23,18 @@ from sslt.objectives.transformer import Transformer, grid_positions, mask_token
 class Data2Vec(Objective):
     """data2vec (Baevski et al., 2022), for images and text alike: hidden tokens' features, as the teacher's last layers have them.
 
-    Reads `views` [V, B, ...]. The target of a token is the mean of the outputs of the teacher's last `layers` blocks, each
-    normalised over its features (section 3.3); the student, who sees the input with tokens hidden, predicts it by a linear layer where
-    they are hidden. Smooth L1 with `beta` (0: squared error), averaged over hidden tokens, then over samples. share: of the tokens that
-    are hidden. blocks: in rectangles (images only), else one by one. momentum: the teacher's, at the start.
+    Reads `views` [V, B, ...]. The target of a token is the mean of the outputs of the teacher's last `layers` blocks (null: of the
+    upper half; theirs are the outputs of the blocks' feed-forward parts, before the residual sum), each normalised over its features
+    (section 3.3); the student, who sees the input with tokens hidden, predicts it by a linear layer where they are hidden. Smooth L1
+    with `beta` (0: squared error), averaged over hidden tokens, then over samples. share: of the tokens that are hidden. blocks: in
+    rectangles (images only), else one by one. momentum: the teacher's, at the start.
     """
 
-    def __init__(self, encoder: Encoder, share: float, blocks: bool, aspect: list[float], layers: int, beta: float, momentum: float):
+    def __init__(self, encoder: Encoder, share: float, blocks: bool, aspect: list[float], layers: int | None, beta: float, momentum: float):
         super().__init__()
         encoder.require_tokens(pooled=False)
         check_share("share", share)
+        layers = max(1, encoder.depth // 2) if layers is None else layers
         if not 1 <= layers <= encoder.depth:
             raise UserError(f"objective.layers={layers}: the encoder has {encoder.depth} blocks, give 1 to {encoder.depth}")
         self.share, self.beta, self.layers, self.aspect = share, beta, layers, (aspect[0], aspect[1])
@@ -90,9 +92,12 @@ class IJEPA(Objective):
     Reads `views` [V, B, C, H, W], best without colour augmentation. The encoder sees a large block of patches less the target
     blocks; from it, a narrow predictor gives the teacher's features, normalised per patch, at each of `targets` blocks. Smooth L1.
     Blocks of a step have one size, drawn with area in context_scale or target_scale (shares of the image) and, for targets, aspect; their
-    places are each image's own; contexts are cut at random to the smallest one's number of patches, as in the paper's code.
+    places are each image's own; contexts are cut at random to the smallest one's number of patches, as in the paper's code, or to a row
+    of patches where that is more, for which an image whose targets cover its context gives others. Ranks draw sizes of their own.
     width, depth, heads: of the predictor.
     """
+
+    modality = "image"
 
     def __init__(
         self,
@@ -141,8 +146,9 @@ class IJEPA(Objective):
         targets = torch.stack([self._places(b, h, w) for _ in range(self.n_targets)])  # [M, B, T]
         side, _ = self._size(self.context_scale, [1.0, 1.0])
         free = self._places(b, side, side) & ~targets.any(0)
-        keep = max(1, int(free.sum(1).min()))
-        order = (torch.rand(free.shape) + (~free)).argsort(1)[:, :keep]
+        # Where the targets cover an image's whole context, what is nobody's target stands in: no target is shown, unless they cover all
+        keep = max(1, int(free.sum(1).clamp(min=self.grid).min()))
+        order = (torch.rand(free.shape) + (~free) + targets.any(0)).argsort(1)[:, :keep]
         positions = targets.flatten(0, 1).float().argsort(dim=1, descending=True, stable=True)[:, : h * w]
         return order.sort(1).values, positions.unflatten(0, (self.n_targets, b))
 

@@ -46,6 +46,7 @@ class LeJEPA(Objective):
         self.projector = mlp(encoder.dim, hidden, out, layers=3)
         self.weight, self.directions, self.knots, self.reach = weight, directions, knots, reach
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # the seed of the directions, the same on every rank
+        self.steps_seen: int | None = None  # the same as a number, so that no step waits for the device
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         v = n_views(batch["views"])
@@ -54,10 +55,12 @@ class LeJEPA(Objective):
         with full_precision():
             z = wide(z).unflatten(0, (v, -1))
             prediction = (z - z.mean(0)).square().mean()
-            generator = torch.Generator().manual_seed(int(steps))
+            self.steps_seen = int(steps) if self.steps_seen is None else self.steps_seen
+            generator = torch.Generator().manual_seed(self.steps_seen)
             a = torch.randn(z.shape[-1], self.directions, generator=generator).to(z)
             spread = (z @ (a / a.norm(dim=0))).transpose(0, 1)  # [B, V, M]
             sigreg = epps_pulley(spread.flatten(1), self.knots, self.reach).mean()
         if self.training:
             steps += 1
+            self.steps_seen += 1
         return Loss((1 - self.weight) * prediction + self.weight * sigreg, {"prediction": prediction.detach(), "sigreg": sigreg.detach()})

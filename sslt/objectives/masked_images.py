@@ -35,6 +35,8 @@ class _MaskedImages(Objective):
     Only tokens are trained, so that the encoder's pooled features should be their mean (`global_pool: avg`).
     """
 
+    modality = "image"
+
     def __init__(self, encoder: PixelEncoder, share: float):
         super().__init__()
         encoder.require_tokens(pooled=False)

@@ -50,9 +50,9 @@ class _WithTeacher(Objective):
 class MoCoV2(_WithTeacher):
     """Momentum contrast with a queue of negatives (He et al., 2020, eq. 1; v2's head and views: Chen et al., 2020b).
 
-    Reads `views` [V, B, ...]; each ordered pair of views is once query and key (the paper's has one direction; this uses every
-    view computed). queue: how many past keys are negatives; keys of the present batch join it after the loss. BatchNorm
-    sees all views of all ranks together, in place of the paper's shuffling.
+    Reads `views` [V, B, ...]; each ordered pair of views is once query and key (the paper's has one direction and a constant
+    momentum; this uses every view computed, and the schedule of all teachers here). queue: how many past keys are negatives; keys of the
+    present batch join it after the loss. BatchNorm sees all views of all ranks together, in place of the paper's shuffling.
     """
 
     def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float, queue: int | None):
@@ -69,8 +69,9 @@ class MoCoV2(_WithTeacher):
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         v = n_views(batch["views"])
         z = self.projector(encode_views(encoder, batch).pooled)
+        k = self.keys(batch)
         with full_precision():
-            q, k, negatives = F.normalize(wide(z), dim=1).unflatten(0, (v, -1)), self.keys(batch), self.queue.rows
+            q, negatives = F.normalize(wide(z), dim=1).unflatten(0, (v, -1)), self.queue.rows
             losses, right = [], []
             for a, b in _pairs(v):
                 logits = torch.cat([(q[a] * k[b]).sum(1, keepdim=True), q[a] @ negatives.T], 1) / self.temperature
@@ -84,7 +85,8 @@ class MoCoV2(_WithTeacher):
 class MoCoV3(_WithTeacher):
     """Momentum contrast without a queue (Chen et al., 2021, algorithm 1): symmetric, with a predictor, negatives of the batch.
 
-    Reads `views` [V, B, ...]. The loss is scaled by 2·temperature as in the paper.
+    Reads `views` [V, B, ...]. The loss is scaled by 2·temperature as in the paper, and is the mean over the directions where theirs is
+    the sum. The first layer of a ViT is not frozen (their section 4.2 does, for stability at large batches).
     """
 
     def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float):
@@ -97,8 +99,9 @@ class MoCoV3(_WithTeacher):
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         v = n_views(batch["views"])
         z = self.predictor(self.projector(encode_views(encoder, batch).pooled))
+        k = self.keys(batch)
         with full_precision():
-            q, k = F.normalize(wide(z), dim=1).unflatten(0, (v, -1)), self.keys(batch)
+            q = F.normalize(wide(z), dim=1).unflatten(0, (v, -1))
             found = [info_nce(q[a], k[b], self.temperature) for a, b in _pairs(v)]
             loss = 2 * self.temperature * torch.stack([x for x, _ in found]).mean()
         return Loss(loss, {"contrast_accuracy": torch.stack([x for _, x in found]).mean()})

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from sslt import distributed
+from sslt.encoders.dropout import silence
 from sslt.errors import UserError
 
 
 class Teacher(nn.Module):
     """An exponential moving average of modules (Tarvainen & Valpola, 2017): same shapes, no gradient.
 
-    It starts as a copy. After each step every parameter becomes m·teacher + (1-m)·student, where m rises from `momentum` to 1 over
-    the run on half a cosine (Grill et al., 2020, section 3.2: 1 - (1-m₀)(cos πp + 1)/2). Buffers (BatchNorm statistics) are the
-    teacher's own: it sees the views itself.
+    It starts as a copy, without dropout and stochastic depth, as DINO's and data2vec's authors have it. After each step every parameter
+    becomes m·teacher + (1-m)·student, where m rises from `momentum` to 1 over the run on half a cosine (Grill et al., 2020, section 3.2:
+    1 - (1-m₀)(cos πp + 1)/2). Buffers (BatchNorm statistics) are the teacher's own: it sees the views itself.
     """
 
     def __init__(self, momentum: float, **modules: nn.Module):
@@ -27,6 +28,7 @@ class Teacher(nn.Module):
             raise UserError(f"objective.momentum={momentum}: give a number from 0 (the student itself) to 1 (never moves)")
         self.momentum = momentum
         self.copies = nn.ModuleDict({name: copy.deepcopy(m).requires_grad_(False) for name, m in modules.items()})
+        silence(self.copies)
 
     def __getitem__(self, name: str) -> nn.Module:
         return self.copies[name]
@@ -69,7 +71,7 @@ class Queue(nn.Module):
         return self.features.clone()
 
     def fit(self, samples: int) -> None:
-        """Make place for no more than all `samples`, or a sample would meet its own past; `UserError` if that was asked for."""
+        """Make place for no more than all `samples`, or most would meet a past of their own; `UserError` if that was asked for."""
         places = len(self.features)
         if self.given and places > samples:
             raise UserError(f"objective.queue={places} is more than the {samples} samples: give fewer, or null")

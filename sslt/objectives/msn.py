@@ -27,6 +27,7 @@ class MSN(Objective):
     projector.
     """
 
+    modality = "image"
     needs_full_batches = True
     least_views = 2
 

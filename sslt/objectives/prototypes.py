@@ -59,7 +59,8 @@ def cross_entropy_of_views(targets: Tensor, log_probs: Tensor) -> Tensor:
     targets [V, B, K] and log_probs [S, B, K], whose first V views are the same as the targets'.
     """
     v, s = len(targets), len(log_probs)
-    pairs = -torch.einsum("vbk,sbk->vs", targets, log_probs) / targets.shape[1]
+    with full_precision():
+        pairs = -torch.einsum("vbk,sbk->vs", targets, log_probs) / targets.shape[1]
     same = torch.eye(v, s, device=pairs.device, dtype=torch.bool)
     return pairs.masked_fill(same, 0).sum() / (v * s - v)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sslt.data.views import Views
 from sslt.encoders.base import Encoder
+from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture
 from sslt.objectives.pixels import answers, choice, images_of, require_images
 
@@ -67,6 +69,10 @@ class Flip(_Positions):
     """
 
     names = ("not", "left-right", "upside-down", "both")
+
+    def check_views(self, views: Views) -> None:
+        if getattr(views, "flip", 0):
+            raise UserError(f"views.flip={views.flip} mirrors images before they are asked about: set views.flip=0")
 
     def place(self, images: Tensor, position: int) -> Tensor:
         return images.flip([dim for dim, bit in ((3, 1), (2, 2)) if position & bit])

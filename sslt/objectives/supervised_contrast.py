@@ -49,6 +49,7 @@ class _Contrast(Objective):
     """Projections of all views under a temperature."""
 
     needs_full_batches = True
+    least_views = 2
 
     def __init__(self, encoder: Encoder, temperature: float, hidden: int, out: int):
         super().__init__()

@@ -51,19 +51,13 @@ def encode_tiles(encoder: Encoder, tiles: Tensor) -> Tensor:
     return encoder({"image": tiles.flatten(0, 1)}).pooled.unflatten(0, tiles.shape[:2])
 
 
-def patch_of(encoder: Encoder) -> int:
-    """What a tile's side must be a multiple of: a ViT's patch, and 1 for a convolutional network."""
-    model = getattr(encoder, "model", None)
-    return int(model.patch_embed.patch_size[0]) if getattr(encoder, "is_vit", False) else 1  # type: ignore[union-attr]
-
-
 def tile_side(encoder: Encoder, key: str, given: int | None, derive: Callable[[int], int]) -> int:
     """The side of a tile: as `given` under objective.`key`, or `derive`d from the image's side, in whole patches.
 
     Raises `UserError` where the images are too small, the side is no whole number of patches, or the encoder cannot take such tiles.
     """
     require_images(encoder)
-    size, patch = encoder.processor.size, patch_of(encoder)
+    size, patch = encoder.processor.size, encoder.patch
     smallest = -(-SMALLEST // patch) * patch
     side = derive(size) // patch * patch if given is None else given
     if given is None and side < smallest:

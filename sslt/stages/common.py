@@ -21,6 +21,7 @@ from sslt.data.base import Samples
 from sslt.data.streams import Stream
 from sslt.encoders import adapters
 from sslt.encoders.base import Encoder
+from sslt.encoders.dropout import set_dropout
 from sslt.encoders.files import read_tensors
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
 from sslt.errors import UserError
@@ -60,6 +61,7 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
             adapters.merge(encoder)
     if encoder.modality != source.modality:
         raise UserError(f"from={start} reads {encoder.modality}s, but {source.name} holds {source.modality}s: choose another data=")
+    set_dropout(encoder, cfg.dropout)
     return encoder
 
 

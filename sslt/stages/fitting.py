@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from sslt import cpu_kernels, distributed, precision
+from sslt.adaptation.adapters import Adapter
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
 from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, signals_restored
@@ -25,11 +26,12 @@ from sslt.data.sampling import Sampling, Together
 from sslt.data.streams import Stream
 from sslt.data.views import Views
 from sslt.encoders.base import Encoder
-from sslt.encoders.dropout import set_dropout
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
 from sslt.execute import Interrupted, accelerator
 from sslt.learner import Learner, Term
+from sslt.objectives.base import Objective
+from sslt.objectives.momentum import Teacher
 from sslt.runs import Run
 
 log = logging.getLogger("sslt")
@@ -50,10 +52,6 @@ def fit(
     sampling: which streams a step draws from (None: all of them).
     Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
     """
-    set_dropout(encoder, cfg.dropout)
-    for views in (s.views for s in streams.values()):
-        if isinstance(views, Views):
-            views.check(encoder)
     settings = dict(cfg.trainer)
     _check_numbers(cfg)
     _tell_unused(cfg, run)
@@ -61,7 +59,7 @@ def fit(
     for term in terms.values():
         if isinstance(term.stream, str):
             part = streams[term.stream]
-            _check(cfg, encoder, term, part, world if settings["sync_batchnorm"] else 1)
+            check(cfg, encoder, adaptation, term.objective, part.views, part.batch_size)
             term.objective.prepare(encoder, part.samples, part.batch_size * world)
     number_format = precision.resolve(settings.pop("precision"), kind)
     budget = _budget(settings, cfg.default_max_epochs)
@@ -164,15 +162,24 @@ def _tell_unused(cfg: Any, run: Run) -> None:
         log.warning("from=%s brings its own encoder, so that %s does nothing", cfg["from"], " ".join(unused))
 
 
-def _check(cfg: Any, encoder: Encoder, term: Term, stream: Stream, together: int) -> None:
-    """Raise `UserError` if the objective cannot work with what a step has. together: ranks over which BatchNorm spans."""
-    if isinstance(stream.views, Views) and stream.views.n < term.objective.least_views:
-        raise UserError(
-            f"{cfg.get('name') or 'this objective'} compares {term.objective.least_views} views of a sample, and views= makes "
-            f"{stream.views.n}: set views.n=2, or choose views=simclr (images)"
-        )
-    if stream.batch_size * together < 2 and any(_has_batch_norm(m) for m in (encoder, term.objective)):
+def check(cfg: Any, encoder: Encoder, adaptation: Adaptation, objective: Objective, views: Any, batch_size: int) -> None:
+    """Raise `UserError` if an objective cannot work with the encoder or with what a step has; no sample is needed to know."""
+    if isinstance(views, Views):
+        views.check(encoder)
+        objective.check_views(views)
+        if views.n < objective.least_views:
+            raise UserError(
+                f"{cfg.get('name') or 'this objective'} compares {objective.least_views} views of a sample, and views= makes "
+                f"{views.n}: set views.n=2, or choose views=simclr (images)"
+            )
+    together = distributed.world_size() if cfg.trainer.sync_batchnorm else 1
+    if batch_size * together < 2 and any(_has_batch_norm(m) for m in (encoder, objective)):
         raise UserError("batch_size=1: BatchNorm has nothing to compare a single sample with, so give at least 2")
+    if isinstance(adaptation, Adapter) and any(isinstance(m, Teacher) for m in objective.modules()):
+        raise UserError(
+            f"{cfg.get('name') or 'this objective'} has a teacher that follows every weight, and an adapter leaves weights where they are: "
+            f"choose adaptation=full or partial"
+        )
 
 
 def _has_batch_norm(module: nn.Module) -> bool:

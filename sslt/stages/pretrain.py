@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from hydra.utils import get_object
+
 from sslt.callbacks.probes import OnlineProbe
 from sslt.config import build
 from sslt.data.views import Views
@@ -29,10 +31,14 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
             f"{cfg.get('name') or 'this task'} makes views of {views.modality}s, but {source.name} holds {source.modality}s: "
             f"choose another data= (`sslt list data`) or +task="
         )
-    encoder = common.starting_encoder(cfg, source)
-    objective = build(cfg.objective, encoder)
-    if objective.needs_labels and source.classes is None:
+    kind = get_object(cfg.objective["_target_"])
+    if kind.modality not in (None, source.modality):
+        raise UserError(f"+task={cfg.name} learns from {kind.modality}s, but {source.name} holds {source.modality}s: choose another data=")
+    if kind.needs_labels and source.classes is None:
         raise UserError(f"+task={cfg.name} learns from labels, and {source.name} has none: choose another data= or +task=")
+    encoder = common.starting_encoder(cfg, source)
+    objective, adaptation = build(cfg.objective, encoder), build(cfg.adaptation)
+    fitting.check(cfg, encoder, adaptation, objective, views, int(cfg.batch_size))  # before the data are read
     samples = common.prepare(encoder, source, "train" if objective.needs_labels else "unlabeled")
     if cfg.pack:
         samples = samples.packed(encoder.processor.max_length)
@@ -45,7 +51,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         return list(probe)
 
     terms, streams = {"pretrain": Term(objective, "pretrain")}, {"pretrain": stream}
-    learner = fitting.fit(cfg, run, encoder, terms, streams, build(cfg.adaptation), watchers)
+    learner = fitting.fit(cfg, run, encoder, terms, streams, adaptation, watchers)
     skipped = {"data/skipped": samples.skipped} if samples.skipped else {}
     metrics = {**learner.run_metrics, **skipped, **(probes[0].last if probes else {})}
     common.save_result(run, encoder, cfg, source, metrics)

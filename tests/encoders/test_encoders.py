@@ -51,7 +51,7 @@ def test_timm_loads_the_weights(name, args, fixed, tmp_path):
     ours = image_encoder(name=name, args=args, fixed=fixed)
     ours.save(tmp_path)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert torch.allclose(ours(images()).pooled, theirs(images()["image"]), atol=1e-6)
+    assert torch.allclose(ours(images()).pooled, theirs(images()["image"]), atol=1e-5)
     assert torch.allclose(ours(images()).pooled, load_encoder(str(tmp_path)).eval()(images()).pooled)
 
 

@@ -76,7 +76,7 @@ def test_sizes_that_do_not_fit_and_networks_without_patches():
     """One line, naming what would."""
     with pytest.raises(UserError, match="16 or 20"):
         vit(size=18)
-    resnet = ImageEncoder(ImageProcessor(16, 3, [0.5] * 3, [0.25] * 3), "resnet18", {"channels": [4] * 4}, "small", False)
+    resnet = ImageEncoder(ImageProcessor(16, 3, [0.5] * 3, [0.25] * 3), "resnet18", {"channels": [8] * 4}, "small", False)
     with pytest.raises(UserError, match="resnet18 has none"):
         resnet.require_tokens(pooled=True)
     assert resnet.grid == 2

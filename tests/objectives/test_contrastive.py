@@ -118,7 +118,7 @@ def test_gradient_of_collapsed_float32_rows_is_finite():
 
 # -------------------------------------------------------------------- the objective, on both modalities
 def image_encoder() -> ImageEncoder:
-    args = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+    args = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
     return ImageEncoder(ImageProcessor(8, 1, [0.5], [0.5]), "resnet18", args, "small", False)
 
 

@@ -277,7 +277,7 @@ def test_surplus_targets_do_not_change_the_loss(processor):
 
 def test_an_image_encoder_is_refused():
     """There are no words to predict in an image: one clear line."""
-    args = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4]}
+    args = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
     encoder = ImageEncoder(ImageProcessor(8, 1, [0.5], [0.5]), "resnet18", args, "small", False)
     with pytest.raises(UserError, match="text encoder"):
         MaskedLM(encoder)

@@ -1,0 +1,89 @@
+"""Protects momentum teachers: what they teach reaches the loss, they follow the student and nothing else, and they drop nothing out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_ranks import batch_of
+from tiny_tasks import TASKS, tiny
+
+from sslt.config import build, compose
+from sslt.data.image_processor import ImageSamples
+from sslt.encoders.dropout import has_dropout
+from sslt.objectives.momentum import Teacher
+from sslt.stages.common import starting_encoder
+
+
+def made(task: str) -> tuple[Any, Any, dict]:
+    """Encoder, objective and a batch of a task, tiny, with stochastic depth where the encoder has it."""
+    settings = [f"+task={task}", *tiny(task), "data=digits", "encoder.processor.channels=3"]
+    depth = ["+encoder.args.drop_path_rate=0.3"] if compose("pretrain", settings).encoder.name.startswith("vit") else []
+    cfg = compose("pretrain", [*settings, *depth])
+    torch.manual_seed(0)
+    encoder = starting_encoder(cfg, build(cfg.data))
+    objective = build(cfg.objective, encoder)
+    p = encoder.processor
+    pixels = torch.randint(0, 255, (102, p.size, p.size, 3), dtype=torch.uint8).numpy()
+    objective.prepare(encoder, ImageSamples(pixels, None, None, "random"), 38)
+    objective.progress = 0.5
+    return encoder, objective, batch_of(p.size, 3, cfg, None)[0]
+
+
+def with_teacher() -> list[str]:
+    found = []
+    for task in TASKS:
+        cfg = compose("pretrain", [f"+task={task}"])
+        if "momentum" in cfg.objective:
+            found.append(task)
+    return found
+
+
+TEACHERS = with_teacher()
+
+
+def value(encoder: Any, objective: Any, batch: dict) -> float:
+    torch.manual_seed(1)
+    batch = {k: (dict(x) if isinstance(x, dict) else x) for k, x in batch.items() if k != "encoded"}
+    batch = {k: ({n: t.float() for n, t in x.items()} if isinstance(x, dict) else x) for k, x in batch.items()}
+    with torch.no_grad():
+        return float(objective.eval()(encoder.eval(), batch).value)
+
+
+@pytest.mark.parametrize("task", TEACHERS)
+def test_a_teacher_is_asked_and_follows(task):
+    """With another teacher the loss is another; no gradient reaches it; after a step it is m·teacher + (1 - m)·student, to the number."""
+    encoder, objective, batch = made(task)
+    (teacher,) = [m for m in objective.modules() if isinstance(m, Teacher)]
+    assert not any(p.requires_grad for p in teacher.parameters())
+    before = value(encoder, objective, batch)
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
+    assert value(encoder, objective, batch) != before
+    old = {n: p.clone() for n, p in teacher["encoder"].named_parameters()}
+    objective.after_step(encoder)
+    m = teacher.momentum_at(0.5)
+    assert 0 < m < 1
+    for name, student in encoder.named_parameters():
+        assert torch.allclose(teacher["encoder"].get_parameter(name), m * old[name] + (1 - m) * student, atol=1e-6), name
+
+
+@pytest.mark.parametrize("task", TEACHERS)
+def test_a_teacher_drops_nothing(task):
+    """Its targets are the same each time, whatever the student drops, though its BatchNorm goes on in train mode."""
+    encoder, objective, _ = made(task)
+    (teacher,) = [m for m in objective.modules() if isinstance(m, Teacher)]
+    assert not has_dropout(teacher) and teacher.training
+    if encoder.args["name"].startswith("vit"):
+        assert has_dropout(encoder)
+
+
+def test_dropout_of_a_run_is_none_of_its_teachers():
+    """dropout= is set before a teacher is copied; a text encoder's own 0.1 is not kept there."""
+    cfg = compose("pretrain", ["+task=data2vec", "data=docs", "encoder=bert_tiny", *tiny("mlm"), "views=plain", "dropout=0.2"])
+    encoder = starting_encoder(cfg, build(cfg.data))
+    objective = build(cfg.objective, encoder)
+    assert has_dropout(encoder) and not has_dropout(objective.teacher)
+    assert objective.layers == 1  # the upper half of two blocks
