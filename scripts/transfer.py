@@ -159,7 +159,8 @@ def write(root: Path, out: Path) -> None:
     text = f"""# Ways to carry an encoder over
 
 Made by `python scripts/transfer.py --data DIR`; {about()}. Three seeds unless a cell says otherwise; mean ± 95 % interval (Student's t).
-The last checkpoint is reported, on the test split, read once; under a shift the epoch is picked without target labels.
+The last checkpoint is reported, on the test split; under a shift the epoch is picked without target labels, and the oracle, which reads
+them at every validation, decides nothing.
 """
     sections = [
         *(_modes(root, data) for data in TARGETS),
@@ -190,7 +191,7 @@ def _modes(root: Path, data: str) -> str:
         return ""
     head = "| adaptation | test accuracy | moving parameters | stored, MB | seconds | peak memory, MB |\n|---|---|---|---|---|---|\n"
     rates = f"Learning rates, usual ones and not tuned: {RATES['full']} where whole layers move, {RATES['light']} for {', '.join(LIGHT)}."
-    rates += f" Memory is that of the process, with seed {SEEDS[0]}."
+    rates += f" Memory is that of the process, with seed {SEEDS[0]}. What ends near the probe may want another rate."
     commands = [["pretrain", *PRETRAIN[data]], ["finetune", f"+target={data}", "from=RUN", *TARGETS[data]]]
     first, then = (f"`sslt {shlex.join(command)}`" for command in commands)
     what = f"{then}, where RUN is the encoder of [first.md](first.md), {first}."
@@ -203,7 +204,9 @@ def _digits(root: Path, name: str) -> str:
     what = (
         f"LeNet from scratch, {10 * labels:,} labelled source and {samples:,} unlabelled target images: `{command}`. Views, rate and "
         f"layer decay, the same for all methods, are those of {len(DIGITS_GRID)} tried with DANN and seed {DIGITS_SEED} under which "
-        "predictions on unlabelled target images are surest one by one and most even over the classes."
+        "predictions on unlabelled target images are surest one by one and most even over the classes; source_only was not tuned by "
+        "itself. References with all images and epochs picked on target labels (Transfer-Learning-Library), MNIST to USPS / USPS to MNIST: "
+        "source only 82.1 / 74.6, DANN 91.7 / 95.2, CDAN 96.0 / 97.7."
     )
     return _shift(root, f"digits-{name}", f"New domain: {name}", what)
 
@@ -241,7 +244,8 @@ def _episodes(root: Path) -> str:
         "`sslt finetune +target=omniglot +episodes=METHOD from=scratch episodes.shot=K trainer.max_time=00:15:00` (MAML and FOMAML with "
         "`encoder=conv4_stride`), one seed; SimCLR learns without labels and then has nearest centroids: `sslt pretrain +task=simclr "
         "data=omniglot encoder=conv4 trainer.max_time=00:15:00`, `sslt evaluate from=RUN +episodes=centroid episodes.shot=K`. Mean ± 95 % "
-        "interval over 600 test episodes."
+        "interval over 600 test episodes. References with more time: ProtoNet 98.8 / 99.7, MAML 98.7 / 99.9. Why the learners with inner "
+        "loops gain nothing from more shots in these minutes was not looked into."
     )
     head = "| learner | 5-way 1-shot | 5-way 5-shot |\n|---|---|---|\n"
     less = [

@@ -1,7 +1,7 @@
 """The run folder: what one command leaves behind, written so that nothing in it is ever lost or executed.
 
 config.yaml      the resolved config            run.json      verb, status, parents, data fingerprint
-command.txt      what was typed, every time     versions.json python, packages, machine
+command.txt      the command, every time        versions.json python, packages, machine
 metrics.json     flat final numbers             metrics.csv   curves, one scalar a line
 logs/            text logs, one a rank          plots/        pictures
 checkpoints/     last.ckpt (resume=)            encoder/      the result (from=)

@@ -18,10 +18,14 @@ def state(run: Run) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_task_takes_steps_and_resumes(task, sslt, here):
+VARIANTS = [["rbm", "objective.persistent=true"], ["deepcluster_v2", "batch_size=600"]]  # chains; clusters found anew after two steps
+
+
+@pytest.mark.parametrize("case", [*([task] for task in TASKS), *VARIANTS], ids=" ".join)
+def test_task_takes_steps_and_resumes(case, sslt, here):
     """Three steps in one go, and stopped after the second, end with the same encoder and the same objective."""
-    args = ["pretrain", f"+task={task}", *tiny(task), "batch_size=32", "trainer.max_steps=3"]
+    task, *settings = case
+    args = ["pretrain", f"+task={task}", *tiny(task), "batch_size=32", "trainer.max_steps=3", *settings]
     args += ["online_probe.every_n_epochs=0", "checkpoint.every_minutes=100"]
     if task == "colorization":  # the one that the embedded images are too grey for
         np.savez(here / "colours.npz", x_train=np.random.default_rng(0).integers(0, 255, (96, 16, 16, 3), dtype=np.uint8))

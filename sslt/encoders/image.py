@@ -131,11 +131,14 @@ class ImageEncoder(PixelEncoder):
             (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
+_TORCHVISION = {"img_size": "image_size"}  # what timm's arguments are called there
+
+
 def _create(name: str, channels: int, args: dict[str, Any], pretrained: bool) -> Any:
     import timm
 
     if name.startswith("torchvision/"):
-        return _TorchvisionModel(name.partition("/")[2], channels, args, pretrained)
+        return _TorchvisionModel(name.partition("/")[2], channels, {_TORCHVISION.get(k, k): v for k, v in args.items()}, pretrained)
     name = name.removeprefix("timm/")
     if not name.startswith("local-dir:") and not timm.is_model(name):
         raise UserError(f"encoder '{name}' is no timm model{nearest(name, timm.list_models())}")
@@ -171,27 +174,43 @@ class _TorchvisionModel(nn.Module):
             raise UserError(f"encoder '{name}' is no torchvision model{nearest(name, torchvision.models.list_models())}") from e
         except Exception as e:
             raise UserError(_offline(name, e)) from e
-        if not isinstance(net, torchvision.models.ResNet):
-            raise UserError(f"torchvision/{name}: only its ResNets are read; timm has the same families: encoder.name={name}")
-        if channels != 3:
-            net.conv1 = _adapt_channels(net.conv1, channels)
-        self.num_features = net.fc.in_features
-        for child, module in net.named_children():
-            if child not in ("avgpool", "fc"):
-                setattr(self, child, module)
+        if isinstance(net, torchvision.models.VisionTransformer):
+            self._take_vit(net, channels)
+        elif isinstance(net, torchvision.models.ResNet):
+            if channels != 3:
+                net.conv1 = _adapt_channels(net.conv1, channels)
+            self.num_features, self.num_prefix_tokens = net.fc.in_features, 0
+            self.steps = [child for child, _ in net.named_children() if child not in ("avgpool", "fc")]
+            for child in self.steps:
+                setattr(self, child, net.get_submodule(child))
+        else:
+            raise UserError(f"torchvision/{name}: only its ResNets and ViTs are read; timm has the other families: encoder.name={name}")
+
+    def _take_vit(self, net: Any, channels: int) -> None:
+        self.num_features, self.num_prefix_tokens, self.steps = net.hidden_dim, 1, []
+        self.conv_proj = net.conv_proj if channels == 3 else _adapt_channels(net.conv_proj, channels)
+        self.class_token, self.pos_embedding = net.class_token, net.encoder.pos_embedding
+        self.dropout, self.blocks, self.ln = net.encoder.dropout, net.encoder.layers, net.encoder.ln
 
     def forward_features(self, x: Tensor) -> Tensor:
-        for part in self.children():
-            x = part(x)
-        return x
+        if not self.num_prefix_tokens:
+            for child in self.steps:
+                x = self.get_submodule(child)(x)
+            return x
+        patches = self.conv_proj(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1)
+        return self.ln(self.blocks(self.dropout(tokens + self.pos_embedding)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:
-        return x.mean((2, 3))
+        return x[:, 0] if self.num_prefix_tokens else x.mean((2, 3))
 
 
 def _adapt_channels(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
     """The same convolution for another number of input channels; weights are averaged over the old ones."""
-    new = nn.Conv2d(channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)  # type: ignore[arg-type]
+    bias = conv.bias is not None
+    new = nn.Conv2d(channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=bias)  # type: ignore[arg-type]
+    if conv.bias is not None:
+        new.bias = conv.bias
     new.weight.data = conv.weight.data.mean(1, keepdim=True).repeat(1, channels, 1, 1) * (conv.in_channels / channels)
     return new
 

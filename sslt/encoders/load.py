@@ -145,7 +145,7 @@ def _published_image(name: str) -> Encoder:
     import timm
 
     if name.startswith("torchvision/"):
-        return _image()(_processor(224, 3, {}), name, {}, "standard", False, pretrained=True)
+        return _image()(_processor(224, 3, {}), name, {}, "standard", name.startswith("torchvision/vit_"), pretrained=True)
     bare = name.removeprefix("timm/")
     from sslt.errors import nearest
 

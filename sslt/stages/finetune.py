@@ -10,19 +10,20 @@ from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples
 from sslt.data.features import FeatureSamples
-from sslt.data.subsets import label_subset
+from sslt.data.subsets import label_subset, some
 from sslt.data.views import Plain
 from sslt.encoders.base import Encoder, fingerprint
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
-from sslt.evaluation.features import MEASURED, cached_features
+from sslt.evaluation.features import MEASURED, cached_features, encode
 from sslt.learner import Term
-from sslt.report.end import say_next, write_plots
+from sslt.report.end import say_next, write_map, write_plots
 from sslt.runs import Run
 from sslt.stages import common, episodes, fitting, joint, measure, shift
 from sslt.stages.common import Supervised
 
 log = logging.getLogger("sslt")
+MAPPED = 600  # test samples on the map of features
 
 
 def main(cfg: Any, run: Run) -> dict[str, Any]:
@@ -104,6 +105,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     run.add_metrics(metrics)
     common.log_final(learner, metrics)
     write_plots(run, learner)
+    shown = some(parts.test, MAPPED, int(cfg.seed))
+    write_map(run, encode(trained, shown, device, batch), shown)
     if cfg.compare is None:
         say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"])
     return metrics

@@ -109,3 +109,18 @@ def test_features_have_tokens_and_pooled(name):
 def test_a_wrong_name_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
         image_encoder(name="resnett18")
+
+
+def test_torchvisions_vits_give_their_own_features(tmp_path):
+    """The class token's, as torchvision's model has it before its head; saved and read back."""
+    import torchvision
+
+    torch.manual_seed(0)
+    ours = image_encoder(name="torchvision/vit_b_32", args={}, fixed=True)
+    torch.manual_seed(0)
+    theirs = torchvision.models.vit_b_32(image_size=32).eval()
+    theirs.heads = torch.nn.Identity()
+    assert torch.allclose(ours(images()).pooled, theirs(images()["image"]), atol=1e-5)
+    assert ours(images()).tokens.shape[1:] == (1, 768) and len(ours.block_names()) == 12
+    ours.save(tmp_path)
+    assert torch.equal(load_encoder(str(tmp_path)).eval()(images()).pooled, ours(images()).pooled)

@@ -1,0 +1,33 @@
+"""Protects whoever pretrains from features that say nothing: collapse is told in words while the run goes on."""
+
+from __future__ import annotations
+
+from conftest import TINY_IMAGES
+
+MODULE = """
+from sslt.objectives.base import Loss, Objective, encode_views
+
+
+class Nothing(Objective):
+    def __init__(self, encoder):
+        super().__init__()
+
+    def forward(self, encoder, batch):
+        pooled = encode_views(encoder, batch).pooled
+        return Loss((pooled - pooled.mean(0)).square().mean(), {})
+"""
+
+
+def test_a_collapse_is_told_while_training(sslt, here, monkeypatch, capsys):
+    """An objective that is met by one point for all samples: a warning names the step, once; SimCLR in its place gives none."""
+    (here / "mylab.py").write_text(MODULE)
+    (here / "mine" / "objective").mkdir(parents=True)
+    (here / "mine" / "objective" / "nothing.yaml").write_text("_target_: mylab.Nothing\n")
+    monkeypatch.syspath_prepend(str(here))
+    common = [*TINY_IMAGES, "batch_size=64", "trainer.max_epochs=3", "optimizer.lr=0.02", "schedule.warmup=0"]
+    sslt("pretrain", "+task=simclr", *common, "hydra.run.dir=good")
+    assert "collaps" not in capsys.readouterr().err
+    sslt("pretrain", "+task=simclr", "objective=nothing", "--config-dir", "mine", *common, "hydra.run.dir=bad")
+    said = [line for line in capsys.readouterr().err.splitlines() if "collaps" in line]
+    assert len(said) == 1 and said[0].startswith("warning: step ")
+    assert "collaps" in (here / "bad" / "logs" / "sslt.log").read_text()
