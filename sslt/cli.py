@@ -77,8 +77,8 @@ def _hydra(verb: str, args: list[str]) -> int:
         from sslt.chain import rewrite
 
         overrides = rewrite(overrides, config_dir, sweep)
-    overrides, resuming = _resume(verb, overrides, sweep, config_dir)
     overrides = [*groups.fit_recipe(verb, overrides, config_dir), *overrides]
+    overrides, resuming = _resume(verb, overrides, sweep, config_dir)
 
     import hydra
     from omegaconf import DictConfig

@@ -14,14 +14,17 @@ import torch
 from conftest import TINY_IMAGES, TINY_TEXT
 from safetensors.torch import load_file
 
+from sslt.encoders.image import ImageEncoder
 from sslt.runs import Run
 
 SSLT = str(Path(sys.executable).parent / "sslt")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    (file,) = (folder / "encoder").glob("*.safetensors")
-    return load_file(file)
+    """Of the encoder and of what stands on it."""
+    files = [file for part in ("encoder", "head", "episodes") for file in (folder / part).glob("*.safetensors")]
+    assert files
+    return {f"{file.parent.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def same(a: Path, b: Path) -> bool:
@@ -68,6 +71,7 @@ MAML = [
         ([*IMAGES, "trainer.accumulate_grad_batches=2"], (2, 6)),
         (TEXT, (5,)),
         ([*TUNE, "adaptation=partial", "adaptation.blocks=2"], (4, 7)),
+        ([*TUNE, "adaptation=probe"], (4,)),
         ([*TUNE, "adaptation=gradual", "adaptation.over=0.9"], (4, 7)),  # some blocks free, others not yet
         ([*TUNE, "adaptation=l2sp"], (4,)),
         ([*TUNE, "+joint=simclr", "joint.batch_size=100"], (4, 8)),  # one stream in its second round, the other in its first
@@ -81,6 +85,7 @@ MAML = [
         "simclr-accumulated",
         "mlm",
         "finetune-partial",
+        "probe",
         "gradual",
         "l2sp",
         "joint",
@@ -164,3 +169,35 @@ def test_time_budget_ends_annealed(sslt, here):
     steps, rates = MetricsCSV.read(here / "timed" / "metrics.csv")["lr"]
     assert rates[-1] < 0.02 * max(rates) and len(steps) > 5
     assert Run(here / "timed").metrics["train/seconds"] < 20
+
+
+def test_the_same_command_goes_on_whatever_its_parts(sslt, here):
+    """resume=auto finds the run of a command that chooses another optimizer and views than its recipe."""
+    args = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "optimizer=sgd", "views=plain", "trainer.max_steps=1"]
+    sslt(*args)
+    (run,) = (Run(p.parent) for p in here.glob("runs/**/run.json"))
+    run.update(status="interrupted")
+    sslt(*args, "resume=auto")
+    assert run.finished and len(list(here.glob("runs/**/run.json"))) == 1
+
+
+def test_a_frozen_encoder_is_run_once(sslt, here, monkeypatch):
+    """adaptation=probe computes features before training: three epochs ask the encoder no more often than one does."""
+    calls = []
+    before = ImageEncoder.forward
+    monkeypatch.setattr(ImageEncoder, "forward", lambda self, inputs: calls.append(1) or before(self, inputs))
+    counts = []
+    for epochs in (1, 3):
+        calls.clear()
+        sslt(
+            *TUNE,
+            "adaptation=probe",
+            f"trainer.max_epochs={epochs}",
+            f"seed={epochs}",
+            f"hydra.run.dir=run{epochs}",
+            f"cache_dir=c{epochs}",
+        )
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
+    found = Run(here / "run3").metrics
+    assert found["model/parameters"] > found["model/moving_parameters"] > 0

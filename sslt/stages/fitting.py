@@ -172,6 +172,8 @@ def check(cfg: Any, encoder: Encoder, adaptation: Adaptation, objective: Objecti
                 f"{cfg.get('name') or 'this objective'} compares {objective.least_views} views of a sample, and views= makes "
                 f"{views.n}: set views.n=2, or choose views=simclr (images)"
             )
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: give at least 1")
     together = distributed.world_size() if cfg.trainer.sync_batchnorm else 1
     if batch_size * together < 2 and any(_has_batch_norm(m) for m in (encoder, objective)):
         raise UserError("batch_size=1: BatchNorm has nothing to compare a single sample with, so give at least 2")
