@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import logging
 import sys
@@ -61,6 +62,12 @@ class ImageProcessor:
         fitted = cls(size, channels, [0.0] * channels, [1.0] * channels)
         fitted._unmeasured = source
         return fitted
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ImageProcessor:
+        """With the same source, whose open files cannot be copied."""
+        twin = copy.copy(self)
+        twin._moments, twin._told = {}, set(self._told)
+        return twin
 
     @property
     def mean(self) -> list[float]:

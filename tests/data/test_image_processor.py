@@ -210,3 +210,15 @@ def test_missing_split() -> None:
     """A split that does not exist is refused with those that do."""
     with pytest.raises(UserError, match="no 'valid' split"):
         ImageProcessor(8, 1, **PLAIN).prepare(Digits(), "valid")
+
+
+def test_a_copy_measures_for_itself(here):
+    """A teacher copies its encoder before anything is measured, whatever files the source holds open."""
+    import copy
+    import threading
+
+    source = Digits()
+    source.held = threading.Lock()  # cannot be copied, as a handle of a file cannot
+    fitted = ImageProcessor.fit(source)
+    twin = copy.deepcopy(fitted)
+    assert twin.mean == fitted.mean != [0.0] and twin is not fitted

@@ -1,4 +1,4 @@
-"""trainer.devices=2 through the real console script: every verb, sweeps too, with real processes."""
+"""trainer.devices=2 through the real console script: the verbs, sweeps too, with real processes."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ def test_two_ranks_pretrain_finetune_and_evaluate(here):
     tune = ["finetune", "+target=digits", "from=pre", *two, "trainer.max_steps=3", "trainer.accelerator=cpu", "labels_per_class=5"]
     sslt(*tune, "-m", "seed=0,1", "hydra.sweep.dir=fine")
     assert all(Run(here / "fine" / str(i)).finished for i in (0, 1))
+    sslt("predict", "from=fine/0", "data=digits", *two, "trainer.accelerator=cpu", "hydra.run.dir=said")
+    lines = (here / "said" / "predictions.csv").read_text().splitlines()
+    assert len(lines) == 1 + 359 and [int(line.split(",")[0]) for line in lines[1:]] == list(range(359))  # every row once, in order
     shots = ["shots=[1]", "draws=2"]
     sslt("evaluate", "from=pre", *two, "trainer.accelerator=cpu", *shots, "hydra.run.dir=two")
     sslt("evaluate", "from=pre", "trainer.accelerator=cpu", *shots, "hydra.run.dir=one", "cache_dir=other")
