@@ -5,11 +5,17 @@ from __future__ import annotations
 import abc
 import math
 
+from sslt.errors import UserError
+
 
 class Schedule(abc.ABC):
     """progress in [0, 1] → factor of the base learning rate. warmup: the share of the run that rises linearly from 0."""
 
     def __init__(self, warmup: float):
+        if not 0 <= warmup <= 1:
+            raise UserError(
+                f"schedule.warmup={warmup}: it is a share of the run, 0 to 1 (0.05: the first twentieth), not a number of steps"
+            )
         self.warmup = warmup
 
     def __call__(self, progress: float) -> float:
