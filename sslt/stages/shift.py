@@ -37,7 +37,7 @@ def read(cfg: Any, source: Source) -> Domains:
         if not isinstance(o[key], (int, float)) or o[key] <= 0:
             raise UserError(f"shift.{key}={o[key]}: give a number above 0")
     for key in ("samples", "target_samples"):
-        if o[key] is not None and (not isinstance(o[key], int) or o[key] < 10):
+        if (o[key] is not None or key == "samples") and (not isinstance(o[key], int) or o[key] < 10):
             raise UserError(f"shift.{key}={o[key]}: give a whole number, 10 or more")
     if cfg.report != "last":
         raise UserError(
