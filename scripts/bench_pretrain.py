@@ -10,6 +10,7 @@ The peers are an extra: pip install -e '.[peers]'.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import platform
@@ -194,9 +195,12 @@ def augment(size_in: int, size: int, batch: int, steps: int, target: float) -> C
 # ---------------------------------------------------------------- what is printed
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    about = {name: version(name) for name in ("torch", "pytorch-lightning", "lightly", "transformers", "timm")}
+    about = {}
+    for name in ("torch", "pytorch-lightning", "lightly", "transformers", "timm"):
+        with contextlib.suppress(PackageNotFoundError):  # of the peers, which `--only start` does without
+            about[name] = version(name)
     gpu = torch.cuda.get_device_name(0) if GPU else "none"
     return {"cpu": cpu_name(), "threads": torch.get_num_threads(), "gpu": gpu, "python": platform.python_version(), **about}
 
@@ -246,4 +250,9 @@ def _table(title: str, head: list[str], rows: list[list[str]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ModuleNotFoundError as e:
+        if e.name not in ("lightly", "accelerate"):
+            raise
+        sys.exit(f"this comparison needs {e.name}: pip install -e '.[peers]'")
