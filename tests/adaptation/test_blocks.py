@@ -9,9 +9,12 @@ import torch
 from test_adaptation import BLOCKS, changed, encoder_of, inputs_for, steps, train_mode
 from torch import nn
 
+from sslt.adaptation.adapters import IA3
 from sslt.adaptation.base import Adaptation, Full
 from sslt.adaptation.blocks import Bias, Gradual, Partial, ProbeThenFull
 from sslt.adaptation.regularised import L2SP
+from sslt.data.image_processor import ImageProcessor
+from sslt.encoders.image import ImageEncoder
 from sslt.errors import UserError
 
 
@@ -156,3 +159,32 @@ def test_the_interface_is_what_users_extend():
 
     encoder = encoder_of("vit")
     assert all("norm" in n for n in changed(encoder, steps(encoder, Norms(1.0))))
+
+
+def test_what_stands_between_blocks_moves_with_the_second():
+    """A ConvNeXt's downsampling belongs to the stage it leads to, not to the last block."""
+    encoder = ImageEncoder(
+        ImageProcessor(32, 3, [0.5] * 3, [0.5] * 3), "convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}, "standard", False
+    )
+    groups = encoder.group_of()
+    assert encoder.depth == 4
+    assert [groups[f"model.stages.{i}.downsample.0.weight"] for i in (1, 2, 3)] == [2, 3, 4]
+    assert groups["model.stem.0.weight"] == 0 and groups["model.stages.3.blocks.0.conv_dw.weight"] == 4
+
+
+def test_a_module_that_was_put_in_anothers_place_is_frozen_too():
+    """Lightning swaps every BatchNorm for one over all GPUs when it takes the model: its statistics stand still as the old one's did."""
+    encoder, adaptation = encoder_of("resnet"), Partial(1, [], 1.0)
+    adaptation.prepare(encoder)
+    first = encoder.model.bn1
+    encoder.model.bn1 = nn.SyncBatchNorm(first.num_features)
+    train_mode(encoder, adaptation)
+    assert encoder.training and not encoder.model.bn1.training and encoder.model.layer4[0].bn1.training
+
+
+def test_ia3s_factors_are_not_drawn_to_zero():
+    """They start at 1, so decay would scale what they multiply away."""
+    encoder, adaptation = encoder_of("bert"), IA3(None)
+    adaptation.prepare(encoder)
+    (factors, head) = adaptation.parameter_groups(encoder, nn.Linear(encoder.dim, 3), 0.1)[:2]
+    assert factors["weight_decay"] == 0.0 and head["weight_decay"] == 0.1

@@ -104,3 +104,22 @@ def test_an_encoder_without_norms_is_one_line():
         started(Tent(0.1, 1, True), nn.Linear(2, 2))
     with pytest.raises(UserError, match=r"test_time\.lr"):
         Tent(0.0, 1, True)
+
+
+def test_timms_norm_keeps_its_activation():
+    """BatchNorm and activation in one layer: the batch's statistics, then what follows them."""
+    from timm.layers import BatchNormAct2d
+
+    torch.manual_seed(0)
+    layer = BatchNormAct2d(4).eval()
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), layer, nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
+    x = batch(0)
+    y = net[0](x).detach()
+    mean, var = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), correction=0, keepdim=True)
+    expected = net[3](((y - mean) / (var + layer.eps).sqrt()).relu().flatten(1))
+    assert torch.allclose(started(BatchNormStatistics(0.0, reset=True), net).predict(x), expected, atol=1e-5)
+
+
+def test_a_stream_that_is_forgotten_at_once_is_refused():
+    with pytest.raises(UserError, match="prior"):
+        BatchNormStatistics(0.0, reset=False)

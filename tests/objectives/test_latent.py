@@ -104,3 +104,14 @@ def test_predictions_are_one_blocks_own():
     known = encoder({"image": images()["views"]["image"][0], "visible": context}).tokens
     alone = objective.predicted(known, context, blocks[2:3])[0]
     assert torch.allclose(alone, objective.predicted(known, context, blocks)[2], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [20, 24, 32])
+def test_no_target_is_shown(size):
+    """Contexts hold no patch of the image's targets, even where targets cover the whole context block of some image."""
+    objective = IJEPA(small_vit(size=size), **IJEPA_ARGS, momentum=0.9)
+    torch.manual_seed(0)
+    for _ in range(20):
+        context, blocks = objective.draw_blocks(64)
+        for seen, hidden in zip(context, blocks.transpose(0, 1), strict=True):
+            assert not set(seen.tolist()) & set(hidden.flatten().tolist())

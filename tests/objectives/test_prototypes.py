@@ -14,6 +14,7 @@ from sslt.errors import UserError
 from sslt.objectives import dino
 from sslt.objectives.clustering import DeepClusterV2, SwAV, sinkhorn
 from sslt.objectives.dino import DINO, IBOT
+from sslt.objectives.kmeans import kmeans, nearest_centroid
 from sslt.objectives.msn import MSN
 from sslt.objectives.prototypes import Centre, Prototypes, cross_entropy_of_views, ramp
 
@@ -275,3 +276,14 @@ def test_too_few_samples_are_refused():
         SwAV(encoder, 8, 6, K, 0.1, 0.05, 3, 50, 0.0).prepare(encoder, Numbered(12), 4)
     with pytest.raises(UserError, match="at least 2"):
         SwAV(encoder, 8, 6, K, 0.1, 0.05, 3, 0, 0.0).prepare(encoder, Numbered(12), 1)
+
+
+def test_under_bfloat16_losses_and_clusters_are_float32s():
+    """Autocast would round scores of a loss near 7 to steps of 0.03, and send near rows to one centre."""
+    torch.manual_seed(0)
+    targets, guesses = torch.randn(2, 5, 64).softmax(-1), torch.randn(4, 5, 64).log_softmax(-1)
+    x = F.normalize(torch.randn(200, 16), dim=1)
+    plain = cross_entropy_of_views(targets, guesses), kmeans(x, 12, steps=3, seed=0), nearest_centroid(x, x[:50])
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = cross_entropy_of_views(targets, guesses), kmeans(x, 12, steps=3, seed=0), nearest_centroid(x, x[:50])
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(plain, cast, strict=True))

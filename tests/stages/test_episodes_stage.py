@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_TEXT
 from safetensors.torch import load_file
 
+from sslt.errors import UserError
 from sslt.report.curves import MetricsCSV
 from sslt.runs import Run
+from sslt.stages import fitting
 
 CPU = "trainer.accelerator=cpu"
 TINY = ["encoder=conv4", "encoder.width=8", "trainer.precision=32", CPU]
@@ -140,3 +143,26 @@ def test_classes_that_are_new_need_episodes(sslt, here, capsys):
         Image.new("L", (105, 105)).save(here / "omniglot" / place / "x.png")
     sslt("finetune", "+target=omniglot", "from=scratch", "data.root=.", CPU, code=2)
     assert "+episodes=" in capsys.readouterr().err
+
+
+def test_what_was_frozen_is_frozen_when_it_is_measured_again(sslt, here):
+    """MAML of the last block is measured by MAML of the last block."""
+    sslt("finetune", *DIGITS, "+episodes=protonet", "trainer.max_steps=2", "hydra.run.dir=p")
+    args = ["from=p", "adaptation=partial", "adaptation.blocks=1", "trainer.max_steps=3", "episodes.training.per_step=2"]
+    sslt("finetune", *DIGITS, "+episodes=maml", *args, "hydra.run.dir=m")
+    again = ["evaluate", "from=m", "+episodes=maml", "episodes.way=3", "episodes.query=5", "episodes.test_episodes=20", CPU]
+    sslt(*again, "hydra.run.dir=again")
+    assert Run(here / "again").metrics["episodes/accuracy"] == pytest.approx(Run(here / "m").metrics["episodes/accuracy"], abs=1e-6)
+
+
+def test_a_joint_objective_sees_no_class_that_is_tested_on(sslt, here, monkeypatch):
+    """Its samples are those of the classes that are learned from."""
+    seen = {}
+
+    def fit(cfg, run, encoder, terms, streams, *rest):
+        seen.update({name: set(np.unique(stream.samples.labels)) for name, stream in streams.items() if name == "joint"})
+        raise UserError("enough")
+
+    monkeypatch.setattr(fitting, "fit", fit)
+    sslt("finetune", *DIGITS, "+episodes=protonet", "+joint=simclr", "trainer.max_steps=1", code=2)
+    assert seen["joint"] and len(seen["joint"]) < 10
