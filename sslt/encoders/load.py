@@ -132,11 +132,7 @@ def _foreign(path: Path, max_length: int | None) -> Encoder:
         channels, size, _ = p.get("input_size", [3, 224, 224])
         encoder = _image()(_processor(size, channels, p), f"local-dir:{path}", {}, "standard", False, pretrained=True)
         own = {k: v for k, v in config.get("model_args", {}).items() if k not in ("in_chans", "num_classes")}
-        encoder.args |= {
-            "name": config["architecture"],
-            "args": own,
-            "pretrained": False,
-        }  # with its weights, the folder is not needed again
+        encoder.args |= {"name": config["architecture"], "args": own}  # saved with its weights, it needs the folder no more
         return encoder
     raise UserError(f"from={path} is no run, no encoder and no Hugging Face or timm folder (no {RUN_FILE}, {FILE} or config.json in it)")
 
