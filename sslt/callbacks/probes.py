@@ -59,7 +59,8 @@ class OnlineProbe(pl.Callback):
         self.last = values
         self.curves.record(trainer, pl_module, values)
         self.start = self.start or {k: float(v) for k, v in now.items()}
-        if warning := collapse_warning(self.start, now, min(x.shape[1], len(x) - 1)):
+        troubles = (objective.trouble() for objective in pl_module.objectives.values())
+        if warning := collapse_warning(self.start, now, min(x.shape[1], len(x) - 1)) or next(filter(None, troubles), None):
             if not self.warned:
                 log.warning("step %d: %s", pl_module.batches_seen, warning)
             self.warned = True

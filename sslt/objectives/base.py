@@ -68,6 +68,10 @@ class Objective(nn.Module, abc.ABC):
         """Pictures of what was learned, by name, from a small batch; called in eval mode without gradients at the end of a run."""
         return {}
 
+    def trouble(self) -> str | None:
+        """What to tell the user of a collapse that features do not show, or None; asked whenever the features are probed."""
+        return None
+
     def after_step(self, encoder: Encoder) -> None:
         """Called after every optimizer step: what moves without a gradient (a momentum teacher) moves now."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from sslt.objectives.momentum import Teacher
 from sslt.objectives.prototypes import Centre, Prototypes, cross_entropy_of_views, head, ramp
 from sslt.objectives.transformer import mask_token
 
+UNDECIDED = 0.99  # share of the largest entropy from which on targets say next to nothing
+
 
 class DINO(Objective):
     """Self-distillation with no labels (Caron et al., 2021, algorithm 1).
@@ -24,6 +27,9 @@ class DINO(Objective):
     running mean of all ranks (centre_momentum) and sharpened: its temperature rises from teacher_temperature_start to
     teacher_temperature over the first `warmup` share of the run. The prototypes stay still for the first share `freeze` of it.
     hidden, bottleneck: of the projector; out: prototypes. momentum: the teacher's, at the start.
+
+    Logs the entropy of the batch's mean target (`prototype_entropy`: 0 if one prototype takes all) and the mean entropy of the targets
+    (`target_entropy`: log K if the teacher prefers nothing, so that there is nothing to learn).
     """
 
     needs_full_batches = True
@@ -48,6 +54,7 @@ class DINO(Objective):
         self.teacher_temperatures = (teacher_temperature_start, teacher_temperature)
         self.projector, self.prototypes = head(encoder.dim, hidden, bottleneck), Prototypes(bottleneck, out)
         self.centre = Centre(out, centre_momentum)
+        self.undecided: Tensor | None = None  # the targets' entropy as last logged, as a share of the largest possible
         self.teacher = Teacher(momentum, encoder=encoder, projector=self.projector, prototypes=self.prototypes)
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
@@ -67,9 +74,10 @@ class DINO(Objective):
         if self.training:
             self.centre.update(teacher)
         logs = {}
-        if self.logs_now:  # 0: one prototype takes all; log K: all are equally likely
-            mean = targets.flatten(0, 1).mean(0)
-            logs["prototype_entropy"] = -(mean * mean.clamp(min=1e-12).log()).sum()
+        if self.logs_now:
+            logs["prototype_entropy"] = torch.special.entr(targets.flatten(0, 1).mean(0)).sum()
+            logs["target_entropy"] = torch.special.entr(targets).sum(-1).mean()
+            self.undecided = logs["target_entropy"] / math.log(targets.shape[-1])
         return Loss(loss, logs)
 
     def student_scores(self, features: Tensor) -> Tensor:
@@ -88,6 +96,15 @@ class DINO(Objective):
     def sharpened(self, scores: Tensor) -> Tensor:
         with full_precision():
             return F.softmax(scores / ramp(*self.teacher_temperatures, self.warmup, self.progress), -1)
+
+    def trouble(self) -> str | None:
+        if self.undecided is None or self.undecided < UNDECIDED:
+            return None
+        return (
+            f"the teacher prefers no prototype to another (the entropy of its targets is {100 * float(self.undecided):.1f} % of the "
+            "largest), so there is little to learn from it; if that lasts, try a lower objective.teacher_temperature and "
+            "teacher_temperature_start, fewer prototypes (objective.out) or a larger batch"
+        )
 
     def after_step(self, encoder: Encoder) -> None:
         self.teacher.follow(self.progress, encoder=encoder, projector=self.projector, prototypes=self.prototypes)

@@ -99,6 +99,20 @@ def test_dino_loss_and_schedules():
     assert np.allclose(objective.centre.mean.double().numpy(), 0.8 * centre + 0.2 * t.mean((0, 1)), atol=1e-6)
 
 
+def test_dino_says_when_its_teacher_prefers_nothing():
+    """Flat targets have the largest entropy and are named as trouble, sharp ones are not, and nothing is before the first step."""
+    objective = DINO(small_vit("token"), **DINO_ARGS)
+    assert objective.trouble() is None
+    flat, sharp = torch.zeros(2, B, K), 5 * F.one_hot(torch.arange(B) % K, K).float().expand(2, B, K)
+    found = objective.eval().compare(flat, flat)
+    assert float(found.logs["target_entropy"]) == pytest.approx(math.log(K), rel=1e-5)
+    assert "objective.teacher_temperature" in objective.trouble()
+    found = objective.compare(flat, sharp)
+    assert float(found.logs["target_entropy"]) == pytest.approx(0, abs=1e-4) and objective.trouble() is None
+    # five samples of one prototype each: as a batch they use five of the seven
+    assert float(found.logs["prototype_entropy"]) == pytest.approx(math.log(B), rel=1e-4)
+
+
 def test_dino_freezes_its_prototypes_at_first_and_its_teacher_always():
     """In the first share of the run the last layer gets a gradient of zero; the teacher never gets one, and follows."""
     encoder, batch = small_vit("token"), images(4, 2)

@@ -31,3 +31,11 @@ def test_a_collapse_is_told_while_training(sslt, here, monkeypatch, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "collaps" in line]
     assert len(said) == 1 and said[0].startswith("warning: step ")
     assert "collaps" in (here / "bad" / "logs" / "sslt.log").read_text()
+
+
+def test_a_teacher_that_prefers_nothing_is_told(sslt, here, capsys):
+    """DINO's targets at a temperature that makes them flat: features keep their spread, so that only the objective can say it."""
+    flat = ["objective.teacher_temperature=9", "objective.teacher_temperature_start=9"]
+    sslt("pretrain", "+task=dino", *TINY_IMAGES, *flat, "batch_size=64", "trainer.max_epochs=2", "hydra.run.dir=flat")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(said) == 1 and "prefers no prototype" in said[0] and "objective.teacher_temperature" in said[0]
