@@ -92,6 +92,7 @@ def picture(found: Mapping[str, Sequence[Seed]], path: Path, title: str) -> None
         axes.barh(y, 100 * mean, color="#bbbbbb" if problems(found[task]) else COLOURS[0], xerr=100 * half or None, ecolor=GREY, capsize=2)
         axes.plot([before, before], [y - 0.4, y + 0.4], color=COLOURS[1], linewidth=1.5, label="untrained" if y == 0 else None)
     axes.set_yticks(range(len(order)), order, fontsize=8)
+    axes.set_ylim(-0.8, len(order) - 0.2)
     axes.set_xlabel("linear probe, test accuracy, %")
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
