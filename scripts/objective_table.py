@@ -12,6 +12,8 @@ from cells import percent
 from sslt.evaluation.few_shot import mean_interval
 from sslt.evaluation.spectrum import collapse_warning
 
+FALL = 0.01  # share of its first value by which a loss must fall: less is no more than its noise
+
 
 @dataclasses.dataclass
 class Seed:
@@ -39,7 +41,7 @@ def problems(seeds: Sequence[Seed]) -> list[str]:
     """Why an objective does not count as learning; [] if it does. Losses and accuracies are means over seeds; no seed may collapse."""
     found = []
     first, last = (statistics.fmean(s.loss[i] for s in seeds) for i in (0, 1))
-    if not last < first:
+    if not first - last >= FALL * abs(first):
         found.append("the loss does not fall")
     if any(collapse_warning(*(_spectrum(m) for m in (s.before, s.after)), s.dim) for s in seeds):
         found.append("the features collapse")

@@ -64,6 +64,15 @@ def test_ends_of_a_curve():
     assert ends([4.0, 2.0, *[5.0] * 36, 1.0, 2.0]) == (3.0, 1.5)
 
 
+def test_a_loss_that_stands_still_has_not_fallen():
+    """A fall that is less than the noise of a loss does not count; a negative loss may fall too."""
+    from objective_table import problems
+
+    falls = {(6.91, 6.90): False, (6.9, 6.7): True, (-0.6, -3.0): True, (1.0, 1.2): False}
+    for loss, good in falls.items():
+        assert (problems([dataclasses.replace(seed(), loss=loss)]) == []) == good
+
+
 def test_table_and_picture(tmp_path):
     """What learns stands first; one seed has no interval, three have; the picture is a file."""
     from objective_table import picture, table
