@@ -214,8 +214,8 @@ class Comparison:
             f"`{shlex.join(settings)}`. One seed, unless there is an interval "
             f"(95 %, Student's t): the best {BEST} by the linear probe on the validation split have {len(SEEDS)}.",
             f"An objective learns if its loss falls by {100 * objective_table.FALL:g} % or more ({other}; {settled}, as "
-            "its queue or centre holds no data at first), its features do not collapse (RankMe and spread against the untrained encoder's, as "
-            "`sslt pretrain` watches them) and a linear probe on them beats the untrained encoder's.",
+            "its queue or centre holds no data at first), its features do not collapse (RankMe and spread against the untrained "
+            "encoder's, as `sslt pretrain` watches them) and a linear probe on them beats the untrained encoder's.",
             f"![linear probe]({out.with_suffix('.png').name})\n\nThe line on a bar is the untrained encoder's; grey bars do not count as "
             "learning.",
             objective_table.table(found, encoders, few, REASONS),
