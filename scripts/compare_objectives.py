@@ -51,8 +51,8 @@ REASONS: dict[str, str] = {
     "against 33.8 on the validation split, in fewer steps",
     "moco_v2": "while the teacher moves fast, its older keys in the queue are told from new ones without looking at the images (75 % after "
     "20 steps with a momentum of 0.9, whose probe is worse), and this help goes as it slows down; among 256 images the trained encoder "
-    "finds the other view's key in 16 %, the untrained one in 7 %; with a queue of 1,024 the loss falls, without a better probe: 36.6 against "
-    "38.4 on the validation split, in fewer steps",
+    "finds the other view's key in 16 %, the untrained one in 7 %; with a queue of 1,024 the loss falls, without a better probe: 36.6 "
+    "against 38.4 on the validation split, in fewer steps",
 }
 # the number whose fall is progress, where it is not the loss
 CURVES = {"rbm": "reconstruction", "bigan": "reconstruction"}
