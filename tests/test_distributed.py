@@ -14,10 +14,11 @@ import pytest
 import torch
 import two_processes
 from torch import nn
+from vector_encoder import VectorEncoder
 
 from sslt import distributed
 from sslt.data.base import Samples
-from sslt.encoders.base import Encoder, Features
+from sslt.encoders.base import Features
 from sslt.errors import UserError
 from sslt.objectives.adversarial import CDAN, DANN
 from sslt.objectives.alignment import CORAL, MMD
@@ -369,29 +370,16 @@ def test_domains_are_compared_as_one_batch(ranks, kind):
 
 
 # -------------------------------------------------------------------- the learner's weighing of unequal batches
-class Line(Encoder):
+class Line(VectorEncoder):
     """One linear map of vectors: all that a gradient needs."""
 
-    modality = "image"
-    Processor = None
-    dim = 4
-
     def __init__(self) -> None:
-        super().__init__(None)
         torch.manual_seed(0)
-        self.layer = nn.Linear(4, 4)
+        super().__init__(nn.Linear(4, 4), 4)
 
     def forward(self, inputs):
         tokens = self.layer(inputs["x"])
         return Features(tokens.mean(1), tokens)
-
-    def inputs(self, batch):
-        return batch
-
-    def block_names(self):
-        return ["layer"]
-
-    save_weights = load_weights = processor_config = load_processor = None  # type: ignore[assignment]
 
 
 class Units(Objective):

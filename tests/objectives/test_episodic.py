@@ -9,36 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vector_encoder import VectorEncoder
 
 from sslt.data.image_processor import ImageProcessor
-from sslt.encoders.base import Encoder, Features
+from sslt.encoders.base import Encoder
 from sslt.encoders.conv4 import Conv4
 from sslt.errors import UserError
 from sslt.objectives.episodic import ANIL, MAML, Prototypes
 
 
-class Tiny(Encoder):
+class Tiny(VectorEncoder):
     """x [B, 3] → tanh(A x) [B, 4], in float64."""
 
-    modality = "image"
-    Processor = None
-
     def __init__(self) -> None:
-        super().__init__(None)
-        self.dim = 4
-        self.body = nn.Linear(3, 4)
-
-    def forward(self, inputs):
-        pooled = torch.tanh(self.body(inputs["x"]))
-        return Features(pooled, pooled.unsqueeze(1))
-
-    def inputs(self, batch):
-        return {"x": batch["x"]}
-
-    def block_names(self):
-        return ["body"]
-
-    save_weights = load_weights = processor_config = load_processor = None  # type: ignore[assignment]
+        super().__init__(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), 4)
 
 
 def tiny(seed: int = 0) -> Tiny:
@@ -176,7 +160,7 @@ def test_what_is_frozen_stands_still_inside():
     objective = maml(encoder, inner_steps=2)
     loss = objective(encoder, batch).value
     loss.backward()
-    assert loss.item() == pytest.approx(expected, rel=1e-12) and encoder.body.weight.grad is None
+    assert loss.item() == pytest.approx(expected, rel=1e-12) and encoder.layer[0].weight.grad is None
 
 
 def test_solving_an_episode():

@@ -8,41 +8,28 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from joint_objectives import OBJECTIVES, bare
 from torch import nn
+from vector_encoder import VectorEncoder
 
-from sslt.encoders.base import Encoder, Features
+from sslt.encoders.base import Encoder
 from sslt.errors import UserError
-from sslt.objectives.byol import BYOL, SimSiam, cosine_to_others
+from sslt.objectives.byol import SimSiam, cosine_to_others
 from sslt.objectives.decorrelation import WMSE, BarlowTwins, VICReg
 from sslt.objectives.lejepa import LeJEPA, epps_pulley
 from sslt.objectives.moco import NNCLR, MoCoV2, MoCoV3, info_nce
 from sslt.objectives.momentum import Queue, Teacher
-from sslt.objectives.supervised_contrast import DCL, SupCon, decoupled, supervised
+from sslt.objectives.supervised_contrast import decoupled, supervised
 
 V, B, D = 2, 6, 4
 
 
-class Line(Encoder):
+class Line(VectorEncoder):
     """Features are a linear map of the inputs."""
 
-    modality, Processor, dim = "image", None, D
-
     def __init__(self) -> None:
-        super().__init__(None)
         torch.manual_seed(0)
-        self.layer = nn.Linear(5, D)
-
-    def forward(self, inputs):
-        pooled = self.layer(inputs["x"])
-        return Features(pooled, pooled.unsqueeze(1))
-
-    def inputs(self, batch):
-        return batch
-
-    def block_names(self):
-        return ["layer"]
-
-    save_weights = load_weights = processor_config = load_processor = None  # type: ignore[assignment]
+        super().__init__(nn.Linear(5, D), D)
 
 
 def projections(seed: int = 0, v: int = V, b: int = B, d: int = D) -> torch.Tensor:
@@ -52,16 +39,6 @@ def projections(seed: int = 0, v: int = V, b: int = B, d: int = D) -> torch.Tens
 def views(v: int = V, b: int = B, seed: int = 1) -> dict:
     x = torch.randn(v, b, 5, generator=torch.Generator().manual_seed(seed))
     return {"views": {"x": x}, "label": torch.arange(b) % 2}
-
-
-def bare(objective):
-    """The objective with identity heads, so that its loss is that of the encoder's features; in float64 as far as it goes."""
-    for name in ("projector", "predictor"):
-        if hasattr(objective, name):
-            setattr(objective, name, nn.Identity())
-    if hasattr(objective, "teacher"):
-        objective.teacher.copies["projector"] = nn.Identity()
-    return objective
 
 
 def features(encoder: Encoder, batch: dict) -> np.ndarray:
@@ -283,15 +260,6 @@ def test_a_queue_keeps_the_newest():
     assert sorted(queue.rows[:, 0].tolist()) == [2, 3, 4, 5]
     queue.push(torch.arange(12.0).view(6, 2))
     assert sorted(queue.rows[:, 0].tolist()) == [4, 6, 8, 10]
-
-
-OBJECTIVES = {
-    "byol": lambda e: BYOL(e, 8, 6, 0.9), "simsiam": lambda e: SimSiam(e, 8, 6, 4), "moco_v2": lambda e: MoCoV2(e, 8, 6, 0.2, 0.9, 16),
-    "moco_v3": lambda e: MoCoV3(e, 8, 6, 0.2, 0.9), "nnclr": lambda e: NNCLR(e, 8, 6, 0.2, 16), "dcl": lambda e: DCL(e, 0.2, 8, 6),
-    "supcon": lambda e: SupCon(e, 0.2, 8, 6), "barlow_twins": lambda e: BarlowTwins(e, 8, 6, 0.01, 1.0),
-    "vicreg": lambda e: VICReg(e, 8, 6, 25.0, 50.0, 2.0), "wmse": lambda e: WMSE(e, 8, 6, None, 0.0),
-    "lejepa": lambda e: LeJEPA(e, 8, 6, 0.05, 16, 17, 3.0),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -6,15 +6,16 @@ Also which rows each BatchNorm sees, since a mean over the wrong ones lets a net
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
+import joint_objectives
 import pytest
 import torch
 import torch.nn.functional as F
+from joint_objectives import OBJECTIVES
 from small_vit import images, small_vit
 from torch import nn
+from vector_encoder import VectorEncoder
 
-from sslt.encoders.base import Encoder, Features
 from sslt.errors import UserError
 from sslt.objectives.byol import BYOL, SimSiam
 from sslt.objectives.clustering import SwAV
@@ -29,36 +30,16 @@ from sslt.objectives.supervised_contrast import decoupled, supervised
 V, N, T = 2, 8, 0.5  # views, samples (as many as dimensions) and temperature
 
 
-class Shown(Encoder):
+class Shown(VectorEncoder):
     """Features are the inputs, behind a BatchNorm if asked for."""
 
-    modality, Processor, dim = "image", None, N
-
-    def __init__(self, norm: bool = False) -> None:
-        super().__init__(None)
-        self.norm = nn.BatchNorm1d(N) if norm else nn.Identity()
-
-    def forward(self, inputs):
-        pooled = self.norm(inputs["x"])
-        return Features(pooled, pooled.unsqueeze(1))
-
-    def inputs(self, batch):
-        return batch
-
-    def block_names(self):
-        return ["norm"]
-
-    save_weights = load_weights = processor_config = load_processor = None  # type: ignore[assignment]
+    def __init__(self, norm: bool = False, dim: int = N) -> None:
+        super().__init__(nn.BatchNorm1d(dim) if norm else nn.Identity(), dim)
 
 
 def bare(objective):
-    """Identity in place of projector and predictor, the teacher's too."""
-    for name in ("projector", "predictor"):
-        if hasattr(objective, name):
-            setattr(objective, name, nn.Identity())
-    if hasattr(objective, "teacher"):
-        objective.teacher.copies["projector"] = nn.Identity()
-    return objective.eval()
+    """Without heads, and as it is after training."""
+    return joint_objectives.bare(objective).eval()
 
 
 def both(x: torch.Tensor) -> dict:
@@ -138,8 +119,8 @@ def test_byol_asks_its_teacher():
     objective = bare(BYOL(Shown(norm=True), 8, N, 0.9)).train()
     encoder = Shown(norm=True)
     with torch.no_grad():
-        objective.teacher["encoder"].norm.weight.copy_(torch.linspace(-1, 2, N))
-        objective.teacher["encoder"].norm.bias.fill_(0.3)
+        objective.teacher["encoder"].layer.weight.copy_(torch.linspace(-1, 2, N))
+        objective.teacher["encoder"].layer.bias.fill_(0.3)
     x = torch.randn(V, N, N, generator=torch.Generator().manual_seed(0))
     rows = x.flatten(0, 1).double()
     student = (rows - rows.mean(0)) / (rows.var(0, correction=0) + 1e-5).sqrt()  # over both views
@@ -159,31 +140,27 @@ def hadamard() -> torch.Tensor:
     return torch.kron(two, torch.kron(two, two))[:, 1:5]
 
 
-class Wide(Shown):
-    dim = 4
-
-
 def test_barlow_twins_and_vicreg():
     """Nothing to gain where agreeing views are uncorrelated with deviation 1; collapsed, every dimension costs what it can."""
     z, point = hadamard() * math.sqrt(7 / 8), torch.ones(N, 4)  # VICReg divides by N - 1
-    barlow, vicreg = bare(BarlowTwins(Wide(), 8, 4, 0.1, 1.0)), bare(VICReg(Wide(), 8, 4, 25.0, 50.0, 2.0))
-    assert float(barlow(Wide(), both(z)).value) == pytest.approx(0, abs=1e-6)
-    assert float(vicreg(Wide(), both(z)).value) == pytest.approx(0, abs=1e-6)
-    assert float(barlow(Wide(), both(point)).value) == pytest.approx(4)  # Σ (1 - 0)²
-    assert float(vicreg(Wide(), both(point)).value) == pytest.approx(50 * (1 - math.sqrt(1e-4)), rel=1e-5)
+    barlow, vicreg = bare(BarlowTwins(Shown(dim=4), 8, 4, 0.1, 1.0)), bare(VICReg(Shown(dim=4), 8, 4, 25.0, 50.0, 2.0))
+    assert float(barlow(Shown(dim=4), both(z)).value) == pytest.approx(0, abs=1e-6)
+    assert float(vicreg(Shown(dim=4), both(z)).value) == pytest.approx(0, abs=1e-6)
+    assert float(barlow(Shown(dim=4), both(point)).value) == pytest.approx(4)  # Σ (1 - 0)²
+    assert float(vicreg(Shown(dim=4), both(point)).value) == pytest.approx(50 * (1 - math.sqrt(1e-4)), rel=1e-5)
     one = z[:, :1].expand(N, 4)  # spread along one line: only redundancy and covariance see it
-    assert float(barlow(Wide(), both(one)).value) == pytest.approx(0.1 * 12, rel=1e-3)
-    assert float(vicreg(Wide(), both(one)).value) == pytest.approx(2 * 12 / 4, rel=1e-3)
+    assert float(barlow(Shown(dim=4), both(one)).value) == pytest.approx(0.1 * 12, rel=1e-3)
+    assert float(vicreg(Shown(dim=4), both(one)).value) == pytest.approx(2 * 12 / 4, rel=1e-3)
 
 
 def test_wmse():
     """0 where views agree, 4 where they are opposed, however wide or shifted the projections; a collapse is said, not divided by."""
-    objective = bare(WMSE(Wide(), 8, 4, None, 0.0))
+    objective = bare(WMSE(Shown(dim=4), 8, 4, None, 0.0))
     z = hadamard() + 0.3 * torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
-    assert float(objective(Wide(), both(z)).value) == pytest.approx(0, abs=1e-5)
-    assert float(objective(Wide(), {"views": {"x": torch.stack([z, 5 - 3 * z])}}).value) == pytest.approx(4, abs=1e-4)
+    assert float(objective(Shown(dim=4), both(z)).value) == pytest.approx(0, abs=1e-5)
+    assert float(objective(Shown(dim=4), {"views": {"x": torch.stack([z, 5 - 3 * z])}}).value) == pytest.approx(4, abs=1e-4)
     with pytest.raises(UserError, match="collapsed"):
-        objective(Wide(), both(z[:, :1].expand(N, 4)))
+        objective(Shown(dim=4), both(z[:, :1].expand(N, 4)))
 
 
 def test_lejepa():
@@ -192,13 +169,13 @@ def test_lejepa():
     def integral(k: float) -> float:  # of exp(-k t²/2) over [-3, 3]
         return math.sqrt(2 * math.pi / k) * math.erf(3 * math.sqrt(k / 2))
 
-    objective = bare(LeJEPA(Wide(), 8, 4, 0.25, 16, 400, 3.0))
-    collapsed = objective(Wide(), both(torch.zeros(N, 4)))
+    objective = bare(LeJEPA(Shown(dim=4), 8, 4, 0.25, 16, 400, 3.0))
+    collapsed = objective(Shown(dim=4), both(torch.zeros(N, 4)))
     sigreg = N * (integral(1) - 2 * integral(2) + integral(3))
     assert float(collapsed.value) == pytest.approx(0.25 * sigreg, rel=1e-3)
     assert float(collapsed.logs["prediction"]) == 0
     x = torch.randn(V, 4000, 4, generator=torch.Generator().manual_seed(0))
-    normal = objective(Wide(), {"views": {"x": x}})
+    normal = objective(Shown(dim=4), {"views": {"x": x}})
     assert float(normal.logs["prediction"]) == pytest.approx(0.5, rel=0.05)  # independent views: half of their variance
     # N·E|φ_n - φ|² is ∫ (1 - exp(-t²))·exp(-t²/2) for N rows that are normal, whatever N
     assert float(normal.logs["sigreg"]) == pytest.approx(integral(1) - integral(3), rel=0.5)
@@ -237,18 +214,7 @@ def test_msn():
 
 
 # -------------------------------------------------------------------- what BatchNorm sees
-JOINT: dict[str, Callable] = {
-    "byol": lambda e: BYOL(e, 8, 6, 0.9),
-    "simsiam": lambda e: SimSiam(e, 8, 6, 4),
-    "moco_v2": lambda e: MoCoV2(e, 8, 6, T, 0.9, 16),
-    "moco_v3": lambda e: MoCoV3(e, 8, 6, T, 0.9),
-    "nnclr": lambda e: NNCLR(e, 8, 6, T, 16),
-    "barlow_twins": lambda e: BarlowTwins(e, 8, 6, 0.01, 1.0),
-    "vicreg": lambda e: VICReg(e, 8, 6, 25.0, 50.0, 2.0),
-    "wmse": lambda e: WMSE(e, 8, 4, None, 0.0),
-    "lejepa": lambda e: LeJEPA(e, 8, 6, 0.05, 16, 17, 3.0),
-    "swav": lambda e: SwAV(e, 8, 6, K, 0.1, 0.05, 3, 0, 0.0),
-}
+JOINT = OBJECTIVES | {"swav": lambda e: SwAV(e, 8, 6, K, 0.1, 0.05, 3, 0, 0.0)}
 
 
 def normalised_rows(objective: nn.Module, encoder: nn.Module, batch: dict) -> set[tuple[int, int]]:
@@ -270,10 +236,10 @@ def test_a_batch_norm_sees_all_views_together(name):
     encoder = Shown(norm=True)
     objective = JOINT[name](encoder)
     x = torch.randn(V, 16, N, generator=torch.Generator().manual_seed(1)) + torch.tensor([0.0, 4.0]).view(2, 1, 1)
-    assert normalised_rows(objective, encoder, {"views": {"x": x}}) == {(1, V * 16)}
-    assert torch.allclose(encoder.norm.running_mean, 0.1 * x.mean((0, 1)), atol=1e-5)
+    assert normalised_rows(objective, encoder, {"views": {"x": x}, "label": torch.arange(16) % 2}) == {(1, V * 16)}
+    assert torch.allclose(encoder.layer.running_mean, 0.1 * x.mean((0, 1)), atol=1e-5)
     if hasattr(objective, "teacher"):  # train mode, so that its statistics are of what it sees too
-        assert torch.allclose(objective.teacher["encoder"].norm.running_mean, 0.1 * x.mean((0, 1)), atol=1e-5)
+        assert torch.allclose(objective.teacher["encoder"].layer.running_mean, 0.1 * x.mean((0, 1)), atol=1e-5)
 
 
 def test_msns_teacher_normalises_the_target_alone():
