@@ -16,7 +16,7 @@ from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 from sslt.objectives.kmeans import kmeans, nearest_centroid
 from sslt.objectives.momentum import Queue
-from sslt.objectives.prototypes import Prototypes, cross_entropy_of_views
+from sslt.objectives.prototypes import Prototypes, cross_entropy_of_views, entropy
 
 _INITIAL_BATCH = 512  # samples a forward when the memory is filled
 
@@ -91,11 +91,7 @@ class SwAV(Objective):
         if self.training and self.queue is not None:
             self.queue.push(z[0])
             self.filled += z.shape[1] * distributed.world_size()
-        logs = {}
-        if self.logs_now:
-            mean = targets.flatten(0, 1).mean(0)
-            logs["prototype_entropy"] = -(mean * mean.clamp(min=1e-12).log()).sum()
-        return Loss(loss, logs)
+        return Loss(loss, {"prototype_entropy": entropy(targets.flatten(0, 1).mean(0))} if self.logs_now else {})
 
     @torch.no_grad()
     def assignments(self, scores: Tensor) -> Tensor:

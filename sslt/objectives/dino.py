@@ -13,7 +13,7 @@ from sslt.encoders.base import Encoder, Features
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, n_views
 from sslt.objectives.masking import block_tokens, check_share, positions_of, take
 from sslt.objectives.momentum import Teacher
-from sslt.objectives.prototypes import Centre, Prototypes, cross_entropy_of_views, head, ramp
+from sslt.objectives.prototypes import Centre, Prototypes, cross_entropy_of_views, entropy, head, ramp
 from sslt.objectives.transformer import mask_token
 
 UNDECIDED = 0.99  # share of the largest entropy from which on targets say next to nothing
@@ -75,8 +75,8 @@ class DINO(Objective):
             self.centre.update(teacher)
         logs = {}
         if self.logs_now:
-            logs["prototype_entropy"] = torch.special.entr(targets.flatten(0, 1).mean(0)).sum()
-            logs["target_entropy"] = torch.special.entr(targets).sum(-1).mean()
+            logs["prototype_entropy"] = entropy(targets.flatten(0, 1).mean(0))
+            logs["target_entropy"] = entropy(targets).mean()
             self.undecided = logs["target_entropy"] / math.log(targets.shape[-1])
         return Loss(loss, logs)
 

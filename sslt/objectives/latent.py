@@ -145,11 +145,11 @@ class IJEPA(Objective):
         h, w = self._size(self.target_scale, self.aspect)
         targets = torch.stack([self._places(b, h, w) for _ in range(self.n_targets)])  # [M, B, T]
         side, _ = self._size(self.context_scale, [1.0, 1.0])
-        free = self._places(b, side, side) & ~targets.any(0)
+        untaken = ~targets.any(0)  # [B, T]
+        free = self._places(b, side, side) & untaken
         # where the targets cover an image's whole context, what is nobody's target stands in: no target is shown, unless they cover all
-        others = (~targets.any(0)).sum(1)
-        keep = max(1, int(free.sum(1).clamp(min=self.grid).minimum(others).min()))
-        order = (torch.rand(free.shape) + (~free) + targets.any(0)).argsort(1)[:, :keep]
+        keep = max(1, int(free.sum(1).clamp(min=self.grid).minimum(untaken.sum(1)).min()))
+        order = (torch.rand(free.shape) + (~free) + (~untaken)).argsort(1)[:, :keep]
         positions = targets.flatten(0, 1).float().argsort(dim=1, descending=True, stable=True)[:, : h * w]
         return order.sort(1).values, positions.unflatten(0, (self.n_targets, b))
 

@@ -13,7 +13,7 @@ from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp
 from sslt.objectives.masking import check_share, random_split
 from sslt.objectives.momentum import Teacher
-from sslt.objectives.prototypes import Prototypes
+from sslt.objectives.prototypes import Prototypes, entropy
 
 
 class MSN(Objective):
@@ -75,9 +75,9 @@ class MSN(Objective):
             log_probs = F.log_softmax(scores / self.temperature, -1)
             agreement = -(targets * log_probs).sum(-1).mean()
             mean = distributed.mean_over_ranks(log_probs.exp().flatten(0, 1))
-            entropy = -(mean * mean.clamp(min=1e-12).log()).sum()
-            loss = agreement - self.spread * entropy
-        return Loss(loss, {"agreement": agreement.detach(), "prototype_entropy": entropy.detach()})
+            evenness = entropy(mean)
+            loss = agreement - self.spread * evenness
+        return Loss(loss, {"agreement": agreement.detach(), "prototype_entropy": evenness.detach()})
 
     def after_step(self, encoder: Encoder) -> None:
         self.teacher.follow(self.progress, encoder=encoder, projector=self.projector)

@@ -53,6 +53,11 @@ class Centre(nn.Module):
         self.mean.lerp_(now, 1 - self.momentum)
 
 
+def entropy(p: Tensor) -> Tensor:
+    """-Σ p log p over the last axis of probabilities [..., K]: 0 if sure, log K if all are equally likely; its gradient is finite at 0."""
+    return -(p * p.clamp(min=1e-12).log()).sum(-1)
+
+
 def cross_entropy_of_views(targets: Tensor, log_probs: Tensor) -> Tensor:
     """Mean of H(target, prediction) = -Σ p log q over samples and pairs of different views.
 
