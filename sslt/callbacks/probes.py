@@ -31,7 +31,7 @@ class OnlineProbe(pl.Callback):
         self.bank = _subset(bank, samples)
         self.queries = _subset(queries, samples // 2) if queries is not None else None
         self.start: dict[str, float] | None = None
-        self.warned = False
+        self.warned: set[str] = set()  # of what was warned already: "features", and names of objectives
         self.last: dict[str, float] = {}
         self.features: Any = None  # of the bank, as last measured
 
@@ -59,17 +59,20 @@ class OnlineProbe(pl.Callback):
         self.last = values
         self.curves.record(trainer, pl_module, values)
         self.start = self.start or {k: float(v) for k, v in now.items()}
-        troubles = (objective.trouble() for objective in pl_module.objectives.values())
-        if warning := collapse_warning(self.start, now, min(x.shape[1], len(x) - 1)) or next(filter(None, troubles), None):
-            if not self.warned:
-                log.warning("step %d: %s", pl_module.batches_seen, warning)
-            self.warned = True
+        troubles = {"features": collapse_warning(self.start, now, min(x.shape[1], len(x) - 1))}
+        troubles |= {name: objective.trouble() for name, objective in pl_module.objectives.items()}
+        for name, trouble in troubles.items():
+            if trouble and name not in self.warned:
+                log.warning("step %d: %s", pl_module.batches_seen, trouble)
+                self.warned.add(name)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"start": self.start, "warned": self.warned, "last": self.last}
+        return {"start": self.start, "warned": sorted(self.warned), "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.start, self.warned, self.last = state_dict["start"], state_dict["warned"], state_dict["last"]
+        self.start, self.last = state_dict["start"], state_dict["last"]
+        warned = state_dict["warned"]  # of an older checkpoint: whether features were warned of
+        self.warned = ({"features"} if warned else set()) if isinstance(warned, bool) else set(warned)
 
 
 class Validation(pl.Callback):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from conftest import TINY_IMAGES
 
+from sslt.callbacks.probes import OnlineProbe
+
 MODULE = """
 from sslt.objectives.base import Loss, Objective, encode_views
 
@@ -39,3 +41,34 @@ def test_a_teacher_that_prefers_nothing_is_told(sslt, here, capsys):
     sslt("pretrain", "+task=dino", *TINY_IMAGES, *flat, "batch_size=64", "trainer.max_epochs=2", "hydra.run.dir=flat")
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(said) == 1 and "prefers no prototype" in said[0] and "objective.teacher_temperature" in said[0]
+
+
+COMPLAINS = """
+from mylab import Nothing
+
+
+class Complains(Nothing):
+    def trouble(self):
+        return "the objective complains"
+"""
+
+
+def test_a_word_of_the_objective_hides_no_collapse(sslt, here, monkeypatch, capsys):
+    """What an objective says from the first probe on leaves room for the warning that features collapse: each is told once."""
+    (here / "mylab.py").write_text(MODULE)
+    (here / "myother.py").write_text(COMPLAINS)
+    (here / "mine" / "objective").mkdir(parents=True)
+    (here / "mine" / "objective" / "complains.yaml").write_text("_target_: myother.Complains\n")
+    monkeypatch.syspath_prepend(str(here))
+    common = [*TINY_IMAGES, "batch_size=64", "trainer.max_epochs=3", "optimizer.lr=0.02", "schedule.warmup=0"]
+    sslt("pretrain", "+task=simclr", "objective=complains", "--config-dir", "mine", *common)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: step ")]
+    assert len(said) == 2 and "complains" in said[0] and "collaps" in said[1]
+
+
+def test_what_was_told_before_an_older_checkpoint_is_known():
+    """It had one answer, about features."""
+    probe = OnlineProbe.__new__(OnlineProbe)
+    for kept, warned in ((True, {"features"}), (False, set()), (["pretrain"], {"pretrain"})):
+        probe.load_state_dict({"start": None, "warned": kept, "last": {}})
+        assert probe.warned == warned
