@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -152,6 +154,27 @@ def test_cells_of_a_comparison(tmp_path, monkeypatch):
         and "(found.png)" in text
         and (tmp_path / "found.png").exists()
     )
+
+
+def test_reasons_are_of_the_budget_they_were_found_at():
+    """What was looked into with four minutes is not said of two, and every reason is of a task that there is."""
+    import compare_objectives
+
+    assert all(len(key) == 3 and set(told) <= set(compare_objectives.tasks()) for key, told in compare_objectives.REASONS.items())
+    made = {minutes: compare_objectives.Comparison(SimpleNamespace(root=None), "cifar10", minutes, "tiny") for minutes in (2.0, 4.0)}
+    assert made[4.0].reasons and not made[2.0].reasons
+
+
+@pytest.mark.parametrize(("args", "said"), [(["--data", "nowhere"], "no such folder"), (["--dataset", "digits", "--jobs", "0"], "above 0")])
+def test_mistakes_of_a_comparison_come_first(args, said, tmp_path, monkeypatch, capsys):
+    """Before any task is run and its error kept."""
+    import compare_objectives
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compare_objectives.py", *args])
+    with pytest.raises(SystemExit) as stop:
+        compare_objectives.main()
+    assert stop.value.code == 2 and said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_losses_are_those_of_the_peer(monkeypatch):
