@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,21 @@ def here(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("SSLT_DEBUG", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def own_code(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder, from which modules can be imported; the next test may give others the same names."""
+    from sslt import signatures
+
+    monkeypatch.syspath_prepend(str(here))
+    yield here
+    for name, module in list(sys.modules.items()):
+        spec = getattr(module, "__spec__", None)
+        places = (getattr(spec, "origin", None), *(getattr(spec, "submodule_search_locations", None) or ()))
+        if any(place and Path(place).is_relative_to(here) for place in places):
+            del sys.modules[name]
+    signatures.signature.cache_clear()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,24 +14,21 @@ from sslt.runs import Run
 ROOT = Path(__file__).parents[1]
 
 
-def test_examples_of_the_architecture_run(sslt, here, monkeypatch):
+def test_examples_of_the_architecture_run(sslt, own_code):
     """Files are written and commands typed as the page shows them."""
     page = (ROOT / "docs" / "architecture.md").read_text()
     files = re.findall(r"```\w+\n# file: (\S+)\n(.*?)```", page, re.S)
     assert len(files) >= 7
     for name, content in files:
-        (here / name).parent.mkdir(parents=True, exist_ok=True)
-        (here / name).write_text(content)
-    monkeypatch.syspath_prepend(str(here))
+        (own_code / name).parent.mkdir(parents=True, exist_ok=True)
+        (own_code / name).write_text(content)
     commands = re.findall(r"^    \$ sslt (.*)$", page, re.M)
     assert len(commands) >= 4
     for command in commands:
         sslt(*shlex.split(command))
     for name in ("spectral", "stripes", "mixed", "measured"):
-        assert Run(here / name).finished
+        assert Run(own_code / name).finished
     sslt("evaluate", "from=mixed", code=2)  # without trust=
-    for name in [m for m in sys.modules if m.split(".")[0] == "mylab"]:
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])

@@ -51,29 +51,27 @@ def test_a_class_without_constructor_takes_nothing(target):
     assert found == signatures.Signature({}, False, frozenset())
 
 
-def test_dataclasses(tmp_path, monkeypatch):
+def test_dataclasses(own_code):
     """Fields are parameters; those with a value are optional."""
-    (tmp_path / "own_package.py").write_text(
+    (own_code / "own_package.py").write_text(
         "import dataclasses\nfrom dataclasses import dataclass\n"
         "@dataclass\nclass A:\n    x: int\n    y: float = 1.0\n"
         "@dataclasses.dataclass(frozen=True)\nclass B(A):\n    pass\n"
         "class C(A):\n    def __init__(self, z, *, w=1, **rest): ...\n"
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
     a = signatures.signature("own_package.A")
     assert list(a.parameters) == ["x", "y"] and a.required == {"x"} and not a.open
     c = signatures.signature("own_package.C")
     assert list(c.parameters) == ["z", "w"] and c.required == {"z"} and c.open
 
 
-def test_follows_relative_re_exports(tmp_path, monkeypatch):
+def test_follows_relative_re_exports(own_code):
     """`from .inner import Thing as Other` in a package's `__init__`."""
-    package = tmp_path / "own_other_package"
+    package = own_code / "own_other_package"
     package.mkdir()
     (package / "__init__.py").write_text("from .inner import Thing as Other\n")
     (package / "inner.py").write_text("from .deep import Base\nclass Thing(Base):\n    pass\n")
     (package / "deep.py").write_text("class Base:\n    def __init__(self, a, b=2): ...\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
     found = signatures.signature("own_other_package.Other")
     assert list(found.parameters) == ["a", "b"] and found.required == {"a"}
 

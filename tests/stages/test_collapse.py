@@ -20,19 +20,18 @@ class Nothing(Objective):
 """
 
 
-def test_a_collapse_is_told_while_training(sslt, here, monkeypatch, capsys):
+def test_a_collapse_is_told_while_training(sslt, own_code, capsys):
     """An objective that is met by one point for all samples: a warning names the step, once; SimCLR in its place gives none."""
-    (here / "mylab.py").write_text(MODULE)
-    (here / "mine" / "objective").mkdir(parents=True)
-    (here / "mine" / "objective" / "nothing.yaml").write_text("_target_: mylab.Nothing\n")
-    monkeypatch.syspath_prepend(str(here))
+    (own_code / "mylab.py").write_text(MODULE)
+    (own_code / "mine" / "objective").mkdir(parents=True)
+    (own_code / "mine" / "objective" / "nothing.yaml").write_text("_target_: mylab.Nothing\n")
     common = [*TINY_IMAGES, "batch_size=64", "trainer.max_epochs=3", "optimizer.lr=0.02", "schedule.warmup=0"]
     sslt("pretrain", "+task=simclr", *common, "hydra.run.dir=good")
     assert "collaps" not in capsys.readouterr().err
     sslt("pretrain", "+task=simclr", "objective=nothing", "--config-dir", "mine", *common, "hydra.run.dir=bad")
     said = [line for line in capsys.readouterr().err.splitlines() if "collaps" in line]
     assert len(said) == 1 and said[0].startswith("warning: step ")
-    assert "collaps" in (here / "bad" / "logs" / "sslt.log").read_text()
+    assert "collaps" in (own_code / "bad" / "logs" / "sslt.log").read_text()
 
 
 def test_a_teacher_that_prefers_nothing_is_told(sslt, here, capsys):
@@ -53,13 +52,12 @@ class Complains(Nothing):
 """
 
 
-def test_a_word_of_the_objective_hides_no_collapse(sslt, here, monkeypatch, capsys):
+def test_a_word_of_the_objective_hides_no_collapse(sslt, own_code, capsys):
     """What an objective says from the first probe on leaves room for the warning that features collapse: each is told once."""
-    (here / "mylab.py").write_text(MODULE)
-    (here / "myother.py").write_text(COMPLAINS)
-    (here / "mine" / "objective").mkdir(parents=True)
-    (here / "mine" / "objective" / "complains.yaml").write_text("_target_: myother.Complains\n")
-    monkeypatch.syspath_prepend(str(here))
+    (own_code / "mylab.py").write_text(MODULE)
+    (own_code / "myother.py").write_text(COMPLAINS)
+    (own_code / "mine" / "objective").mkdir(parents=True)
+    (own_code / "mine" / "objective" / "complains.yaml").write_text("_target_: myother.Complains\n")
     common = [*TINY_IMAGES, "batch_size=64", "trainer.max_epochs=3", "optimizer.lr=0.02", "schedule.warmup=0"]
     sslt("pretrain", "+task=simclr", "objective=complains", "--config-dir", "mine", *common)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: step ")]
