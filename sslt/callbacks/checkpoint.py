@@ -12,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sslt import distributed
 from sslt.errors import UserError
@@ -27,6 +28,16 @@ def signals_restored() -> Iterator[None]:
         with contextlib.suppress(ValueError):  # not in the main thread, where nothing was changed
             for sig, handler in before.items():
                 signal.signal(sig, handler)
+
+
+class StreamedCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint tensor by tensor. Lightning's own makes the whole file in memory first, beside weights and optimizer."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with open(path, "wb") as f:  # torch opening it by name would not tell a full disk from any other mistake
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
 
 
 class Checkpoint(pl.Callback):
@@ -94,8 +105,6 @@ class Checkpoint(pl.Callback):
         try:
             trainer.save_checkpoint(tmp)
             if trainer.is_global_zero:
-                with tmp.open("rb") as f:
-                    os.fsync(f.fileno())
                 os.replace(tmp, self.folder / name)
         finally:
             if trainer.is_global_zero:

@@ -18,7 +18,7 @@ from sslt import cpu_kernels, distributed, precision
 from sslt.adaptation.adapters import Adapter
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
-from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, signals_restored
+from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, StreamedCheckpoints, signals_restored
 from sslt.callbacks.curves import Clock, Curves
 from sslt.callbacks.progress import Progress
 from sslt.config import build
@@ -97,7 +97,7 @@ def fit(
         accelerator=kind,
         devices=world,
         strategy=_strategy(world, adaptation.changes or sampling.alone),
-        plugins=[LightningEnvironment()] if world > 1 else None,  # the ranks are ours, whatever scheduler started us
+        plugins=[StreamedCheckpoints(), *([LightningEnvironment()] if world > 1 else [])],  # ranks are ours, whatever scheduler started us
         precision=number_format,  # type: ignore[arg-type]
         max_epochs=budget.max_epochs or -1,
         max_steps=budget.max_steps or -1,
