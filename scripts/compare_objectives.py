@@ -39,6 +39,7 @@ RECIPES: dict[str, list[str]] = {
     "dino": _QUICK_TEACHER,
     "ibot": _QUICK_TEACHER,
     "ijepa": _QUICK_TEACHER,
+    "moco_v2": _QUICK_TEACHER,  # no worse than its own constant: 36.9 and 36.9 on the validation split
     "msn": _QUICK_TEACHER,
     "wmse": ["batch_size=256"],  # its whitening needs more samples than dimensions
 }
@@ -53,7 +54,8 @@ REASONS: dict[tuple[str, float, str], dict[str, str]] = {
         "moco_v2": "while the teacher moves fast, its older keys in the queue are told from new ones without looking at the images (75 % "
         "after 20 steps with a momentum of 0.9, whose probe is worse), and this help goes as it slows down; among 256 images the "
         "trained encoder finds the other view's key in 16 %, the untrained one in 7 %; with a queue of 1,024 the loss falls, "
-        "without a better probe: 36.6 against 38.4 on the validation split, in fewer steps",
+        "without a better probe: 36.6 against 38.4 on the validation split, in fewer steps; a momentum that stays at 0.99, as the "
+        "task has it, gives the same probe: 36.9 and 36.9 side by side",
     },
 }
 # the number whose fall is progress, where it is not the loss
@@ -218,7 +220,8 @@ class Comparison:
             f"(95 %, Student's t): the best {BEST} by the linear probe on the validation split have {len(SEEDS)}.",
             f"An objective learns if its loss falls by {100 * objective_table.FALL:g} % or more ({other}; {settled}, as "
             "its queue or centre holds no data at first), its features do not collapse (RankMe and spread against the untrained "
-            "encoder's, as `sslt pretrain` watches them) and a linear probe on them beats the untrained encoder's.",
+            "encoder's, as `sslt pretrain` watches them) and a linear probe on them beats the untrained encoder's. What is said of the "
+            "loss's fall and first steps was settled after a first look at CIFAR-10's numbers, where it changed no verdict.",
             f"![linear probe]({out.with_suffix('.png').name})\n\nThe line on a bar is the untrained encoder's; grey bars do not count as "
             "learning.",
             objective_table.table(found, encoders, few, self.reasons),

@@ -24,13 +24,13 @@ class BYOL(Objective):
 
     Reads `views` [V, B, ...], V ≥ 2; the loss is the mean over all ordered pairs of views (the paper adds the two directions, and
     LightlySSL's is -cos: half of this one, less one). All views go through each network in one forward, so a BatchNorm sees them
-    together. momentum: the teacher's at the start. hidden, out: of projector and predictor.
+    together. momentum: of the `Teacher`. hidden, out: of projector and predictor.
     """
 
     needs_full_batches = True
     least_views = 2
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, momentum: float):
+    def __init__(self, encoder: Encoder, hidden: int, out: int, momentum: float | list[float]):
         super().__init__()
         self.projector, self.predictor = mlp(encoder.dim, hidden, out), mlp(out, hidden, out)
         self.teacher = Teacher(momentum, encoder=encoder, projector=self.projector)

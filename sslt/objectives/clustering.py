@@ -121,6 +121,7 @@ class DeepClusterV2(Objective):
     """
 
     needs_full_batches = True
+    alike_on_ranks = True
 
     def __init__(self, encoder: Encoder, hidden: int, out: int, clusters: list[int], temperature: float, steps: int):
         super().__init__()

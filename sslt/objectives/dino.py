@@ -26,7 +26,7 @@ class DINO(Objective):
     student sees. Every student view predicts the teacher's assignment of every other view. The teacher's scores are centred by the
     running mean of all ranks (centre_momentum) and sharpened: its temperature rises from teacher_temperature_start to
     teacher_temperature over the first `warmup` share of the run. The prototypes stay still for the first share `freeze` of it.
-    hidden, bottleneck: of the projector; out: prototypes. momentum: the teacher's, at the start.
+    hidden, bottleneck: of the projector; out: prototypes. momentum: of the `Teacher`.
 
     Logs the entropy of the batch's mean target (`prototype_entropy`: 0 if one prototype takes all) and the mean entropy of the targets
     (`target_entropy`: log K if the teacher prefers nothing, so that there is nothing to learn).
@@ -46,7 +46,7 @@ class DINO(Objective):
         teacher_temperature: float,
         warmup: float,
         freeze: float,
-        momentum: float,
+        momentum: float | list[float],
         centre_momentum: float,
     ):
         super().__init__()
@@ -133,7 +133,7 @@ class IBOT(DINO):
         teacher_temperature: float,
         warmup: float,
         freeze: float,
-        momentum: float,
+        momentum: float | list[float],
         centre_momentum: float,
     ):
         encoder.require_tokens(pooled=True)

@@ -27,10 +27,19 @@ class Data2Vec(Objective):
     upper half; theirs are the outputs of the blocks' feed-forward parts, before the residual sum), each normalised over its features
     (section 3.3); the student, who sees the input with tokens hidden, predicts it by a linear layer where they are hidden. Smooth L1
     with `beta` (0: squared error), averaged over hidden tokens, then over samples. share: of the tokens that are hidden. blocks: in
-    rectangles (images only), else one by one. momentum: the teacher's, at the start.
+    rectangles (images only), else one by one. momentum: of the `Teacher`.
     """
 
-    def __init__(self, encoder: Encoder, share: float, blocks: bool, aspect: list[float], layers: int | None, beta: float, momentum: float):
+    def __init__(
+        self,
+        encoder: Encoder,
+        share: float,
+        blocks: bool,
+        aspect: list[float],
+        layers: int | None,
+        beta: float,
+        momentum: float | list[float],
+    ):
         super().__init__()
         encoder.require_tokens(pooled=False)
         check_share("share", share)
@@ -109,7 +118,7 @@ class IJEPA(Objective):
         width: int,
         depth: int,
         heads: int,
-        momentum: float,
+        momentum: float | list[float],
     ):
         super().__init__()
         encoder.require_tokens(pooled=False)

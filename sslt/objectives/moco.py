@@ -50,12 +50,12 @@ class _WithTeacher(Objective):
 class MoCoV2(_WithTeacher):
     """Momentum contrast with a queue of negatives (He et al., 2020, eq. 1; v2's head and views: Chen et al., 2020b).
 
-    Reads `views` [V, B, ...]; each ordered pair of views is once query and key (the paper's has one direction and a constant
-    momentum; this uses every view computed, and the schedule of all teachers here). queue: how many past keys are negatives; keys of the
-    present batch join it after the loss. BatchNorm sees all views of all ranks together, in place of the paper's shuffling.
+    Reads `views` [V, B, ...]; each ordered pair of views is once query and key (the paper's has one direction; this uses
+    every view computed). queue: how many past keys are negatives; keys of the present batch join it after the loss. momentum: of the
+    `Teacher`; the paper's is constant. BatchNorm sees all views of all ranks together, in place of the paper's shuffling.
     """
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float, queue: int | None):
+    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float | list[float], queue: int | None):
         super().__init__()
         self.temperature = temperature
         self.projector = mlp(encoder.dim, hidden, out, norm=False)
@@ -89,7 +89,7 @@ class MoCoV3(_WithTeacher):
     the sum. The first layer of a ViT is not frozen (their section 4.2 does, for stability at large batches).
     """
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float):
+    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float | list[float]):
         super().__init__()
         self.temperature = temperature
         self.projector = mlp(encoder.dim, hidden, out, layers=3, last_norm=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -18,15 +19,19 @@ class Teacher(nn.Module):
     """An exponential moving average of modules (Tarvainen & Valpola, 2017): same shapes, no gradient.
 
     It starts as a copy, without dropout and stochastic depth, as DINO's and data2vec's authors have it. After each step every parameter
-    becomes m·teacher + (1-m)·student, where m rises from `momentum` to 1 over the run on half a cosine (Grill et al., 2020, section 3.2:
-    1 - (1-m₀)(cos πp + 1)/2). Buffers (BatchNorm statistics) are the teacher's own: it sees the views itself.
+    becomes m·teacher + (1-m)·student, where m goes from a first to a last value over the run on half a cosine (Grill et al., 2020,
+    section 3.2, with 1 as the last: 1 - (1-m₀)(cos πp + 1)/2). Buffers (BatchNorm statistics) are the teacher's own: it sees the views
+    itself. momentum: the first value, which rises to 1, or [first, last]; two of the same are a constant, as in MoCo.
     """
 
-    def __init__(self, momentum: float, **modules: nn.Module):
+    def __init__(self, momentum: float | Sequence[float], **modules: nn.Module):
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise UserError(f"objective.momentum={momentum}: give a number from 0 (the student itself) to 1 (never moves)")
-        self.momentum = momentum
+        ends = [momentum, 1.0] if isinstance(momentum, (int, float)) else list(momentum)
+        if len(ends) != 2 or not all(0 <= m <= 1 for m in ends):
+            raise UserError(
+                f"objective.momentum={momentum}: give a number from 0 (the student itself) to 1 (never moves), or two, [first, last]"
+            )
+        self.first, self.last = ends
         self.copies = nn.ModuleDict({name: copy.deepcopy(m).requires_grad_(False) for name, m in modules.items()})
         silence(self.copies)
 
@@ -34,7 +39,7 @@ class Teacher(nn.Module):
         return self.copies[name]
 
     def momentum_at(self, progress: float) -> float:
-        return 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
+        return self.last - (self.last - self.first) * (math.cos(math.pi * progress) + 1) / 2
 
     @torch.no_grad()
     def follow(self, progress: float, **modules: nn.Module) -> None:
@@ -54,6 +59,8 @@ class Queue(nn.Module):
     Starts with random unit vectors. Part of the state dict, so that a resumed run goes on with it. size None: 4,096, or one for
     each sample where `fit` finds fewer.
     """
+
+    alike_on_ranks = True
 
     def __init__(self, size: int | None, dim: int):
         super().__init__()

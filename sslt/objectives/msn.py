@@ -41,7 +41,7 @@ class MSN(Objective):
         temperature: float,
         target_temperature: float,
         spread: float,
-        momentum: float,
+        momentum: float | list[float],
     ):
         super().__init__()
         encoder.require_tokens(pooled=True)

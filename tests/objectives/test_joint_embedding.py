@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -237,7 +238,7 @@ def test_lejepa_is_prediction_and_sigreg():
 
 # -------------------------------------------------------------------- teacher and queue
 def test_the_teacher_follows_on_its_schedule():
-    """m·teacher + (1-m)·student, m from its start to 1 on half a cosine; no gradient reaches it."""
+    """m·teacher + (1-m)·student, m from its start to 1, or to what is given, on half a cosine; no gradient reaches it."""
     encoder = Line()
     teacher = Teacher(0.9, encoder=encoder)
     start = teacher["encoder"].layer.weight.clone()
@@ -248,8 +249,14 @@ def test_the_teacher_follows_on_its_schedule():
     assert torch.allclose(teacher["encoder"].layer.weight, 0.9 * start + 0.1 * (start + 1))
     assert [teacher.momentum_at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.9, 0.95, 1.0])
     assert not any(p.requires_grad for p in teacher.parameters())
-    with pytest.raises(UserError, match=r"objective\.momentum=1\.5"):
-        Teacher(1.5, encoder=encoder)
+    assert [Teacher([0.5, 0.9], encoder=encoder).momentum_at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.5, 0.7, 0.9])
+    assert {Teacher([0.99, 0.99], encoder=encoder).momentum_at(p) for p in (0.0, 0.3, 1.0)} == {0.99}
+
+
+@pytest.mark.parametrize("momentum", [1.5, -0.1, [0.9, 1.1], [0.9], [0.9, 0.95, 1.0], []])
+def test_a_momentum_is_one_share_or_two(momentum):
+    with pytest.raises(UserError, match=rf"objective\.momentum={re.escape(str(momentum))}: give a number from 0"):
+        Teacher(momentum, encoder=Line())
 
 
 def test_a_queue_keeps_the_newest():
