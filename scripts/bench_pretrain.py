@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from bench import bare, hugging_face, lightly_images, memory, ours
+from bench.ceiling import ceiling
 from bench.rounds import Comparison, Contender, Watch, measure
 from bench.start import measure_start
 from cells import cpu_name
@@ -30,6 +31,7 @@ from sslt.data import cache
 
 GPU = torch.cuda.is_available()
 WARM = 10 if GPU else 2  # steps of a round that are not counted
+BARE = 1  # place of the bare loop among the contenders on images
 
 
 @dataclasses.dataclass
@@ -68,9 +70,8 @@ def main() -> None:
             return memory.report(make().contenders[0])
         print("  ".join(f"{k}: {v}" for k, v in found["machine"].items()))
         for arguments, make in _comparisons(args, folder):
-            result = measure(make(), args.rounds)
+            result = compare(make(), args.rounds, is_images=bool(arguments))
             found["comparisons"].append(result)
-            show(result)
             if args.memory and arguments:
                 names = [row["name"] for row in result["rows"]]
                 result["memory"] = memory.measure_memory(__file__, arguments, names)
@@ -80,6 +81,16 @@ def main() -> None:
             show_start(found["start"])
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def compare(comparison: Comparison, rounds: int, is_images: bool) -> dict[str, Any]:
+    """Measure contenders and print their table; of images, whose bare loop is known, also what the machine allows."""
+    result = measure(comparison, rounds)
+    show(result)
+    if is_images:
+        result["ceiling"] = ceiling(comparison.contenders[BARE], comparison.units)
+        show_ceiling(result)
+    return result
 
 
 def _arguments() -> argparse.Namespace:
@@ -225,6 +236,17 @@ def show_start(rows: list[dict[str, Any]]) -> None:
     """Start-up as a Markdown table."""
     cells = [[r["name"], f"{r['cpu_seconds']:.2f}", f"{r['wall_seconds']:.2f}", f"{r['wall_of_imports']:.2f}"] for r in rows]
     _table("start, caches filled", ["command", "CPU s", "wall s", "wall / imports"], cells)
+
+
+def show_ceiling(result: dict[str, Any]) -> None:
+    """How near ours and the bare loop come to what the machine's arithmetic allows."""
+    found, unit = result["ceiling"], result["unit"]
+    shares = [f"{result['rows'][i]['per_second'] / found['per_second']:.0%}" for i in (0, BARE)]
+    print(
+        f"\nOne of the {unit} takes {found['operations'] / 1e9:.2f} billion operations; the fastest matrix product here does "
+        f"{found['peak'] / 1e9:,.0f} billion a second, so that {found['per_second']:,.1f} {unit}/s are the most. Of that sslt reaches "
+        f"{shares[0]}, the bare loop {shares[1]}."
+    )
 
 
 def show_memory(rows: list[dict[str, Any]]) -> None:

@@ -134,6 +134,15 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return all_sum(x.mean(0)) / world_size()
 
 
+def alike_buffers(module: nn.Module) -> list[str]:
+    """Names of the buffers that parts of `module` with `alike_on_ranks = True` hold themselves.
+
+    Every rank computes the same ones, so that DDP need not send rank 0's before each step: the memory of a large data set is gigabytes.
+    """
+    holders = [(name, m) for name, m in module.named_modules() if getattr(m, "alike_on_ranks", False)]
+    return [f"{name}.{own}" if name else own for name, m in holders for own, _ in m.named_buffers(recurse=False)]
+
+
 class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm whose batch is that of all ranks, on any device.
 

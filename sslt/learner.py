@@ -88,6 +88,7 @@ class Learner(pl.LightningModule):
         self._share: Any = None
         self._fill = 1.0  # accumulated batches that a whole step has, per batch that this one has
         adaptation.prepare(encoder)
+        self._ddp_params_and_buffers_to_ignore = distributed.alike_buffers(self)  # Lightning's name, and torch's
 
     # ---------------------------------------------------------------- data
     def train_dataloader(self) -> Loader:
@@ -95,6 +96,8 @@ class Learner(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: list[dict[str, Any]], dataloader_idx: int) -> dict[str, Any]:
         if batch:  # all batches of an optimizer step come at its start
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()  # Lightning does so after the forward pass, which would have the old gradients beside its activations
             made = [self._make(part, self.batches_seen + i) for i, part in enumerate(batch)]
             self._waiting = list(zip(made, self._shares(made), strict=True))
             self._fill = self.trainer.accumulate_grad_batches / len(made)

@@ -25,6 +25,7 @@ from sslt.objectives.alignment import CORAL, MMD
 from sslt.objectives.base import Loss, Objective
 from sslt.objectives.classification import Classification
 from sslt.objectives.contrastive import NTXent, nt_xent
+from sslt.objectives.momentum import Queue
 
 N = 6  # samples per rank of what is split evenly
 ROWS = (5, 3)  # rows per rank of what is not
@@ -138,7 +139,7 @@ def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 # -------------------------------------------------------------------- what one rank does
 def _checks(rank: int) -> dict[str, Any]:
-    return {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm, _alignment)}
+    return {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm, _alignment, _sent)}
 
 
 def _helpers(rank: int) -> dict[str, Any]:
@@ -207,6 +208,29 @@ def _alignment(rank: int) -> dict[str, Any]:
         loss.backward()
         out[name] = {"loss": loss.detach(), "grads": gradients(model)}
     return out
+
+
+class Remembers(nn.Module):
+    """A queue, which says that all ranks have the same, and a buffer that says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.queue = nn.Linear(4, 4), Queue(3, 4)
+        self.register_buffer("other", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).sum()
+
+
+def _sent(rank: int) -> dict[str, Any]:
+    """Buffers after DDP's forward, where each rank had filled them with its own number."""
+    model = Remembers()
+    model._ddp_params_and_buffers_to_ignore = distributed.alike_buffers(model)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    for buffer in model.buffers():
+        buffer.fill_(rank + 1)
+    wrapped(torch.ones(2, 4)).backward()
+    return {name: float(buffer.flatten()[0]) for name, buffer in model.named_buffers()}
 
 
 def _norms() -> list[tuple[str, nn.Module, tuple[int, ...]]]:
@@ -319,6 +343,21 @@ def test_batch_norm_over_unequal_rows(ranks, kind):
 
 
 # -------------------------------------------------------------------- one process
+def test_what_ranks_have_alike_is_not_sent(ranks):
+    """DDP sends rank 0's buffers before each step, but not those of parts that are alike on all ranks."""
+    for r, out in enumerate(ranks):
+        assert out["_sent"] == {"other": 1, "queue.features": r + 1, "queue.place": r + 1}
+
+
+def test_the_learner_names_what_is_alike():
+    """To DDP, by the attribute that Lightning and torch read: the queue of an objective, not its running statistics."""
+    assert make_learner(objective=Remembers())[0]._ddp_params_and_buffers_to_ignore == [
+        "objectives.main.queue.features",
+        "objectives.main.queue.place",
+    ]
+    assert make_learner()[0]._ddp_params_and_buffers_to_ignore == []
+
+
 def test_alone_everything_is_the_identity():
     """Callers need no branch: without other ranks nothing happens, and no copy is made."""
     x = torch.randn(3, 2)
@@ -424,10 +463,10 @@ class Ragged(Samples):
         raise NotImplementedError
 
 
-def make_learner(weight: float = 0.0):
+def make_learner(weight: float = 0.0, objective: Any = None):
     """A learner on batches of 8 and 3 samples, under SGD of rate 0.1; and the gradient of all 11 at once.
 
-    weight: of a second term, a mean over samples.
+    weight: of a second term, a mean over samples. objective: another one in place of the first, which is not in the gradient.
     """
     from sslt.adaptation.base import Full
     from sslt.data.sampling import Together
@@ -436,7 +475,7 @@ def make_learner(weight: float = 0.0):
     from sslt.schedules import Constant
 
     samples = Ragged()
-    terms = {"main": Term(Units(), "main")} | ({"side": Term(PerSample(), "main", weight)} if weight else {})
+    terms = {"main": Term(objective or Units(), "main")} | ({"side": Term(PerSample(), "main", weight)} if weight else {})
     learner = Learner(
         Line(),
         terms,
@@ -455,17 +494,17 @@ def make_learner(weight: float = 0.0):
     return learner, flat(gradients(reference))
 
 
-def train_one_step(learner, **settings) -> torch.Tensor:
-    """The change of the weights by one optimizer step of a real Trainer."""
+def train_one_step(learner, steps: int = 1, **settings) -> torch.Tensor:
+    """The change of the weights by one optimizer step (or several) of a real Trainer."""
     import pytorch_lightning as pl
 
     before = {n: p.detach().clone() for n, p in learner.encoder.named_parameters()}
     trainer = pl.Trainer(
-        max_steps=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_steps=steps, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, **settings,
     )  # fmt: skip
     trainer.fit(learner)
-    assert trainer.global_step == 1
+    assert trainer.global_step == steps
     return flat({n: p.detach() - before[n] for n, p in learner.encoder.named_parameters()})
 
 
@@ -500,6 +539,15 @@ def test_clipping_sees_the_weighed_gradient():
     assert torch.allclose(change, -0.1 * gradient / 3, rtol=1e-3, atol=1e-6)
 
 
+def test_old_gradients_are_gone_before_the_forward_pass():
+    """They would lie beside its activations; those of batches that are accumulated stay."""
+    for accumulate, expected in ((1, [False] * 3), (2, [False, True] * 2)):
+        learner, held = make_learner()[0], []
+        learner.encoder.register_forward_pre_hook(lambda module, _, held=held: held.append(module.layer.weight.grad is not None))
+        train_one_step(learner, steps=len(expected) // accumulate, accumulate_grad_batches=accumulate)
+        assert held == expected
+
+
 def test_one_batch_is_not_weighed():
     """Without accumulation and other ranks the gradient is the batch's own."""
     learner, _ = make_learner()
@@ -526,7 +574,7 @@ def test_ranks_with_unequal_batches_are_the_joined_batch(monkeypatch, accumulate
     ranks, gradient = [], torch.empty(0)
     for batches in shares:
         learner, gradient = make_learner(weight)
-        learner.trainer = SimpleNamespace(accumulate_grad_batches=accumulate)
+        learner.trainer = SimpleNamespace(optimizers=[], accumulate_grad_batches=accumulate)
         window = [{"main": samples.batch(list(rows))} for rows in batches]
         for i in range(accumulate):  # as Lightning does: the loss divided by the number of batches
             batch = learner.on_after_batch_transfer([] if i else window, 0)
