@@ -31,6 +31,7 @@ class ImageViews(Views):
     """
 
     modality = "image"
+    n_setting = "views.n"
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ class MultiCrop(Views):
     """
 
     modality = "image"
+    n_setting = "views.large.n"
 
     def __init__(self, large: ImageViews, small: ImageViews, small_size: float, multiple: int):
         super().__init__()

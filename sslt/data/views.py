@@ -14,6 +14,7 @@ class Views(nn.Module):
 
     modality: str | None = None  # None: any
     n = 1  # views of a sample, of full size
+    n_setting: str | None = None  # what makes them more
 
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
         raise NotImplementedError
@@ -27,6 +28,8 @@ class Plain(Views):
 
     With n=2 on text the two views differ by the encoder's dropout alone (SimCSE: Gao et al., 2021).
     """
+
+    n_setting = "views.n"
 
     def __init__(self, n: int):
         super().__init__()

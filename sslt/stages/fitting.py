@@ -168,9 +168,10 @@ def check(cfg: Any, encoder: Encoder, adaptation: Adaptation, objective: Objecti
         views.check(encoder)
         objective.check_views(views)
         if views.n < objective.least_views:
+            more = f"set {views.n_setting}={objective.least_views}, or choose" if views.n_setting else "choose"
             raise UserError(
                 f"{cfg.get('name') or 'this objective'} compares {objective.least_views} views of a sample, and views= makes "
-                f"{views.n}: set views.n=2, or choose views=simclr (images)"
+                f"{views.n}: {more} views=simclr (images) or plain with views.n={objective.least_views} (texts)"
             )
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: give at least 1")

@@ -26,12 +26,14 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     source = build(cfg.data)
     run.update(data=source.fingerprint())
     views: Views = build(cfg.views)
-    if views.modality not in (None, source.modality):
-        raise UserError(
-            f"{cfg.get('name') or 'this task'} makes views of {views.modality}s, but {source.name} holds {source.modality}s: "
-            f"choose another data= (`sslt list data`) or +task="
-        )
     kind = get_object(cfg.objective["_target_"])
+    if views.modality not in (None, source.modality):
+        way = "choose another data= (`sslt list data`) or +task="
+        if source.modality == "text" and kind.modality is None and kind.least_views > 1:
+            way = f"add encoder=bert_mini views=plain views.n={kind.least_views} dropout=0.1, or {way}"
+        raise UserError(
+            f"{cfg.get('name') or 'this task'} makes views of {views.modality}s, but {source.name} holds {source.modality}s: {way}"
+        )
     if kind.modality not in (None, source.modality):
         raise UserError(f"+task={cfg.name} learns from {kind.modality}s, but {source.name} holds {source.modality}s: choose another data=")
     if kind.needs_labels and source.classes is None:

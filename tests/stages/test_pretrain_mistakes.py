@@ -14,7 +14,8 @@ MISTAKES = [
       for task in ("mae", "simmim", "beit", "data2vec", "ijepa", "ibot", "msn")),
     # images
     (["+task=mae", "encoder.processor.size=30"], "encoder.processor.size=28 or 32"),
-    (["+task=rotation", "data=docs"], "docs holds text"),
+    (["+task=rotation", "data=docs"], "docs holds texts: choose another data="),
+    (["+task=vicreg", "data=docs"], "add encoder=bert_mini views=plain views.n=2 dropout=0.1, or choose another data="),
     *(([f"+task={task}", "data=docs", "encoder=bert_tiny", "views=plain", "views.n=2", "dropout=0.1"], "learns from images")
       for task in ("mae", "simmim", "beit", "ijepa", "ibot", "msn")),
     (["+task=flip", "views.flip=0.5"], "set views.flip=0"),
@@ -34,6 +35,8 @@ MISTAKES = [
       ("simclr", "dcl", "supcon", "byol", "simsiam", "moco_v2", "moco_v3", "nnclr", "barlow_twins", "vicreg", "wmse", "lejepa", "dino",
        "swav")),
     (["+task=msn", "views=crop"], "set views.n=2"),
+    (["+task=dino", "views.large.n=1"], "set views.large.n=2"),
+    (["+task=vicreg", "data=docs", "encoder=bert_tiny", "views=mask_tokens"], "makes 1: choose views=simclr (images) or plain"),
     # more of something than there are samples
     *(([f"+task={task}", "objective.queue=4000"], "more than the") for task in ("moco_v2", "nnclr", "swav")),
     (["+task=deepcluster_v2", "objective.clusters=[4000]"], "2 to the"),
