@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.device import device
-from bench.rounds import Contender, Watch, now
+from bench.device import device, number_format
+from bench.rounds import Contender, Watch, backends, now
 
 _SIDES = (512, 1024, 2048, 4096)  # of square products; which is fastest depends on caches and cores
 _SECONDS = 1.0  # for each
@@ -25,7 +25,8 @@ def ceiling(contender: Contender, units: int) -> dict[str, Any]:
     """
     with FlopCounterMode(display=False) as counter:
         contender.run(Watch(0, 1))
-    peak = fastest_product(torch.bfloat16 if contender.precision.startswith("bf16") else torch.float32)
+    with backends(contender.tuned):
+        peak = fastest_product(number_format(contender.precision))
     each = counter.get_total_flops() / units
     return {"operations": each, "peak": peak, "per_second": peak / each}
 

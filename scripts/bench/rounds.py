@@ -77,7 +77,7 @@ def measure(comparison: Comparison, rounds: int) -> dict[str, Any]:
     for r in range(rounds):
         for c in comparison.contenders:
             watch = Watch(comparison.warm, comparison.steps)
-            with _threads(comparison.threads), _backends(c.tuned):
+            with _threads(comparison.threads), backends(c.tuned):
                 c.run(watch)
             seconds[c.name].append(watch.seconds)
             rate = comparison.units * comparison.steps / watch.seconds
@@ -108,7 +108,7 @@ def _threads(n: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _backends(tuned: bool) -> Iterator[None]:
+def backends(tuned: bool) -> Iterator[None]:
     """sslt sets these for its process; here several programs share one, and each shall find its own."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
     if tuned and torch.cuda.is_available():
