@@ -27,7 +27,7 @@ class Teacher(nn.Module):
     def __init__(self, momentum: float | Sequence[float], **modules: nn.Module):
         super().__init__()
         ends = [momentum, 1.0] if isinstance(momentum, (int, float)) else list(momentum)
-        if len(ends) != 2 or not all(0 <= m <= 1 for m in ends):
+        if len(ends) != 2 or not all(isinstance(m, (int, float)) and 0 <= m <= 1 for m in ends):
             raise UserError(
                 f"objective.momentum={momentum}: give a number from 0 (the student itself) to 1 (never moves), or two, [first, last]"
             )

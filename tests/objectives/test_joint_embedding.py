@@ -253,7 +253,7 @@ def test_the_teacher_follows_on_its_schedule():
     assert {Teacher([0.99, 0.99], encoder=encoder).momentum_at(p) for p in (0.0, 0.3, 1.0)} == {0.99}
 
 
-@pytest.mark.parametrize("momentum", [1.5, -0.1, [0.9, 1.1], [0.9], [0.9, 0.95, 1.0], []])
+@pytest.mark.parametrize("momentum", [1.5, -0.1, [0.9, 1.1], [0.9], [0.9, 0.95, 1.0], [0.9, "high"], []])
 def test_a_momentum_is_one_share_or_two(momentum):
     with pytest.raises(UserError, match=rf"objective\.momentum={re.escape(str(momentum))}: give a number from 0"):
         Teacher(momentum, encoder=Line())
