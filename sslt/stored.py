@@ -1,0 +1,107 @@
+"""Reading small files that somebody else may have written: run folders, encoder folders, heads, YAMLs.
+
+They are data. What is no regular file (a pipe, a device) is refused before it is opened, since reading one may never end; what
+is too large, too deep or built of YAML aliases is refused before it is built. Every refusal names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from sslt.errors import UserError
+
+LARGEST = 64 << 20  # bytes of a JSON or text file; a tokenizer of 250,000 words has 17 MB
+LARGEST_YAML = 1 << 20
+DEEPEST = 100  # levels of nesting
+
+
+def shown(path: Path) -> str:
+    """A path as a user would type it: relative when it is below the working folder."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError, RuntimeError):
+        return str(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; a path that cannot be one (too long, links in a circle, no permission) is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def require_regular(path: Path) -> None:
+    """Raise `UserError` unless `path` is a regular file, and `FileNotFoundError` where nothing is."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RuntimeError) as e:
+        raise UserError(f"{shown(path)} cannot be read: {_reason(e)}") from e
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise UserError(f"{shown(path)} is {kind}, where a file is expected")
+
+
+def text(path: Path, largest: int = LARGEST) -> str:
+    """The UTF-8 text of a file. Raises `UserError` where it is no readable text, `FileNotFoundError` where nothing is."""
+    require_regular(path)
+    try:
+        size = path.stat().st_size
+        if size > largest:
+            raise UserError(f"{shown(path)} is damaged or not what its name says: it has {size:,} bytes, more than {largest:,}")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{shown(path)} is damaged: it is not UTF-8 text ({e.reason} at byte {e.start})") from e
+    except OSError as e:
+        raise UserError(f"{shown(path)} cannot be read: {_reason(e)}") from e
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `UserError` where it is none, `FileNotFoundError` where nothing is."""
+    try:
+        found = json.loads(text(path))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{shown(path)} is damaged ({_first_line(e)}): copy it again, or move its folder away") from e
+    if not isinstance(found, dict):
+        raise UserError(f"{shown(path)} is damaged (it holds {type(found).__name__}, not an object): copy it again")
+    return found
+
+
+def yaml_object(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file as plain data, numbers as OmegaConf reads them; {} of an empty one.
+
+    Raises `UserError` for one that is none, nests deeper than `DEEPEST` or has aliases, which sslt never writes and which can stand
+    for more than memory holds; `FileNotFoundError` where nothing is.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    content = text(path, LARGEST_YAML)
+    depth = 0
+    try:
+        for event in yaml.parse(content, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{shown(path)} has a YAML alias (*{event.anchor}), which sslt never writes: the file was changed")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise UserError(f"{shown(path)} is nested more than {DEEPEST} deep: the file was changed")
+        found = OmegaConf.to_container(OmegaConf.create(content)) if content.strip() else {}
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError, TypeError, AssertionError, RecursionError) as e:
+        raise UserError(f"{shown(path)} is damaged ({_first_line(e)})") from e
+    if not isinstance(found, dict):
+        raise UserError(f"{shown(path)} is damaged (it holds {type(found).__name__}, not a mapping)")
+    return {str(k): v for k, v in found.items()}
+
+
+def _reason(e: BaseException) -> str:
+    return getattr(e, "strerror", None) or _first_line(e)
+
+
+def _first_line(e: BaseException) -> str:
+    return str(e).splitlines()[0][:200] if str(e) else type(e).__name__
