@@ -7,6 +7,7 @@ from its share of them when all shares have been found to be valid.
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sslt.errors import UserError
 log = logging.getLogger("sslt")
 
 STAGES = ("pretrain", "finetune", "evaluate")
+BEFORE = {"finetune": "pretrain", "evaluate": "finetune"}  # which stage one starts from
 BELONGS = {"task": "pretrain", "data": "pretrain", "from": "pretrain", "target": "finetune", "adaptation": "finetune",
            "encoder": "pretrain", "label_fraction": "finetune", "labels_per_class": "finetune"}  # fmt: skip
 OWN = ("resume", "cache_dir", "debug", "hydra")  # of the chain as a whole
@@ -103,31 +105,49 @@ def _written(value: Any) -> str:
     return groups.written(value)
 
 
-def run_chain(cfg: Any, run: Any, config_dir: str | None, resuming: bool) -> int:
-    """Run the stages that are not finished yet, each from the one before; returns the exit code."""
+def of_stage(rewritten: list[str], stage: str) -> list[str]:
+    """What of a chain's rewritten overrides belongs to a stage, as it would be typed for that alone."""
+    out = []
+    for override in rewritten:
+        key, equals, value = override.partition("=")
+        if m := re.fullmatch(rf"\+*stages\.{stage}\.(choices|values|added)\.(.+)", key):
+            out.append(f"{'+' if m[1] == 'added' or m[2] in groups.ADDED else ''}{m[2]}{equals}{value}")
+    return out
+
+
+def compose_stages(cfg: Any, folder: Path, config_dir: str | None) -> None:
+    """Put the config of every stage into `stages.STAGE.config`: all of a chain is valid, and saved, before any of it runs."""
+    from omegaconf import open_dict
+
     from sslt import config
-    from sslt.execute import execute
-    from sslt.runs import Run, comparable
 
     if "task" not in cfg.stages.pretrain.choices or "target" not in cfg.stages.finetune.choices:
         raise UserError("a chain needs both: sslt run +task=simclr +target=digits")
-    folders = {s: run.path / s for s in STAGES}
     overrides = {s: shares(cfg, s) for s in STAGES}
-    own = [f"cache_dir={_written(str(cfg.cache_dir))}"]
-    composed: dict[str, Any] = {}
     if "data" not in cfg.stages.pretrain.choices:
-        tuned = [f"from={_written(str(folders['pretrain']))}", *overrides["finetune"]]
+        tuned = [f"from={_written(str(folder / 'pretrain'))}", *overrides["finetune"]]
         overrides["pretrain"].insert(0, f"data={config.chosen('finetune', tuned, 'data', config_dir)}")
+    for stage in STAGES:
+        start = [f"from={_written(str(folder / BEFORE[stage]))}"] if stage in BEFORE else []
+        own = [f"cache_dir={_written(str(cfg.cache_dir))}"]
+        with open_dict(cfg):
+            cfg.stages[stage].config = config.compose(stage, [*own, *start, *overrides[stage]], config_dir)
+
+
+def run_chain(cfg: Any, run: Any, config_dir: str | None) -> int:
+    """Run the stages that are not finished yet, each from the one before; returns the exit code."""
+    from sslt.execute import execute
+    from sslt.runs import Run
+
+    folders = {s: run.path / s for s in STAGES}
+    if "data" not in cfg.stages.pretrain.choices:
         log.info("pretraining on the target's own images or text, without its labels (data=… takes others)")
     for stage in STAGES:
-        start = {"finetune": "pretrain", "evaluate": "finetune"}.get(stage)
-        if start:
-            overrides[stage] = [f"from={_written(str(folders[start]))}", *overrides[stage]]
-        composed[stage] = config.compose(stage, [*own, *overrides[stage]], config_dir)
-    for stage in STAGES:
-        folder = Run(folders[stage])
+        folder, settings = Run(folders[stage]), cfg.stages[stage].config
+        if stage in BEFORE:
+            settings["from"] = str(folders[BEFORE[stage]])  # where it is now
         if folder.finished:
-            if comparable(overrides[stage]) != comparable(folder.info.get("overrides", [])):
+            if _settings(folder.config) != _settings(settings):
                 raise UserError(
                     f"the settings of {stage} are not those it has finished with: start a new chain, or go on with this stage alone, "
                     f"sslt {stage} resume={folder}"
@@ -135,7 +155,7 @@ def run_chain(cfg: Any, run: Any, config_dir: str | None, resuming: bool) -> int
             log.info("%s: finished before", folder)
             continue
         print(f"── {stage} → {folder}")
-        code = execute(stage, composed[stage], folders[stage], overrides[stage], config_dir, bool(folder.info))
+        code = execute(stage, settings, folders[stage], shares(cfg, stage), config_dir, bool(folder.info))
         if code:
             print(f"sslt: the chain stopped at {stage}; go on with: sslt run resume={run}")
             return code
@@ -143,3 +163,12 @@ def run_chain(cfg: Any, run: Any, config_dir: str | None, resuming: bool) -> int
     run.add_metrics({f"{s}/{k}": v for s in STAGES for k, v in Run(folders[s]).metrics.items() if s != "evaluate"} | measured)
     run.update(stages={s: str(Path(s)) for s in STAGES})
     return 0
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """What of a stage's config its result depends on."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items() if k not in ("from", "resume", "debug", "cache_dir", "trust")}

@@ -10,9 +10,10 @@ import re
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from sslt import groups, guide
-from sslt.errors import UserError, nearest
+from sslt.errors import UserError, nearest, printable
 
 INTERRUPTED = 130
 _BETWEEN_STAGES = re.compile(r"\$\{stages\.[\w.]+\}")  # a value that stages of a chain share (`chain.rewrite`)
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as e:
         if _debug(args):
             traceback.print_exc()
-        print(f"sslt: {e}", file=sys.stderr)
+        print(f"sslt: {printable(str(e))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sslt: interrupted", file=sys.stderr)
@@ -78,7 +79,13 @@ def _hydra(verb: str, args: list[str]) -> int:
 
         overrides = rewrite(overrides, config_dir, sweep)
     overrides = [*groups.fit_recipe(verb, overrides, config_dir), *overrides]
-    overrides, resuming = _resume(verb, overrides, sweep, config_dir)
+    if any(o.lstrip("+").startswith("resume=") for o in overrides):
+        from sslt import resume
+
+        going, overrides = resume.find(verb, overrides, sweep, config_dir)
+        if going is not None:
+            return _go_on(verb, going, flags, config_dir)
+    _refuse_taken(overrides, sweep)
 
     import hydra
     from omegaconf import DictConfig
@@ -100,14 +107,14 @@ def _hydra(verb: str, args: list[str]) -> int:
             from sslt.execute import execute
 
             folder = Path(hydra_cfg.runtime.output_dir)
-            codes.append(execute(verb, cfg, folder, list(hydra_cfg.overrides.task), config_dir, resuming))
+            codes.append(execute(verb, cfg, folder, list(hydra_cfg.overrides.task), config_dir))
             if sweep and codes[-1] == INTERRUPTED:
                 raise KeyboardInterrupt  # of the whole sweep
         except (Exception, KeyboardInterrupt) as e:
             errors.append(e)
             if not sweep or isinstance(e, KeyboardInterrupt):
                 raise SystemExit(1) from e
-            print(f"sslt: job {hydra_cfg.job.num}: {e}; the sweep goes on", file=sys.stderr)
+            print(f"sslt: job {hydra_cfg.job.num}: {printable(str(e))}; the sweep goes on", file=sys.stderr)
 
     old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["sslt", *flags, *overrides]
@@ -133,53 +140,30 @@ def _hydra(verb: str, args: list[str]) -> int:
     return max(codes, default=0)
 
 
-def _resume(verb: str, overrides: list[str], sweep: bool, config_dir: str | None) -> tuple[list[str], bool]:
-    """Turn `resume=RUN|auto` into the folder to go on in, and refuse a folder that is taken."""
+def _go_on(verb: str, going: Any, flags: list[str], config_dir: str | None) -> int:
+    """Take up a run; Hydra has no part in it."""
+    if flags and not {f.split("=")[0] for f in flags} <= {"--cfg", "-c", "job", "--config-dir", "-cd", config_dir or ""}:
+        raise UserError(f"{' '.join(flags)} does not go with resume=: leave it out (--cfg job shows the settings)")
+    if {"--cfg", "-c"} & {f.split("=")[0] for f in flags}:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(going.cfg), end="")
+        return 0
+    from sslt.execute import execute
+
+    return execute(verb, going.cfg, going.run.path, going.overrides, config_dir, resuming=True)
+
+
+def _refuse_taken(overrides: list[str], sweep: bool) -> None:
+    """Raise `UserError` for a run folder, or in a sweep a folder of numbered ones, that holds something."""
     from sslt import runs
 
     given = {o.partition("=")[0].lstrip("+"): o.partition("=")[2] for o in overrides}
-    resume, folder = given.get("resume", "null"), given.get("hydra.run.dir")
-    rest = [o for o in overrides if not o.lstrip("+").startswith("resume=")]
-    if resume not in ("null", "") and sweep:
-        raise UserError(f"resume={resume} does not go with -m: go on with the jobs that did not end one by one, resume=SWEEP_FOLDER/NUMBER")
-    if resume in ("null", ""):
-        taken = folder
-        if sweep:  # jobs that are numbered would meet those that are there
-            taken = None if "hydra.sweep.subdir" in given else given.get("hydra.sweep.dir")
-        if taken and "${" not in taken:
-            runs.refuse_overwrite(Path(taken).expanduser(), "hydra.sweep.dir" if sweep else "hydra.run.dir")
-        return overrides, False
-    if resume == "auto":
-        run = runs.find_resumable(verb, rest)
-        if folder:
-            place = Path(folder).expanduser()
-            run = runs.Run(place) if (place / runs.RUN_FILE).is_file() else None
-        if run is None:
-            if folder:
-                runs.refuse_overwrite(Path(folder).expanduser())
-            return rest, False
-    else:
-        run = runs.open_run(resume, "resume")
-    info = run.info
-    if info.get("verb") != verb:
-        raise UserError(f"resume={resume} is a `sslt {info.get('verb')}` run: go on with `sslt {info.get('verb')} resume={resume}`")
-    if info.get("config_dir") and not config_dir:
-        raise UserError(f"{run} was started with --config-dir {info['config_dir']}: give it again")
-    changed = {o.partition("=")[0].lstrip("+") for o in rest}
-    kept = [
-        o for o in info.get("overrides", []) if o.partition("=")[0].lstrip("+") not in changed | {"resume"} and not o.startswith("hydra.")
-    ]
-    for override in kept:  # whoever wrote the folder would choose what runs here
-        key = override.partition("=")[0]
-        if "_target_" in override or key.rpartition(".")[2].lstrip("+") == "trust" or "${" in _BETWEEN_STAGES.sub("", override):
-            raise UserError(f"{run} was started with {override}, which names code: repeat the whole command with resume={run}")
-    rest = [o for o in rest if not o.startswith("hydra.run.dir=")]
-    return [*kept, *rest, f"hydra.run.dir={_quote(run.path)}", "hydra.output_subdir=null"], True
-
-
-def _quote(path: Path) -> str:
-    text = str(path)
-    return text if all(c.isalnum() or c in "/._-" for c in text) else "'" + text.replace("'", "\\'") + "'"
+    taken = given.get("hydra.run.dir")
+    if sweep:  # jobs that are numbered would meet those that are there
+        taken = None if "hydra.sweep.subdir" in given else given.get("hydra.sweep.dir")
+    if taken and "${" not in taken:
+        runs.refuse_overwrite(Path(taken).expanduser(), "hydra.sweep.dir" if sweep else "hydra.run.dir")
 
 
 def _split(args: list[str]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sslt import groups, signatures
 from sslt.errors import UserError, nearest
+from sslt.trusted import targets
 
 
 def compose(verb: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose and check a verb's config, as the command line would; usable while another Hydra job runs."""
-    import hydra
-
-    overrides = [*groups.fit_recipe(verb, overrides, config_dir), *overrides]
-    with _composing(config_dir, verb) as extra:
-        cfg = hydra.compose(verb, overrides=[*overrides, *extra])
+    cfg = compose_unchecked(verb, [*groups.fit_recipe(verb, overrides, config_dir), *overrides], config_dir)
     check(cfg, verb, config_dir)
     return cfg
+
+
+def compose_unchecked(verb: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
+    """A verb's config as it is composed, values that are missing still missing."""
+    import hydra
+
+    with _composing(config_dir, verb) as extra:
+        return hydra.compose(verb, overrides=[*overrides, *extra])
 
 
 def chosen(verb: str, overrides: list[str], group: str, config_dir: str | None = None) -> str:
@@ -115,29 +120,6 @@ def _alike(value: Any, default: Any) -> bool:
     return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
 
 
-def _strings(node: Any) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from (*_strings(key), *_strings(value))
-    elif isinstance(node, list):
-        for value in node:
-            yield from _strings(value)
-    elif isinstance(node, str):
-        yield node
-
-
-def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(dotted path, node) of every node with a `_target_`, outermost first."""
-    if isinstance(node, Mapping):
-        if isinstance(node.get("_target_"), str):
-            yield path, dict(node)
-        for key, value in node.items():
-            yield from targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from targets(value, f"{path}[{i}]")
-
-
 def _check_node(path: str, node: dict[str, Any]) -> None:
     target = node["_target_"]
     if not signatures.exists(target):
@@ -179,7 +161,7 @@ def explain(e: Exception, verb: str, config_dir: str | None = None) -> UserError
         if group:
             return UserError(f"there is no {group} '{option}'{nearest(option, groups.options(group, config_dir))}")
     if m := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text):
-        return UserError(_unknown_key(m[1].partition("=")[0], verb, config_dir))
+        return UserError(unknown_key(m[1].partition("=")[0], verb, config_dir))
     if "Ambiguous value" in text:
         return UserError(f"{text.splitlines()[0].rstrip('.')}: to run each of several values add -m; a list is written [a,b]")
     if mark := getattr(e, "problem_mark", None):
@@ -195,7 +177,8 @@ def explain(e: Exception, verb: str, config_dir: str | None = None) -> UserError
     return UserError(f"config: {text.splitlines()[0] if text else type(e).__name__}")
 
 
-def _unknown_key(key: str, verb: str, config_dir: str | None) -> str:
+def unknown_key(key: str, verb: str, config_dir: str | None) -> str:
+    """What to say of a key that is not there."""
     if key.split("@")[0] in groups.names(config_dir):
         return f"`sslt {verb}` does not choose a {key} by default: write +{key}=…"
     head, _, last = key.rpartition(".")
@@ -223,21 +206,3 @@ def build(node: Any, /, *args: Any, **kwargs: Any) -> Any:
             raise cause from e
         name = node["_target_"]
         raise UserError(f"cannot build {name}: {cause or e}".splitlines()[0]) from e
-
-
-def check_trusted(plain: Any, trust: list[str], where: str) -> None:
-    """Refuse a config that came with somebody's files and names code outside sslt and the `trust`ed packages.
-
-    Interpolations are refused too: resolving one can make a node that was not there to be looked at.
-    """
-    for text in _strings(plain):
-        if "${" in text:
-            raise UserError(f"{where} holds an interpolation ({text[:60]}), which sslt never writes there: the file was changed")
-    for path, node in targets(plain):
-        target = node["_target_"]
-        ours = target.startswith("sslt.") and signatures.is_own_class(target)
-        if not ours and target.split(".")[0] not in trust:
-            raise UserError(
-                f"{where} asks to run {target} (at {path}), which is not part of sslt. "
-                f"If you know and trust it, say trust=[{target.split('.')[0]}]"
-            )

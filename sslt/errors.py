@@ -13,6 +13,11 @@ class UserError(Exception):
     """
 
 
+def printable(text: str) -> str:
+    """`text` without control characters: a name out of somebody's file must not write to the terminal by itself."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the valid name closest to `name`, or the list of valid names, or nothing."""
     names = sorted({str(n) for n in names})

@@ -43,13 +43,17 @@ def execute(verb: str, cfg: Any, folder: Path, overrides: list[str], config_dir:
         print(f"{run} is finished already")
         return 0
     cache.set_cache_dir(cfg.cache_dir)
+    if verb == "run" and not all("config" in part for part in cfg.stages.values()):
+        from sslt.chain import compose_stages
+
+        compose_stages(cfg, folder, config_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(run), _logs(run), _status(run) as status:
         run.start(verb, cfg, overrides, config_dir)
         if verb == "run":
             from sslt.chain import run_chain
 
-            status["code"] = run_chain(cfg, run, config_dir, resuming)
+            status["code"] = run_chain(cfg, run, config_dir)
         else:
             perform(verb, cfg, run)
         extra = str(cfg.get("compare") or "")

@@ -58,6 +58,21 @@ def _load(path: Path) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
+def verbs() -> set[str]:
+    """The verbs that have a config: each its own YAML."""
+    return {p.stem for p in CONFIG_DIR.glob("*.yaml")} - {"common", "house"}
+
+
+def contents(group: str) -> list[dict[str, Any]]:
+    """What sslt's own YAMLs of a group hold."""
+    return [_load(path) for path in sorted((CONFIG_DIR / group).glob("*.yaml"))]
+
+
+def logger_keys(target: str) -> set[str]:
+    """The keys of a logger's node in its own YAML."""
+    return {key for content in contents("logger") for node in content.values() if node.get("_target_") == target for key in node}
+
+
 def own_files(verb: str) -> Iterator[Path]:
     """A verb's own YAML and those it includes."""
     todo = [verb]

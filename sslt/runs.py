@@ -89,7 +89,7 @@ class Run:
             if place.exists() and place.read_text() != resolved:
                 place.rename(self.path / f"config.{len(earlier)}.yaml")
                 place.write_text(resolved)
-            self.update(status="running", overrides=overrides, resumed=[*earlier, now()])
+            self.update(status="running", overrides=overrides, config_dir=config_dir, resumed=[*earlier, now()])
             return
         place.write_text(resolved)
         write_json(self.path / "versions.json", versions())

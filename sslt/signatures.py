@@ -65,6 +65,33 @@ def is_own_class(target: str) -> bool:
     return found is not None and isinstance(found[1], ast.ClassDef) and found[0].split(".")[0] == "sslt"
 
 
+def derives(target: str, base: str) -> bool:
+    """Whether `target` is the class `base` or is derived from it, as far as their source files tell."""
+    wanted = _find(base)
+    return wanted is not None and _derives(_find(target), wanted)
+
+
+def _derives(found: tuple[str, ast.AST] | None, wanted: tuple[str, ast.AST], depth: int = 0) -> bool:
+    if found is None or not isinstance(found[1], ast.ClassDef) or depth > 8:
+        return False
+    module, node = found[0], found[1]
+    if module == wanted[0] and node is wanted[1]:
+        return True
+    bases = [_full_name(module, ast.unparse(b)) for b in node.bases]
+    return any(_derives(_find(f"{module}.{name}") or _find(name), wanted, depth + 1) for name in bases)
+
+
+def _full_name(module: str, name: str) -> str:
+    """`pl.Callback` as a module knows it → `pytorch_lightning.Callback`."""
+    path = _module_file(module)
+    head, dot, rest = name.partition(".")
+    for node in ast.walk(_tree(path)) if path and dot else ():
+        for alias in node.names if isinstance(node, ast.Import) else ():
+            if (alias.asname or alias.name) == head:
+                return f"{alias.name}.{rest}"
+    return name
+
+
 def _module_file(module: str) -> Path | None:
     top, *rest = module.split(".")
     try:

@@ -269,46 +269,6 @@ def test_build_lets_the_users_mistakes_through():
         config.build(OmegaConf.create({"_target_": "sslt.schedules.Cosine", "warmup": 0.1}))
 
 
-# -------------------------------------------------------------------- configs of others
-def test_own_and_trusted_targets_pass():
-    """What sslt wrote can be read again; a package that the user names is trusted, and its submodules."""
-    own = {"_target_": "sslt.objectives.classification.Classification", "dropout": 0.1, "label_smoothing": 0.0}
-    config.check_trusted(own, [], "run")
-    config.check_trusted({"a": [{"_target_": "friends.models.Head"}]}, ["friends"], "run")
-    for path in FILES:
-        if path.parent.name in ("data", "objective"):
-            config.check_trusted(OmegaConf.to_container(OmegaConf.load(path), resolve=True), [], "run")  # as a run stores it
-
-
-@pytest.mark.parametrize(
-    "target",
-    ["os.system", "builtins.eval", "subprocess.run", "ssltx.Thing", "sslt_evil.Thing", "friendsx.Thing", "hydra.utils.get_method"],
-)
-def test_foreign_targets_are_refused(target):
-    """At the top, nested, and in lists; the message says what would be run, where, and how to allow it."""
-    for node in ({"_target_": target}, {"head": {"x": [{"_target_": target}]}}):
-        with pytest.raises(UserError, match=rf"somebody's run.*{target}.*trust=\["):
-            config.check_trusted(node, ["friends"], "somebody's run")
-
-
-@pytest.mark.parametrize(
-    "target",
-    ["sslt.data.cache.shutil.rmtree", "sslt.data.cache.os.system", "sslt.execute.subprocess.run", "sslt.data.cache.Path"],
-)
-def test_what_sslt_merely_imports_is_refused(target):
-    """A dotted name that walks through a module of sslt to somebody else's function is not part of sslt."""
-    with pytest.raises(UserError, match="not part of sslt"):
-        config.check_trusted({"_target_": target}, [], "somebody's run")
-
-
-@pytest.mark.parametrize("path", [Path("objective/ntxent"), Path("data/digits")], ids=str)
-def test_a_target_hidden_in_an_argument_is_found(path):
-    """An argument of an innocent node may be a node itself."""
-    node = yaml.safe_load((groups.CONFIG_DIR / path.with_suffix(".yaml")).read_text(encoding="utf-8"))
-    with pytest.raises(UserError):
-        config.check_trusted({**node, "extra": {"deep": [{"_target_": "os.system"}]}}, [], "run")
-
-
 def test_another_part_than_the_recipes_own_has_its_own_values():
     """An optimizer's rate is no other's; what the chosen part does not take is left out; the same part by name keeps the recipe's."""
     lars = config.compose("pretrain", ["+task=simclr", "optimizer=lars"]).optimizer

@@ -13,18 +13,19 @@ PACKAGE = Path(sslt.__file__).parent
 
 # Bottom to top. A name is a module of sslt or a whole subpackage.
 FLOORS = [
-    {"errors", "stored", "groups", "signatures", "runs", "schedules", "precision", "cpu_kernels", "distributed", "config"},
+    {"errors", "stored", "groups", "signatures", "trusted", "runs", "schedules", "precision", "cpu_kernels", "distributed", "config"},
     {"data"},
     {"encoders"},
     {"objectives", "adaptation"},
     {"evaluation", "report"},
     {"learner", "callbacks", "loggers"},
-    {"execute", "stages", "chain", "worker"},
+    {"execute", "stages", "chain", "resume", "worker"},
     {"cli", "guide", "__main__"},
 ]
 LEVEL = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 HEAVY = {"torch", "pytorch_lightning", "transformers", "timm", "sklearn", "matplotlib", "wandb"}
-LIGHT = {"cli", "guide", "groups", "errors", "stored", "config", "signatures", "runs", "execute", "chain", "__main__", "__init__"}
+LIGHT = {"cli", "guide", "groups", "errors", "stored", "config", "signatures", "trusted", "runs", "resume", "execute", "chain"}
+LIGHT |= {"__main__", "__init__"}
 MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py"))
 
 

@@ -164,10 +164,10 @@ def save_head(run: Run, objective: Any, node: Any, classes: list[str]) -> None:
 
 def load_head(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, list[str]]:
     """The classifier in `folder` (a run's `head/`) and its class names."""
-    from sslt.config import check_trusted
+    from sslt.trusted import check_trusted
 
     about = json.loads((folder / "head.json").read_text())
-    check_trusted(about["objective"], trust, str(folder))
+    check_trusted({"objective": about["objective"]}, trust, str(folder))
     objective = build(OmegaConf.create(about["objective"]), encoder, n_classes=len(about["classes"]))
     objective.load_state_dict(read_tensors(folder / "model.safetensors"))
     return objective, about["classes"]

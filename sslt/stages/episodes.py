@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from sslt import distributed
 from sslt.callbacks.episodes import EpisodeValidation
-from sslt.config import build, check_trusted
+from sslt.config import build
 from sslt.data.episodes import ClassSet, Episodes, EpisodeStream, split_classes, test_draws
 from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import recalibrate
@@ -25,6 +25,7 @@ from sslt.report.end import say_next, write_plots
 from sslt.runs import Run
 from sslt.stages import common, fitting, joint
 from sslt.stages.common import Parts
+from sslt.trusted import check_trusted
 
 log = logging.getLogger("sslt")
 FOLDER = "episodes"  # of a run: what was learned beside the encoder

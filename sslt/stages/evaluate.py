@@ -8,13 +8,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sslt.config import build, check_trusted
+from sslt.config import build
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError, nearest
 from sslt.report.end import say_next
 from sslt.runs import RUN_FILE, Run
 from sslt.stages import common, episodes, labels, measure
+from sslt.trusted import check_trusted
 
 log = logging.getLogger("sslt")
 
