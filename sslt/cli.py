@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 from sslt import groups, guide
-from sslt.errors import UserError, nearest
+from sslt.errors import RankLost, UserError, nearest
 
 INTERRUPTED = 130
 _BETWEEN_STAGES = re.compile(r"\$\{stages\.[\w.]+\}")  # a value that stages of a chain share (`chain.rewrite`)
@@ -29,6 +29,11 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"sslt: {e}", file=sys.stderr)
         return 2
+    except RankLost as e:
+        if _debug(args):
+            traceback.print_exc()
+        print(f"sslt: {e}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("sslt: interrupted", file=sys.stderr)
         return INTERRUPTED

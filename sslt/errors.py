@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class RankLost(Exception):
+    """A process of a run on several devices ended, by no known mistake of the user's: one line, exit code 1."""
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the valid name closest to `name`, or the list of valid names, or nothing."""
     names = sorted({str(n) for n in names})
