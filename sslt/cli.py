@@ -6,17 +6,15 @@ Hydra composes, sweeps and makes the run folder; this file only teaches, routes 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from sslt import groups, guide
-from sslt.errors import UserError, nearest, printable
+from sslt.errors import RankLost, UserError, nearest, printable
 
 INTERRUPTED = 130
-_BETWEEN_STAGES = re.compile(r"\$\{stages\.[\w.]+\}")  # a value that stages of a chain share (`chain.rewrite`)
 _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
 
 
@@ -25,11 +23,11 @@ def main(argv: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(args)
-    except UserError as e:
+    except (UserError, RankLost) as e:
         if _debug(args):
             traceback.print_exc()
         print(f"sslt: {printable(str(e))}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(e, UserError) else 1
     except KeyboardInterrupt:
         print("sslt: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from typing import Any, cast
 
 import torch
@@ -47,6 +48,21 @@ def close() -> None:
 def barrier() -> None:
     if active():
         dist.barrier()
+
+
+def connection_lost(e: BaseException) -> bool:
+    """Whether an error says that another rank is gone: gloo's are plain RuntimeErrors, known by their words."""
+    words = r"gloo|NCCL|Connection (closed|reset)|Broken pipe"
+    return isinstance(e, dist.DistError) or (isinstance(e, RuntimeError) and re.search(words, str(e)) is not None)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The `value` of every rank, in rank order."""
+    if not active():
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def any_rank(flags: list[bool], device: torch.device) -> list[bool]:

@@ -18,6 +18,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
+class RankLost(Exception):
+    """A process of a run on several devices ended, by no known mistake of the user's: one line, exit code 1."""
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the valid name closest to `name`, or the list of valid names, or nothing."""
     names = sorted({str(n) for n in names})

@@ -8,20 +8,26 @@ import importlib
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sslt.errors import UserError
-from sslt.runs import Run, comparable, refuse_overwrite
+from sslt.errors import RankLost, UserError
+from sslt.runs import Run, comparable, display, now, refuse_overwrite
 
 log = logging.getLogger("sslt")
 _EXTRAS = {"datasets": "hf", "peft": "peft", "diffusers": "diffusion", "tensorboard": "tensorboard", "tensorboardX": "tensorboard"}
+# Modules are looked for where rank 0 finds them: `-m` would begin with the working folder.
+_WORKER = "import sys; sys.path[:] = {!r}; from sslt.worker import main; raise SystemExit(main())"
+LEFT_ALONE = 3  # exit code of a rank that ends only because another did
+_PATIENCE = 5.0  # seconds for rank 0 to fail by itself, when another rank has
 
 
 class Interrupted(Exception):
@@ -155,8 +161,8 @@ def _workers(verb: str, cfg: Any, run: Run, world: int) -> Iterator[None]:
     for r in range(1, world):
         with (run / "logs" / f"rank{r}.log").open("a") as out:
             env = {**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}
-            command = [sys.executable, "-m", "sslt.worker", verb, str(handed), str(run.path.absolute())]
-            processes.append(subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT))
+            command = [sys.executable, "-c", _WORKER.format(sys.path), verb, str(handed), str(run.path.absolute())]
+            processes.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT))
     mine = {**shared, "RANK": "0", "LOCAL_RANK": "0"}
     old = {k: os.environ.get(k) for k in mine}
     os.environ.update(mine)
@@ -171,41 +177,56 @@ def _workers(verb: str, cfg: Any, run: Run, world: int) -> Iterator[None]:
         for p in processes:
             p.wait(60)
     except Exception as e:
-        raise _workers_error(processes, run) or e from e
+        from sslt.distributed import connection_lost
+
+        if not _find(e, connection_lost):
+            raise
+        given_up = time.monotonic() + _PATIENCE  # the one that failed may not have ended yet
+        while (lost := _lost_rank(processes, run)) is None and time.monotonic() < given_up:
+            time.sleep(0.1)
+        raise lost or e from e
     finally:
         done.set()
         for p in processes:
             if p.poll() is None:
                 p.kill()
+            p.stdin.close()  # type: ignore[union-attr]
         for k, v in old.items():
             os.environ.pop(k, None)
             if v is not None:
                 os.environ[k] = v
 
 
-def _workers_error(processes: list[subprocess.Popen], run: Run) -> UserError | None:
-    """What a worker said, if it was a mistake of the user's that rank 0 only felt as a broken connection."""
-    for r, p in enumerate(processes, 1):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if p.wait(5) == 2:
-                lines = (run / "logs" / f"rank{r}.log").read_text().splitlines()
-                said = [line.removeprefix("sslt: ") for line in lines if line.startswith("sslt: ")]
-                return UserError(said[-1]) if said else None
-    return None
+def _lost_rank(processes: list[subprocess.Popen], run: Run) -> UserError | RankLost | None:
+    """What to say of the rank that ended in a way from which the others' ends follow; None where none did."""
+    codes = {r: p.poll() for r, p in enumerate(processes, 1)}
+    first = {r: code for r, code in codes.items() if code not in (None, 0, LEFT_ALONE)}
+    if not first:
+        return None
+    r = min(first, key=lambda r: (first[r] != 2, first[r] > 0))  # a mistake, or killed, before what may come from it
+    log_file = run / "logs" / f"rank{r}.log"
+    said = [line.removeprefix("sslt: ") for line in log_file.read_text(errors="replace").splitlines() if line.startswith("sslt: ")]
+    if first[r] == 2 and said:
+        return UserError(said[-1])
+    way = f"see {display(log_file)}; go on with: sslt {run.info.get('verb')} resume={run}"
+    if first[r] < 0:
+        why = ", perhaps because memory ran out" if first[r] == -signal.SIGKILL else ""
+        return RankLost(f"rank {r} was ended by signal {-first[r]}{why}; {way}")
+    return RankLost(f"rank {r} ended with code {first[r]}{f' ({said[-1]})' if said else ''}; {way}")
 
 
 def _watch(processes: list[subprocess.Popen], run: Run, done: threading.Event) -> None:
-    """If a worker dies, rank 0 may wait for it for ever: end it, naming the worker's log."""
-    while not done.wait(1):
-        bad = next((i for i, p in enumerate(processes, 1) if p.poll() not in (None, 0)), None)
-        if bad is not None:
-            if done.wait(30):  # rank 0 usually fails by itself, with the same error and a better message
+    """If another rank fails, rank 0 may wait for it for ever, or work on for long: end it."""
+    while not done.wait(0.2):
+        if _lost_rank(processes, run) is not None:
+            if done.wait(_PATIENCE):  # rank 0 usually fails by itself
                 return
-            print(f"sslt: rank {bad} ended with code {processes[bad - 1].returncode}; see {run}/logs/rank{bad}.log", file=sys.stderr)
+            lost = _lost_rank(processes, run)
+            print(f"sslt: {lost}", file=sys.stderr, flush=True)
             for p in processes:
                 p.kill()
-            run.update(status="failed")
-            os._exit(1)
+            run.update(status="failed", error=f"{type(lost).__name__}: {lost}", ended=now())
+            os._exit(2 if isinstance(lost, UserError) else 1)
 
 
 # -------------------------------------------------------------------- status, logs
@@ -227,8 +248,6 @@ def _lock(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _status(run: Run) -> Iterator[dict[str, Any]]:
-    from sslt.runs import now
-
     box: dict[str, Any] = {}
     try:
         yield box
@@ -244,21 +263,29 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
     except BaseException as e:
         with contextlib.suppress(OSError):
             run.update(status="failed", error=f"{type(e).__name__}: {e}", ended=now())
-        full = _find(e, _disk_is_full)
-        if full is not None:
-            where = getattr(full, "filename", None) or run
-            raise UserError(f"the disk is full ({where}): free some space, then go on with resume={run}") from e
-        mine = _find(e, lambda x: isinstance(x, UserError))
-        if mine is not None:
-            raise mine from None
-        lacking = _find(e, lambda x: isinstance(x, ModuleNotFoundError) and x.name in _EXTRAS)
-        if lacking is not None:
-            name = getattr(lacking, "name", "")
-            raise UserError(f"this needs the package {name}: pip install 'sslt[{_EXTRAS[name]}]'") from e
-        if _find(e, lambda x: any(words in str(x).lower() for words in ("out of memory", "can't allocate memory"))):
-            way = "lower batch_size, and raise trainer.accumulate_grad_batches by as much to keep the size of a step"
-            raise UserError(f"out of memory: {way}") from e
-        raise
+        said = explained(e, run)
+        if said is None or said is e:
+            raise
+        raise said from (None if _find(e, lambda x: x is said) else e)
+
+
+def explained(e: BaseException, run: Run) -> UserError | RankLost | None:
+    """What an error comes down to, where that is something a user can mend, or a rank that is gone."""
+    full = _find(e, _disk_is_full)
+    if full is not None:
+        where = getattr(full, "filename", None) or run
+        return UserError(f"the disk is full ({where}): free some space, then go on with resume={run}")
+    mine = _find(e, lambda x: isinstance(x, (UserError, RankLost)))
+    if isinstance(mine, (UserError, RankLost)):
+        return mine
+    lacking = _find(e, lambda x: isinstance(x, ModuleNotFoundError) and x.name in _EXTRAS)
+    if lacking is not None:
+        name = getattr(lacking, "name", "")
+        return UserError(f"this needs the package {name}: pip install 'sslt[{_EXTRAS[name]}]'")
+    if _find(e, lambda x: any(words in str(x).lower() for words in ("out of memory", "can't allocate memory"))):
+        way = "lower batch_size, and raise trainer.accumulate_grad_batches by as much to keep the size of a step"
+        return UserError(f"out of memory: {way}")
+    return None
 
 
 def _disk_is_full(e: BaseException) -> bool:
@@ -310,6 +337,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each of its retries without a network is a warning
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # Python processes that they start import nothing from the working folder
     logging.getLogger("timm").setLevel(logging.WARNING)
     for module in ("pytorch_lightning", "lightning_fabric", "torch", "timm", "transformers", "lightning_utilities"):
         warnings.filterwarnings("ignore", module=module)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +22,8 @@ from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 from sslt.objectives.base import Objective
 from sslt.schedules import Schedule
+
+log = logging.getLogger("sslt")
 
 
 @dataclasses.dataclass
@@ -80,12 +84,14 @@ class Learner(pl.LightningModule):
         self.optimizer_steps = 0
         self.progress_now = 0.0
         self.interrupted = False  # somebody stopped the run before its bound
-        self.last: dict[str, Tensor] = {}
+        self.last: dict[str, Tensor] = {}  # scalars of the last batch, of this rank's share
+        self._parts: dict[str, Tensor] = {}  # of several ranks: what this one's share adds to a scalar of the joined batch
         self.first_views: dict[str, Any] | None = None  # by stream: what the encoder saw in the first step
         self.run_metrics: dict[str, Any] = {}
         self.loggers_used: list[Any] = []
-        self._waiting: list[tuple[dict[str, Any], Any]] = []  # batches of this optimizer step, with their terms' shares
+        self._waiting: list[tuple[dict[str, Any], Any, Any]] = []  # batches of this optimizer step, with what `_shares` says of them
         self._share: Any = None
+        self._of_ranks: Any = None
         self._fill = 1.0  # accumulated batches that a whole step has, per batch that this one has
         adaptation.prepare(encoder)
         self._ddp_params_and_buffers_to_ignore = distributed.alike_buffers(self)  # Lightning's name, and torch's
@@ -99,9 +105,9 @@ class Learner(pl.LightningModule):
             for optimizer in self.trainer.optimizers:
                 optimizer.zero_grad()  # Lightning does so after the forward pass, which would have the old gradients beside its activations
             made = [self._make(part, self.batches_seen + i) for i, part in enumerate(batch)]
-            self._waiting = list(zip(made, self._shares(made), strict=True))
+            self._waiting = [(part, *shares) for part, shares in zip(made, self._shares(made), strict=True)]
             self._fill = self.trainer.accumulate_grad_batches / len(made)
-        now, self._share = self._waiting.pop(0)
+        now, self._share, self._of_ranks = self._waiting.pop(0)
         if self.first_views is None:
             self.first_views = {name: _some(part.get("views", part.get("inputs")), "views" in part) for name, part in now.items()}
         return now
@@ -116,15 +122,16 @@ class Learner(pl.LightningModule):
         views = self.streams[name].views
         return batch if views is None else views(batch, self.encoder)
 
-    def _shares(self, made: list[dict[str, Any]]) -> list[Tensor | None]:
+    def _shares(self, made: list[dict[str, Any]]) -> list[tuple[Tensor | None, Tensor | None]]:
         """For each batch of the optimizer step, [T] factors: of a term's mean over this batch, so that the mean of the batches
-        over accumulation and ranks is the mean over all units."""
+        over accumulation and ranks is the mean over all units; and this rank's share of the units of all ranks' batches."""
         accumulated = self.trainer.accumulate_grad_batches
         if accumulated == 1 and not distributed.active():
-            return [None]
+            return [(None, None)]
         counts = torch.stack([self._units(part) for part in made])
-        total = distributed.sum_over_ranks(counts.sum(0)).clamp(min=1)
-        return list(counts * (accumulated * distributed.world_size()) / total)
+        joined = distributed.sum_over_ranks(counts)
+        factors = counts * (accumulated * distributed.world_size()) / joined.sum(0).clamp(min=1)
+        return list(zip(factors, counts / joined.clamp(min=1), strict=True))
 
     def _units(self, made: dict[str, Any]) -> Tensor:
         parts = [(t.objective, t.batch(made)) for t in self.terms.values()]
@@ -134,7 +141,7 @@ class Learner(pl.LightningModule):
     # ---------------------------------------------------------------- one step
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         seed_step(self.seed, self.batches_seen, 1)
-        losses, shown = [], None
+        losses, shown, present = [], [], []
         for i, (name, term) in enumerate(self.terms.items()):
             part = term.batch(batch)
             if part is None:
@@ -143,17 +150,28 @@ class Learner(pl.LightningModule):
             loss = term.objective(self.encoder, part)
             weighted = term.weight_at(self.progress_now) * loss.value
             losses.append(weighted if self._share is None else weighted * self._share[i])
-            shown = weighted.detach() if shown is None else shown + weighted.detach()
+            shown.append(weighted.detach())
+            present.append(i)
             prefix = f"{name}/" if len(self.terms) > 1 else ""
-            self.last.update({f"{prefix}{k}": v for k, v in loss.logs.items()} | ({f"{prefix}loss": loss.value.detach()} if prefix else {}))
-        assert shown is not None
-        self.last["loss"] = shown
+            logs = {f"{prefix}{k}": v for k, v in loss.logs.items()} | ({f"{prefix}loss": loss.value.detach()} if prefix else {})
+            self.last.update(logs)
+            if distributed.active():
+                self._parts.update({k: v * self._of_ranks[i] for k, v in logs.items()})
+        self.last["loss"] = torch.stack(shown).sum()
+        if distributed.active():
+            self._parts["loss"] = (torch.stack(shown) * self._of_ranks[present]).sum()
         penalty = self.adaptation.penalty(self.encoder)
         if penalty is not None:
             self.last["penalty"] = penalty.detach()
             losses.append(penalty * self._fill)
         self.batches_seen += 1
         return torch.stack(losses).sum()
+
+    def scalars(self) -> dict[str, float]:
+        """`last` as one process with the batches of all ranks would have it: the mean over their units. Every rank must call it."""
+        own = {k: float(v) for k, v in self.last.items()}
+        parts = distributed.gather_objects({k: float(v) for k, v in self._parts.items()})
+        return own | {k: sum(part.get(k, 0.0) for part in parts) for k in parts[0]}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.progress_now = self.progress(self)
@@ -226,16 +244,35 @@ class Learner(pl.LightningModule):
         checkpoint["batches_seen"] = self.batches_seen
         checkpoint["optimizer_steps"] = self.optimizer_steps
         checkpoint["adaptation"] = self.adaptation.state_dict()
+        checkpoint["step_size"] = self._step_size()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_seen = int(checkpoint["batches_seen"])
         self.optimizer_steps = int(checkpoint["optimizer_steps"])
         self.adaptation.load_state_dict(checkpoint["adaptation"])
+        before, size = checkpoint.get("step_size"), self._step_size()
+        if before is not None and math.prod(before) != math.prod(size) and distributed.rank() == 0:
+            log.warning("%s", _another_step(before, size))
+
+    def _step_size(self) -> list[int]:
+        """Ranks, batches that are accumulated on each, samples of a batch of the first stream."""
+        return [distributed.world_size(), self.trainer.accumulate_grad_batches, next(iter(self.streams.values())).batch_size]
 
     @property
     def epoch_position(self) -> float:
         """Epochs that were seen, with fraction."""
         return self.batches_seen / self.steps_per_epoch
+
+
+def _another_step(before: list[int], now: list[int]) -> str:
+    """What to say when a run goes on with steps of another size (`Learner._step_size`)."""
+    was, others = math.prod(before), now[0] * now[1]
+    told = [f"{math.prod(s)} samples ({s[0]} rank{'s' if s[0] > 1 else ''} × {s[1] * s[2]})" for s in (now, before)]
+    if was % others:
+        way = f"no batch_size keeps it on {now[0]} ranks, batch_size={max(round(was / others), 1)} comes closest"
+    else:
+        way = f"batch_size={was // others} keeps it"
+    return f"a step has {told[0]} from here on and had {told[1]}, for which the learning rate was chosen; epochs have other steps: {way}"
 
 
 def _some(views: dict[str, Tensor] | None, stacked: bool) -> dict[str, Tensor] | None:

@@ -139,7 +139,7 @@ def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 # -------------------------------------------------------------------- what one rank does
 def _checks(rank: int) -> dict[str, Any]:
-    return {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm, _alignment, _sent)}
+    return {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm, _alignment, _sent, _learned)}
 
 
 def _helpers(rank: int) -> dict[str, Any]:
@@ -425,8 +425,8 @@ class Units(Objective):
     """Mean square of the tokens that count, of which each sample has its own number."""
 
     def forward(self, encoder, batch):
-        squares = encoder(batch).tokens.square().sum(-1)[batch["mask"]]
-        return Loss(squares.mean(), {})
+        tokens = encoder(batch).tokens[batch["mask"]]
+        return Loss(tokens.square().sum(-1).mean(), {"first": tokens[:, 0].detach().mean()})
 
     def units(self, batch):
         return batch["mask"].sum()
@@ -436,7 +436,8 @@ class PerSample(Objective):
     """Mean over samples, beside one over tokens."""
 
     def forward(self, encoder, batch):
-        return Loss(encoder(batch).pooled.abs().sum(1).mean(), {})
+        pooled = encoder(batch).pooled
+        return Loss(pooled.abs().sum(1).mean(), {"largest": pooled.detach().amax(1).mean()})
 
     def units(self, batch):
         return len(batch["x"])
@@ -557,28 +558,36 @@ def test_one_batch_is_not_weighed():
     assert torch.allclose(train_one_step(learner), -0.1 * flat(gradients(twin)), rtol=1e-4, atol=1e-6)
 
 
+# rows of each batch that is accumulated, by rank
+SHARES = {1: [[range(0, 8)], [range(8, 11)]], 2: [[range(0, 5), range(5, 6)], [range(6, 10), range(10, 11)]]}
+
+
+def one_step(weight: float, windows: list[list[int]]) -> dict[str, Any]:
+    """The gradient that an optimizer step on these batches leaves, and what is shown after each."""
+    learner, whole = make_learner(weight)
+    learner.trainer = SimpleNamespace(optimizers=[], accumulate_grad_batches=len(windows))
+    window, shown = [{"main": learner.streams["main"].samples.batch(rows)} for rows in windows], []
+    for i in range(len(windows)):  # as Lightning does: the loss divided by the number of batches
+        batch = learner.on_after_batch_transfer([] if i else window, 0)
+        (learner.training_step(batch, i) / len(windows)).backward()
+        shown.append(learner.scalars())
+    return {"gradient": flat(gradients(learner.encoder)), "whole": whole, "shown": shown}
+
+
+def _learned(rank: int) -> dict[Any, Any]:
+    cases = [(accumulate, weight) for accumulate in SHARES for weight in (0.0, 0.7)]
+    return {(a, weight): one_step(weight, [list(rows) for rows in SHARES[a][rank]]) for a, weight in cases}
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_ranks_with_unequal_batches_are_the_joined_batch(monkeypatch, accumulate, weight):
-    """The same over ranks: two learners take a rank's share each; DDP's mean of their gradients is that of all."""
-    samples = Ragged()
-    shares = [[range(0, 5), range(5, 6)], [range(6, 10), range(10, 11)]]  # [rank][batch]
-    if accumulate == 1:
-        shares = [[range(0, 8)], [range(8, 11)]]
-    monkeypatch.setattr(distributed, "active", lambda: True)
-    monkeypatch.setattr(distributed, "rank", lambda: 0)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    whole = samples.batch(list(range(11)))
-    totals = torch.tensor([float(whole["mask"].sum()), 11.0])
-    monkeypatch.setattr(distributed, "sum_over_ranks", lambda x: totals[: len(x)])
-    ranks, gradient = [], torch.empty(0)
-    for batches in shares:
-        learner, gradient = make_learner(weight)
-        learner.trainer = SimpleNamespace(optimizers=[], accumulate_grad_batches=accumulate)
-        window = [{"main": samples.batch(list(rows))} for rows in batches]
-        for i in range(accumulate):  # as Lightning does: the loss divided by the number of batches
-            batch = learner.on_after_batch_transfer([] if i else window, 0)
-            (learner.training_step(batch, i) / accumulate).backward()
-        ranks.append(gradients(learner.encoder))
-    mean = {n: (g + ranks[1][n]) / 2 for n, g in ranks[0].items()}
-    assert torch.allclose(flat(mean), gradient, rtol=1e-4, atol=1e-6)
+def test_ranks_with_unequal_batches_are_the_joined_batch(ranks, accumulate, weight):
+    """DDP's mean of the gradients of two processes is that of all rows, and both show what one process shows of all rows:
+    losses and other scalars, each over the units of its term."""
+    got = [out["_learned"][accumulate, weight] for out in ranks]
+    assert torch.allclose((got[0]["gradient"] + got[1]["gradient"]) / 2, got[0]["whole"], rtol=1e-4, atol=1e-6)
+    joined = one_step(weight, [[*a, *b] for a, b in zip(*SHARES[accumulate], strict=True)])
+    assert set(joined["shown"][0]) == ({"loss", "main/loss", "main/first", "side/loss", "side/largest"} if weight else {"loss", "first"})
+    for out in got:
+        for shown, expected in zip(out["shown"], joined["shown"], strict=True):
+            assert shown == pytest.approx(expected, rel=1e-5)

@@ -14,7 +14,7 @@ from sslt.runs import Run
 
 
 class Curves(pl.Callback):
-    """Records the learner's scalars every `log_every` steps, and what other callbacks hand to `record`.
+    """Records the learner's scalars, over all ranks, every `log_every` steps, and what other callbacks hand to `record`.
 
     Throughput is samples of all ranks a second over training steps, without the first ones of a run (which compile,
     allocate and read) and without the time callbacks take.
@@ -45,7 +45,7 @@ class Curves(pl.Callback):
         if self.steps > 2:
             self.busy += time.perf_counter() - self._step_started
         if shown:
-            values = {k: float(v) for k, v in pl_module.last.items()}
+            values = pl_module.scalars()
             values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
             self.record(trainer, pl_module, values)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from sslt import distributed
 from sslt.callbacks.budget import Budget
 from sslt.callbacks.curves import Curves
 
@@ -55,7 +56,8 @@ class Progress(pl.Callback):
 
     def _text(self, pl_module: Any) -> str:
         shown = self.curves.shown
-        parts = [f"epoch {pl_module.epoch_position:.1f}", f"step {pl_module.batches_seen}", f"loss {float(pl_module.last['loss']):.3f}"]
+        loss = shown["loss"] if distributed.active() else float(pl_module.last["loss"])  # no rank waits for the others for this line
+        parts = [f"epoch {pl_module.epoch_position:.1f}", f"step {pl_module.batches_seen}", f"loss {loss:.3f}"]
         for key, name in (("online/knn_accuracy", "kNN"), ("val/accuracy", "val")):
             if key in shown:
                 parts.append(f"{name} {100 * shown[key]:.1f}%")

@@ -132,7 +132,8 @@ def fit(
         progress.close()
     if learner.interrupted:
         raise Interrupted(learner.batches_seen)
-    now = {"train/loss": float(learner.last["loss"]), "throughput/samples_per_second": round(curves.throughput, 2)} if learner.last else {}
+    rate = round(curves.throughput, 2)
+    now = {"train/loss": learner.scalars()["loss"], "throughput/samples_per_second": rate} if learner.last else {}
     learner.run_metrics = now | {
         "train/steps": learner.batches_seen,
         "train/epochs": round(learner.epoch_position, 4),
