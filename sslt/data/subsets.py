@@ -12,17 +12,23 @@ from sslt.errors import UserError
 log = logging.getLogger("sslt")
 
 
-def label_subset(samples: Samples, fraction: float, per_class: int | None, seed: int) -> Samples:
-    """The seeded, stratified part of the labels that may be used."""
+def label_rows(labels: np.ndarray, fraction: float, per_class: int | None, seed: int) -> np.ndarray | None:
+    """The rows of the seeded, stratified part of the `labels` [N] that may be used; None: all of them."""
     if per_class is not None and (not isinstance(per_class, int) or per_class < 1):
         raise UserError(f"labels_per_class={per_class}: give a whole number from 1")
     if per_class is not None and fraction != 1:
         raise UserError(f"label_fraction={fraction} and labels_per_class={per_class}: give one of the two")
     if per_class is None and fraction == 1:
-        return samples
+        return None
+    return stratified(labels, per_class=per_class, seed=seed) if per_class else stratified(labels, fraction=fraction, seed=seed)
+
+
+def label_subset(samples: Samples, fraction: float, per_class: int | None, seed: int) -> Samples:
+    """The samples of `label_rows`."""
     assert samples.labels is not None
-    labels = np.asarray(samples.labels)
-    index = stratified(labels, per_class=per_class, seed=seed) if per_class else stratified(labels, fraction=fraction, seed=seed)
+    index = label_rows(np.asarray(samples.labels), fraction, per_class, seed)
+    if index is None:
+        return samples
     log.info("%d of %d labels are used", len(index), len(samples))
     return samples.subset(index)
 
