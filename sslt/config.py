@@ -7,6 +7,7 @@ by the verbs themselves. `check` is called on every composed config, before anyt
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -74,6 +75,9 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
     except OmegaConfBaseException as e:
         raise UserError(_missing(e)) from e
     assert isinstance(plain, dict)
+    for name, value in _numbers(plain):
+        if not math.isfinite(value):
+            raise UserError(f"{name}={value} is no number that anything can be set to: give a finite one")
     _check_alike("", {str(k): v for k, v in plain.items()}, groups.plain_values(verb))
     for group in known & set(groups.names(config_dir)):
         _check_read_by_a_stage(str(group), plain.get(group), config_dir)
@@ -113,6 +117,18 @@ def _alike(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
+
+
+def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted path, value) of every float in a config."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _numbers(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _numbers(value, f"{path}[{i}]")
+    elif isinstance(node, float):
+        yield path, node
 
 
 def _strings(node: Any) -> Iterator[str]:

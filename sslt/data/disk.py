@@ -122,9 +122,8 @@ def lines(f: io.TextIOWrapper, path: Path) -> Iterator[str]:
 def check_unpacked(path: Path, packed: int, unpacked: int) -> None:
     """Raise `UserError` where `packed` bytes of `path` come to more `unpacked` ones than those of real data do."""
     if unpacked > max(UNPACKED, RATIO * packed):
-        raise UserError(
-            f"{path}: unpacks to more than {max(UNPACKED, RATIO * packed):,} bytes from {packed:,}: this is no data; unpack it first"
-        )
+        most = max(UNPACKED, RATIO * packed)
+        raise UserError(f"{path}: its {packed:,} bytes unpack to more than {most:,}, as those of no data do; unpack it yourself to use it")
 
 
 class _Unpacked(io.RawIOBase):
@@ -132,13 +131,13 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, path: Path):
         self.path, self.packed, self.count = path, path.stat().st_size, 0
-        self.inner = _OPENERS[path.suffix.lower()](path, "rb")
+        self.inner: IO[bytes] = _OPENERS[path.suffix.lower()](path, "rb")  # type: ignore[operator]
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:  # type: ignore[override]
-        n = self.inner.readinto(buffer)
+        n = self.inner.readinto(buffer)  # type: ignore[attr-defined]
         self.count += n
         check_unpacked(self.path, self.packed, self.count)
         return n
@@ -157,7 +156,7 @@ def walk(folder: Path) -> Iterator[Path]:
     Raises `UserError` for a folder that cannot be listed, and for a link back to a folder that is being walked already: every file
     would be found again below it, under other names.
     """
-    chains = {str(folder): (os.path.realpath(folder),)}  # the real folders on the way to each place
+    chains: dict[str, tuple[str, ...]] = {str(folder): (os.path.realpath(folder),)}  # the real folders on the way to each place
     for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_folder):
         chain = chains.pop(place)
         folders[:] = [f for f in folders if not f.startswith(".")]
@@ -184,10 +183,10 @@ def matching(pattern: Path) -> list[Path]:
     parts = pattern.parts
     first = next((i for i, part in enumerate(parts) if part == "**"), None)
     if first is None:
-        found = map(Path, glob.glob(str(pattern)))
+        found = [Path(f) for f in glob.glob(str(pattern))]
     else:
         roots = [Path(p) for p in glob.glob(str(Path(*parts[:first])))] if first else [Path()]
-        found = (f for root in roots if root.is_dir() for f in walk(root) if _matches(f.relative_to(root).parts, parts[first:]))
+        found = [f for root in roots if root.is_dir() for f in walk(root) if _matches(f.relative_to(root).parts, parts[first:])]
     return sorted(f for f in found if not f.is_dir())
 
 
