@@ -36,9 +36,9 @@ class Range:
 
 
 RANGES = {
-    "Count": Range(True, 1, math.inf, False, "a whole number from 1"),
-    "Natural": Range(True, 0, math.inf, False, "a whole number from 0"),
-    "Share": Range(False, 0, 1, False, "a number from 0 to 1"),
-    "Positive": Range(False, 0, math.inf, True, "a number above 0"),
-    "NonNegative": Range(False, 0, math.inf, False, "a number from 0"),
+    "Count": Range(True, 1, math.inf, False, "an int from 1"),
+    "Natural": Range(True, 0, math.inf, False, "an int from 0"),
+    "Share": Range(False, 0, 1, False, "a float from 0 to 1"),
+    "Positive": Range(False, 0, math.inf, True, "a float above 0"),
+    "NonNegative": Range(False, 0, math.inf, False, "a float from 0"),
 }

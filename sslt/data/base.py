@@ -129,6 +129,11 @@ class Source(abc.ABC):
         parts = self._carve(raw, own)
         if split not in parts:
             raise UserError(f"{self.name} has no '{split}' split; it has: {', '.join(parts)}")
+        if not len(parts[split]):
+            raise UserError(
+                f"{self.name}: nothing is left for the '{split}' split of {len(raw)} samples: give more, or a {split} split of your own"
+                + (f", or set data.{split}_fraction=0" if split != "train" else "")
+            )
         return raw if len(parts) == 1 else raw.take(parts[split])
 
     def _carve(self, raw: Raw, own: tuple[str, ...]) -> dict[str, np.ndarray]:

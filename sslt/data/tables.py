@@ -85,6 +85,7 @@ def open_table(path: Path, sep: str | None, header: bool | None, wanted: Sequenc
         return ParquetTable(path)
     if kind == "json":
         return JsonTable(path)
+    given = sep
     if sep is None:
         if kind is None:
             raise UserError(f"{path}: give sep= for this file; known suffixes: {', '.join(KINDS)}, with .xz or .gz")
@@ -92,7 +93,23 @@ def open_table(path: Path, sep: str | None, header: bool | None, wanted: Sequenc
     sep = SEPARATORS.get(sep, sep)
     if len(sep) != 1:
         raise UserError(f"sep='{sep}': give one character or one of {', '.join(SEPARATORS)}")
-    return DelimitedTable(path, sep, header, wanted)
+    table = DelimitedTable(path, sep, header, wanted)
+    if given is None and len(table.columns) == 1 and (other := _other_separator(path, {*TEXT_NAMES, *LABEL_NAMES, *wanted})):
+        own = next(name for name, char in SEPARATORS.items() if char == sep)
+        raise UserError(f"{path}: its lines look separated by {other}: set data.sep={other} (or data.sep={own}, if they are one column)")
+    return table
+
+
+def _other_separator(path: Path, known: set[str]) -> str | None:
+    """The separator that the first lines of a file of one column speak for: by the names it gives, or as often in each of them."""
+    with reading(path), open_text(path) as f:
+        head = [line for line in itertools.islice(lines(f, path), 20) if line.strip()]
+    for name in ("semicolon", "tab", "pipe", "comma"):
+        counts = [line.count(SEPARATORS[name]) for line in head]
+        names = {n.strip(' "\n').lower() for n in head[0].split(SEPARATORS[name])}
+        if counts[0] and (names & known or (len(head) > 2 and len(set(counts)) == 1)):
+            return name
+    return None
 
 
 def _separator_of_txt(path: Path) -> str:

@@ -14,7 +14,7 @@ from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
-from sslt.ranges import Count, NonNegative
+from sslt.ranges import Count, NonNegative, Share
 
 
 def _off_diagonal(square: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class WMSE(_Joined):
     authors' code. shrink: how far the covariance is drawn to the identity.
     """
 
-    def __init__(self, encoder: Encoder, hidden: Count, out: Count, size: Count | None, shrink: float):
+    def __init__(self, encoder: Encoder, hidden: Count, out: Count, size: Count | None, shrink: Share):
         super().__init__()
         if size is not None and size < 2 * out:
             raise UserError(f"objective.size={size}: whitening {out} numbers needs at least {2 * out} samples at a time")
