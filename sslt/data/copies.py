@@ -21,7 +21,7 @@ _prepared: weakref.WeakKeyDictionary[Any, dict[str, np.ndarray]] = weakref.WeakK
 def content_of(item: Any) -> int:
     """A number of 64 bits that samples share if they are copies: of a text, or of the shape and the bytes of an image."""
     text = isinstance(item, str)
-    data = item.encode("utf-8", "surrogatepass") if text else np.ascontiguousarray(item)
+    data: Any = item.encode("utf-8", "surrogatepass") if text else np.ascontiguousarray(item)
     shape = b"" if text else repr(item.shape).encode()[:16]
     return int.from_bytes(hashlib.blake2b(data, digest_size=8, person=shape).digest(), "little")
 
