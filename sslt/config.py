@@ -7,8 +7,9 @@ by the verbs themselves. `check` is called on every composed config, before anyt
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
     except OmegaConfBaseException as e:
         raise UserError(_missing(e)) from e
     assert isinstance(plain, dict)
+    for name, value in _numbers(plain):
+        if not math.isfinite(value):
+            raise UserError(f"{name}={value} is no number that anything can be set to: give a finite one")
     _check_alike("", {str(k): v for k, v in plain.items()}, groups.plain_values(verb))
     for group in known & set(groups.names(config_dir)):
         _check_read_by_a_stage(str(group), plain.get(group), config_dir)
@@ -120,8 +124,22 @@ def _alike(value: Any, default: Any) -> bool:
     return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
 
 
+def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted path, value) of every float in a config."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _numbers(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _numbers(value, f"{path}[{i}]")
+    elif isinstance(node, float):
+        yield path, node
+
+
 def _check_node(path: str, node: dict[str, Any]) -> None:
     target = node["_target_"]
+    if not isinstance(target, str):
+        raise UserError(f"{path}._target_={target!r}: give the dotted name of a class")
     if not signatures.exists(target):
         module, _, name = target.rpartition(".")
         hint = nearest(name, signatures.names_in(module)) or "; is its package installed?"

@@ -6,12 +6,13 @@ import abc
 import math
 
 from sslt.errors import UserError
+from sslt.ranges import Share
 
 
 class Schedule(abc.ABC):
     """progress in [0, 1] → factor of the base learning rate. warmup: the share of the run that rises linearly from 0."""
 
-    def __init__(self, warmup: float):
+    def __init__(self, warmup: Share):
         if not 0 <= warmup <= 1:
             raise UserError(
                 f"schedule.warmup={warmup}: it is a share of the run, 0 to 1 (0.05: the first twentieth), not a number of steps"
@@ -31,7 +32,7 @@ class Schedule(abc.ABC):
 class Cosine(Schedule):
     """Half a cosine from 1 to `final` (Loshchilov & Hutter, 2017, eq. 5, without restarts)."""
 
-    def __init__(self, warmup: float, final: float):
+    def __init__(self, warmup: Share, final: Share):
         super().__init__(warmup)
         self.final = final
 
@@ -42,7 +43,7 @@ class Cosine(Schedule):
 class Linear(Schedule):
     """A straight line from 1 to `final`."""
 
-    def __init__(self, warmup: float, final: float):
+    def __init__(self, warmup: Share, final: Share):
         super().__init__(warmup)
         self.final = final
 

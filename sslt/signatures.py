@@ -15,6 +15,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from sslt.ranges import RANGES
+
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
@@ -186,17 +188,39 @@ def type_error(value: Any, annotation: ast.expr | None) -> str | None:
         if option == "None":
             if value is None:
                 return None
+        elif option in RANGES:
+            if RANGES[option].holds(value):
+                return None
         elif option in _SIMPLE:
             if isinstance(value, _SIMPLE[option]) and not (isinstance(value, bool) and option != "bool"):
                 return None
         elif option.split("[")[0] in ("list", "tuple", "Sequence", "Iterable", "List", "Tuple"):
-            if isinstance(value, (list, tuple)):
+            if isinstance(value, (list, tuple)) and _elements_fit(value, option):
                 return None
         elif option in ("Tensor", "torch.Tensor"):
             continue  # which no YAML holds
         else:
             return None
-    return " or ".join(o.replace("None", "null") for o in options)
+    return " or ".join(_in_words(o) for o in options)
+
+
+def _elements_fit(values: list[Any] | tuple[Any, ...], option: str) -> bool:
+    """Whether a list is what `list[X]` or `tuple[X, Y]` says, of elements that are numbers of a range."""
+    inner = [name.strip() for name in option.partition("[")[2].rstrip("]").split(",")]
+    if any(name not in RANGES for name in inner):
+        return True
+    if option.startswith(("tuple", "Tuple")):
+        return len(values) == len(inner) and all(RANGES[name].holds(v) for name, v in zip(inner, values, strict=True))
+    return all(RANGES[inner[0]].holds(v) for v in values)
+
+
+def _in_words(option: str) -> str:
+    kind, _, inner = option.partition("[")
+    names = [name.strip() for name in inner.rstrip("]").split(",")]
+    if all(name in RANGES for name in names):
+        many = f"a list of {len(names)}" if kind in ("tuple", "Tuple") else "a list"
+        return f"{many}, each {RANGES[names[0]].words}"
+    return RANGES[option].words if option in RANGES else option.replace("None", "null")
 
 
 def _options(annotation: ast.expr) -> list[str]:

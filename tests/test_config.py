@@ -211,6 +211,13 @@ MISTAKES = [
     ("pretrain", [*SIMCLR, "data=image_folder"], r"'data\.path' has no value.*data\.path="),
     ("pretrain", ["encoder=timm"], r"'encoder\.name' has no value"),
     # a value of the wrong type
+    ("pretrain", ["+task=simclr", "views.flip=-1"], r"views\.flip=-1.*a float from 0 to 1"),
+    ("pretrain", ["+task=simclr", "views.scale=[0.5]"], r"views\.scale=\[0\.5\].*a list of 2, each a float from 0 to 1"),
+    ("pretrain", ["+task=simclr", "objective.out=0"], r"objective\.out=0.*an int from 1"),
+    ("pretrain", ["+task=dino", "views.small.n=0"], r"views\.small\.n=0.*an int from 1"),
+    ("pretrain", ["+task=simclr", "trainer.max_time=nan"], r"trainer\.max_time=nan is no number"),
+    ("finetune", ["+target=digits", "from=scratch", "optimizer.lr=inf"], r"optimizer\.lr=inf is no number"),
+    ("finetune", ["+target=digits", "from=scratch", "objective.dropout=1.5"], r"objective\.dropout=1\.5.*a float from 0 to 1"),
     ("pretrain", [*SIMCLR, "objective.temperature=hot"], r"objective\.temperature='hot'.*wrong type.*float"),
     ("pretrain", [*SIMCLR, "objective.norm=1"], r"objective\.norm=1.*wrong type.*bool"),
     ("pretrain", [*SIMCLR, "objective.hidden=1.5"], r"objective\.hidden=1\.5.*wrong type.*int"),

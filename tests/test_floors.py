@@ -13,7 +13,8 @@ PACKAGE = Path(sslt.__file__).parent
 
 # Bottom to top. A name is a module of sslt or a whole subpackage.
 FLOORS = [
-    {"errors", "stored", "groups", "signatures", "trusted", "runs", "schedules", "precision", "cpu_kernels", "distributed", "config"},
+    {"errors", "stored", "ranges", "groups", "signatures", "trusted", "runs", "config"},
+    {"schedules", "precision", "cpu_kernels", "distributed"},
     {"data"},
     {"encoders"},
     {"objectives", "adaptation"},
@@ -24,7 +25,7 @@ FLOORS = [
 ]
 LEVEL = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 HEAVY = {"torch", "pytorch_lightning", "transformers", "timm", "sklearn", "matplotlib", "wandb"}
-LIGHT = {"cli", "guide", "groups", "errors", "stored", "config", "signatures", "trusted", "runs", "resume", "execute", "chain"}
+LIGHT = {"cli", "guide", "groups", "errors", "stored", "ranges", "config", "signatures", "trusted", "runs", "resume", "execute", "chain"}
 LIGHT |= {"__main__", "__init__"}
 MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py"))
 

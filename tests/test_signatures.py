@@ -9,8 +9,9 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
-from sslt import signatures
+from sslt import groups, signatures
 from sslt.errors import nearest
 
 # One of each kind: own class, inherited constructor, re-export, open signature, function, nested re-export
@@ -42,6 +43,48 @@ def test_agrees_with_inspect(target):
     assert list(found.parameters) == [p.name for p in named]
     assert found.required == {p.name for p in named if p.default is p.empty}
     assert found.open == any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "fits", "not_"),
+    [
+        ("Count", [1, 10**6], [0, -1, 1.0, True, None, "1"]),
+        ("Natural | None", [0, 3, None], [-1, 0.5, "none"]),
+        ("Share", [0, 1, 0.5], [-0.1, 1.5, True, "half"]),
+        ("Positive", [1e-9, 3], [0, -1.0]),
+        ("NonNegative", [0.0, 3], [-1e-9]),
+        ("Share | list[Share]", [0.5, [0.1, 1]], [2, [0.5, 2], "x"]),
+        ("list[Count]", [[1, 2], []], [[0], [1.5], 3]),
+        ("tuple[Positive, Positive]", [[0.5, 2]], [[0.5], [0, 1], [1, 2, 3], 1.0]),
+    ],
+)
+def test_numbers_out_of_range(annotation, fits, not_):
+    """A range is part of the type: what lies outside is said in words."""
+    tree = ast.parse(annotation, mode="eval").body
+    assert [v for v in fits if signatures.type_error(v, tree)] == []
+    for value in not_:
+        said = signatures.type_error(value, tree)
+        assert said and not {"Count", "Natural", "Share", "Positive", "NonNegative"} & set(said.replace("[", " ").split()), value
+
+
+def test_views_and_objectives_say_what_their_numbers_may_be():
+    """Every number of theirs has a range, but those whose constructor asks for something else than a range."""
+    own = {"n_classes", "factors", "uniform", "l2", "seed"}
+    loose = []
+    for path in [
+        *groups.CONFIG_DIR.glob("objective/*.yaml"),
+        *groups.CONFIG_DIR.glob("views/*.yaml"),
+        *groups.CONFIG_DIR.glob("corruption/*.yaml"),
+    ]:
+        target = OmegaConf.load(path).get("_target_")
+        for name, annotation in (signatures.signature(target).parameters if target else {}).items():
+            if (
+                annotation is not None
+                and {"int", "float"} & {n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)}
+                and name not in own
+            ):
+                loose.append(f"{path.stem}.{name}")
+    assert loose == []
 
 
 @pytest.mark.parametrize("target", ["sslt.data.sampling.Together", "sslt.data.sampling.Sampling"])

@@ -11,6 +11,7 @@ from sslt.adaptation.base import Adaptation
 from sslt.encoders import adapters
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
+from sslt.ranges import Count, NonNegative, Positive, Share
 
 
 class Adapter(Adaptation):
@@ -35,7 +36,7 @@ class LoRA(Adapter):
     convolution of the blocks. dropout: on the input of A.
     """
 
-    def __init__(self, r: int, alpha: float, dropout: float, target_modules: list[str] | None):
+    def __init__(self, r: Count, alpha: Positive, dropout: Share, target_modules: list[str] | None):
         _positive("r", r)
         super().__init__("lora", r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules)
 
@@ -56,7 +57,7 @@ class IA3(Adapter):
 class Bottleneck(Adapter):
     """A bottleneck of `size` units behind every block (Houlsby et al., 2019; Pfeiffer et al., 2021)."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: Count):
         _positive("size", size)
         super().__init__("adapter", size=size)
 
@@ -64,14 +65,14 @@ class Bottleneck(Adapter):
 class Prefix(Adapter):
     """`length` learned keys and values in every layer (Li & Liang, 2021). Text only."""
 
-    def __init__(self, length: int):
+    def __init__(self, length: Count):
         super().__init__("prefix", length=length)
 
 
 class Prompt(Adapter):
     """`length` learned embeddings before the text (Lester et al., 2021). Text only."""
 
-    def __init__(self, length: int):
+    def __init__(self, length: Count):
         super().__init__("prompt", length=length)
 
 
@@ -84,8 +85,8 @@ class AdaLoRA(Adapter):
     """
 
     def __init__(
-        self, init_r: int, target_r: int, alpha: float, dropout: float, start: float, end: float, every: int, orthogonality: float,
-        target_modules: list[str] | None,
+        self, init_r: Count, target_r: Count, alpha: Positive, dropout: Share, start: Share, end: Share, every: int,
+        orthogonality: NonNegative, target_modules: list[str] | None,
     ):  # fmt: skip
         _positive("target_r", target_r)
         _positive("every", every)

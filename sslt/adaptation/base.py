@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
+from sslt.ranges import Share
 
 
 class Adaptation(abc.ABC):
@@ -25,7 +26,7 @@ class Adaptation(abc.ABC):
     total_steps: int | None = None  # optimizer steps of the run, where they are known; set before `prepare`
     frozen = False  # whether the encoder's features are the same all the run, so that they can be computed once
 
-    def __init__(self, layer_decay: float):
+    def __init__(self, layer_decay: Share):
         if not 0 < layer_decay <= 1:
             raise UserError(f"adaptation.layer_decay={layer_decay}: give a number above 0 and up to 1 (1: the same rate everywhere)")
         self.layer_decay = layer_decay

@@ -9,6 +9,7 @@ import math
 from sslt.adaptation.base import Adaptation
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError, nearest
+from sslt.ranges import Count, Share
 
 
 class Partial(Adaptation):
@@ -17,7 +18,7 @@ class Partial(Adaptation):
     patterns: shell patterns of parameter names, as `*.attention.*` or `*norm*`; blocks=0 leaves these alone to move.
     """
 
-    def __init__(self, blocks: int, patterns: list[str], layer_decay: float):
+    def __init__(self, blocks: Count, patterns: list[str], layer_decay: Share):
         super().__init__(layer_decay)
         if blocks < 0 or (blocks == 0 and not patterns):
             raise UserError(f"adaptation.blocks={blocks}: give at least 1, name patterns, or choose adaptation=probe")
@@ -82,7 +83,7 @@ class Gradual(_Staged):
     over the first `over` of the run, whatever bounds it.
     """
 
-    def __init__(self, every: str, over: float, layer_decay: float):
+    def __init__(self, every: str, over: Share, layer_decay: Share):
         super().__init__(layer_decay)
         if every not in ("epoch", "progress"):
             raise UserError(f"adaptation.every={every}: give epoch or progress{nearest(every, ('epoch', 'progress'))}")
@@ -99,7 +100,7 @@ class Gradual(_Staged):
 class ProbeThenFull(_Staged):
     """Linear probing, then full fine-tuning (LP-FT: Kumar et al., 2022): the head alone for the first `probe` of the run."""
 
-    def __init__(self, probe: float, layer_decay: float):
+    def __init__(self, probe: Share, layer_decay: Share):
         super().__init__(layer_decay)
         if not 0 < probe < 1:
             raise UserError(f"adaptation.probe={probe}: give the share of the run for the head alone, between 0 and 1")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sslt.adaptation.base import Full
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
+from sslt.ranges import NonNegative, Share
 
 
 class L2SP(Full):
@@ -17,7 +18,7 @@ class L2SP(Full):
     The encoder's own weight decay is off: it would pull to zero. strength: λ.
     """
 
-    def __init__(self, strength: float, layer_decay: float):
+    def __init__(self, strength: NonNegative, layer_decay: Share):
         super().__init__(layer_decay)
         if strength < 0:
             raise UserError(f"adaptation.strength={strength}: give 0 or more")

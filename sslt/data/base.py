@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslt.data import copies
 from sslt.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test", "unlabeled")
@@ -25,12 +26,15 @@ class Raw:
 
     `items`: for images a uint8 array [N, H, W, C] (or a lazy sequence of such [H, W, C] arrays of any size);
     for text a sequence of `str`. `labels`: class indices [N] into `Source.classes`, or None.
-    `skipped` names what `on_error=skip` left out.
+    `skipped` names what `on_error=skip` left out. `contents`: uint64 [N], equal where rows are copies of one another; None: not known
+    yet. `remarks`: what there is to say about the rows, a line each.
     """
 
     items: Sequence[Any] | np.ndarray
     labels: np.ndarray | None = None
     skipped: list[str] = dataclasses.field(default_factory=list)
+    contents: np.ndarray | None = None
+    remarks: list[str] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -38,7 +42,8 @@ class Raw:
     def take(self, index: np.ndarray) -> Raw:
         """The rows `index`, in that order."""
         items = self.items[index] if isinstance(self.items, np.ndarray) else _Taken(self.items, index)
-        return Raw(items, None if self.labels is None else self.labels[index], self.skipped)
+        labels, contents = (None if rows is None else rows[index] for rows in (self.labels, self.contents))
+        return Raw(items, labels, self.skipped, contents, self.remarks)
 
 
 class _Taken(Sequence):
@@ -100,9 +105,12 @@ class Source(abc.ABC):
         own = self.own_splits()
         if "train" not in own or self.classes is None:
             return own
-        drawn = {"val"} if self.val_fraction else set()
-        drawn |= {"test"} if self.test_fraction else set()
-        return tuple(s for s in SPLITS if s in own or s in drawn)
+        return tuple(s for s in SPLITS if s in own or s in self.drawn(own))
+
+    def drawn(self, own: tuple[str, ...]) -> dict[str, float]:
+        """What is drawn from train, and the share of it, in the order of drawing."""
+        shares = {"test": self.test_fraction, "val": self.val_fraction}
+        return {split: share for split, share in shares.items() if share and split not in own}
 
     def get(self, split: str) -> Raw:
         """Read a split, drawing `val`/`test` from train where the data have none.
@@ -112,7 +120,7 @@ class Source(abc.ABC):
         own = self.own_splits()
         if split == "unlabeled":
             raw = self.read("unlabeled") if "unlabeled" in own else self.get("train")
-            return Raw(raw.items, None, raw.skipped)
+            return Raw(raw.items, None, raw.skipped, raw.contents, raw.remarks)
         if split in own and split != "train":
             return self.read(split)
         if "train" not in own:
@@ -121,31 +129,46 @@ class Source(abc.ABC):
         parts = self._carve(raw, own)
         if split not in parts:
             raise UserError(f"{self.name} has no '{split}' split; it has: {', '.join(parts)}")
+        if not len(parts[split]):
+            raise UserError(
+                f"{self.name}: nothing is left for the '{split}' split of {len(raw)} samples: give more, or a {split} split of your own"
+                + (f", or set data.{split}_fraction=0" if split != "train" else "")
+            )
         return raw if len(parts) == 1 else raw.take(parts[split])
 
     def _carve(self, raw: Raw, own: tuple[str, ...]) -> dict[str, np.ndarray]:
         rest = np.arange(len(raw))
         parts: dict[str, np.ndarray] = {}
-        if raw.labels is None:
+        if raw.labels is None or not self.drawn(own):
             return {"train": rest}
-        for split, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
-            if split in own or not fraction:
-                continue
+        if raw.contents is None:
+            raw.contents = copies.contents_of(raw.items)
+        first = copies.first_of(raw.contents)
+        raw.remarks = [*raw.remarks, *copies.remarks(self.name, first, raw.labels)]
+        for split, fraction in self.drawn(own).items():
             if not 0 < fraction < 1:
                 raise UserError(f"data.{split}_fraction={fraction}: give the share of train to hold out, above 0 and below 1, or 0")
-            held = stratified(raw.labels[rest], fraction=fraction, seed=0, at_least=0)
+            held = stratified(raw.labels[rest], fraction=fraction, seed=0, at_least=0, together=first[rest])
             parts[split] = rest[held]
             rest = np.delete(rest, held)
         return {"train": rest, **parts}
 
 
 def stratified(
-    labels: np.ndarray, *, fraction: float | None = None, per_class: int | None = None, seed: int = 0, at_least: int = 1
+    labels: np.ndarray,
+    *,
+    fraction: float | None = None,
+    per_class: int | None = None,
+    seed: int = 0,
+    at_least: int = 1,
+    together: np.ndarray | None = None,
 ) -> np.ndarray:
     """Sorted indices of a seeded subset that keeps the class proportions, or takes `per_class` of each.
 
     With `fraction`, the sizes are apportioned by largest remainder, so that they add up to round(fraction · N), unless
     that leaves a class with fewer than `at_least` samples, which it then has.
+    together [N]: rows that share a number are all taken or all left, for the class of the first one drawn; a class then has as many
+    rows as its number or, where they do not fit, fewer.
     Raises `UserError` where a class has fewer than `per_class` samples.
     """
     rng = np.random.default_rng([seed, 0x5B5E7])
@@ -165,8 +188,21 @@ def stratified(
             want[i] += 1
         want = np.maximum(want, at_least)
     order = rng.permutation(len(labels))
+    if together is not None and len(np.unique(together)) < len(labels):
+        return _whole_groups(labels, order, dict(zip(classes.tolist(), want.tolist(), strict=True)), together)
     chosen = [order[labels[order] == c][:n] for c, n in zip(classes, want, strict=True)]
     return np.sort(np.concatenate(chosen))
+
+
+def _whole_groups(labels: np.ndarray, order: np.ndarray, want: dict[int, int], together: np.ndarray) -> np.ndarray:
+    """`stratified` for rows of which some belong together: each group is taken in `order` while its class has room for all of it."""
+    _, first, group, sizes = np.unique(together[order], return_index=True, return_inverse=True, return_counts=True)
+    taken = np.zeros(len(sizes), bool)
+    for g in np.argsort(first):
+        c = int(labels[order[first[g]]])
+        if sizes[g] <= want[c]:
+            taken[g], want[c] = True, want[c] - int(sizes[g])
+    return np.sort(order[taken[group.reshape(-1)]])
 
 
 def check_on_error(value: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sslt.data.base import Samples
 from sslt.errors import UserError
+from sslt.ranges import Count
 
 
 class Corruption(abc.ABC):
@@ -24,7 +25,7 @@ class Corruption(abc.ABC):
     modality: ClassVar[str]
     strengths: ClassVar[tuple[float, ...]]
 
-    def __init__(self, severity: int):
+    def __init__(self, severity: Count):
         if not 1 <= severity <= 5:
             raise UserError(f"corruption.severity={severity}: give 1 (mild) to 5 (strong)")
         self.strength = self.strengths[severity - 1]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sslt.data.disk import damage, located
 from sslt.data.tables import Row, Table
 from sslt.errors import UserError
 
@@ -29,10 +30,11 @@ class ArrowTable(Table):
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         number = 0
         chosen = self.dataset.select_columns(list(dict.fromkeys(columns))).with_format("arrow")
-        for batch in chosen.iter(batch_size=4096):
-            for values in zip(*(batch.column(c).to_pylist() for c in columns), strict=True):
-                number += 1
-                yield Row(f"row {number}", values)
+        with damage(self.path):
+            for batch in chosen.iter(batch_size=4096):
+                for values in zip(*(batch.column(c).to_pylist() for c in columns), strict=True):
+                    number += 1
+                    yield Row(f"row {number}", values)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -65,7 +67,7 @@ def load_datasets(name: str, config: str | None) -> dict[str, Table]:
     """The splits of a saved data set or of one of the hub (downloaded, or from its cache), by their own names."""
     import datasets
 
-    folder = Path(name).expanduser()
+    folder = located(name)
     if not folder.is_dir():
         ask_once()
     try:

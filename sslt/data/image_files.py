@@ -6,19 +6,20 @@ C is 1 or 3 in all that is returned here; transparency is laid on white.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sslt.data import cache
+from sslt import stored
+from sslt.data import cache, disk
 from sslt.data.base import Source
+from sslt.data.labels import label_name
 from sslt.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -48,16 +49,20 @@ def decode(file: Path | bytes, name: str) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
+        if not isinstance(file, bytes):
+            stored.require_regular(file)
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             image.load()
             turned = "exif" in image.info or image.format in ("TIFF", "PNG")  # others have no place for the tag
             return _pixels(ImageOps.exif_transpose(image) if turned else image)
-    except MemoryError:
-        raise
     except Image.UnidentifiedImageError:
         raise Unreadable(name, "not an image, or damaged from its first bytes on") from None
+    except FileNotFoundError:
+        raise Unreadable(name, "no such file, perhaps a link to nothing") from None
+    except MemoryError as error:
+        raise Unreadable(name, "it does not fit into memory") from error
     except Exception as error:  # decoders meet damaged files with nearly every exception there is
-        raise Unreadable(name, str(error) or type(error).__name__) from error
+        raise Unreadable(name, disk.reason(error)) from error
 
 
 def _pixels(image: Image) -> np.ndarray:
@@ -79,11 +84,12 @@ def header(file: Path) -> tuple[int, int, int]:
     from PIL import Image
 
     try:
+        stored.require_regular(file)
         with Image.open(file) as image:
             grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
             return image.height, image.width, 1 if grey else 3
     except Exception as error:  # as in decode
-        raise Unreadable(str(file), str(error)) from error
+        raise Unreadable(str(file), disk.reason(error)) from error
 
 
 def on_white(images: np.ndarray) -> np.ndarray:
@@ -132,33 +138,41 @@ def read_idx(path: Path) -> np.ndarray:
 
     Raises `UserError` where the file is damaged.
     """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    with disk.reading(path):
+        with disk.open_binary(path) as file:
+            data = file.read()
         if data[:3] != b"\x00\x00\x08":
             raise ValueError("it does not begin as an idx file of bytes")
-        shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
+        shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
 
 
 # Labels ---------------------------------------------------------------------------------------------------------------
 
 
-def class_names(values: Iterable[np.ndarray], names: Sequence[str] | None) -> list[str]:
-    """Class names over the label columns of all splits: those given, else the strings, else the numbers there are."""
+def class_names(values: Iterable[np.ndarray], names: Sequence[str] | None, where: str) -> list[str]:
+    """Class names over the label columns of all splits: those given, else the strings, else the numbers there are.
+
+    Raises `UserError` where the numbers are too large to be those of classes.
+    """
     if names is not None:
         return list(names)
     columns = [np.asarray(v) for v in values]
     if columns and columns[0].dtype.kind in "OUS":
-        return sorted({str(v) for column in columns for v in column if v is not None})
-    return [str(i) for i in range(1 + max((int(c.max()) for c in columns if c.size), default=-1))]
+        found = {label_name(v, None) for column in columns for v in column}
+        return sorted(name for name in found if name is not None)
+    largest = max((int(c[np.isfinite(c)].max(initial=-1)) for c in columns), default=-1)
+    if largest >= max(1000, sum(map(len, columns))):
+        raise UserError(f"{where} holds the label {largest}, more than there are images: labels must be class numbers from 0, or names")
+    return [str(i) for i in range(1 + largest)]
 
 
-def label_indices(values: np.ndarray, classes: Sequence[str], where: str) -> np.ndarray | None:
+def label_indices(
+    values: np.ndarray, classes: Sequence[str], where: str, on_error: str = "fail", skipped: list[str] | None = None
+) -> np.ndarray | None:
     """int64 [N] into `classes` from class numbers or names; None where all are -1 (as unlabelled sets have it).
 
-    Raises `UserError` naming the first row that has no valid label.
+    Raises `UserError` naming the first row that has no valid label; with `on_error` "skip" such rows get -1 and are named in `skipped`.
     """
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -166,17 +180,22 @@ def label_indices(values: np.ndarray, classes: Sequence[str], where: str) -> np.
         raise UserError(f"{where} has shape {list(values.shape)}: labels must be one class per image, [N]")
     if values.dtype.kind in "OUS":
         index = {name: i for i, name in enumerate(classes)}
-        labels = np.array([-1 if v is None else index.get(str(v), -1) for v in values], np.int64)
-    elif values.dtype.kind in "biu" or (values.dtype.kind == "f" and (values == np.floor(values)).all()):
-        labels = values.astype(np.int64)
-        if labels.size and (labels == -1).all():
+        labels = np.array([index.get(label_name(v, None) or "", -1) for v in values], np.int64)
+    elif values.dtype.kind in "biuf":
+        whole = np.isfinite(values) & (values == np.floor(values)) & (values < len(classes))
+        labels = np.where(whole, values, -1).astype(np.int64)
+        if labels.size and (values == -1).all():
             return None
     else:
         raise UserError(f"{where} holds {values.dtype} values: labels must be class numbers or names")
-    bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
-    if len(bad):
-        raise UserError(f"{where}, row {bad[0]}: the label {values[bad[0]]!r} is not one of the {len(classes)} classes")
-    return labels
+    for row in np.flatnonzero(labels < 0):
+        value = values[row].item() if isinstance(values[row], np.generic) else values[row]
+        missing = value == -1 or label_name(value, None) is None
+        problem = f"no label ({value!r})" if missing else f"the label {value!r} is not one of the {len(classes)} classes"
+        if on_error != "skip" or skipped is None:
+            raise UserError(f"{where}, row {row}: {problem}")
+        skipped.append(f"{where}, row {row}: {problem}")
+    return np.maximum(labels, -1)
 
 
 # Folders --------------------------------------------------------------------------------------------------------------
@@ -192,26 +211,24 @@ class FolderImages(Sequence[np.ndarray]):
         return len(self.files)
 
     def __getitem__(self, i):  # type: ignore[override]
-        return decode(self.files[i], str(self.files[i].relative_to(self.root)))
+        return decode(self.files[i], disk.printable(str(self.files[i].relative_to(self.root))))
 
 
 def subfolders(folder: Path) -> list[Path]:
     """Visible folders directly in `folder`, sorted. Raises `UserError` where it is no folder."""
     if not folder.is_dir():
-        beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        if folder.exists():
+            raise UserError(f"{folder} is no folder of pictures")
+        with disk.damage(folder.parent):
+            beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         raise UserError(f"there is no folder {folder}{nearest(folder.name, beside)}")
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    with disk.damage(folder):
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def pictures(folder: Path) -> list[Path]:
     """Visible picture files at any depth below `folder`, sorted."""
-    return sorted(_walk(folder))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        yield from (Path(place, f) for f in files if Path(f).suffix.lower() in SUFFIXES and not f.startswith("."))
+    return sorted(f for f in disk.walk(folder) if f.suffix.lower() in SUFFIXES)
 
 
 def by_class(folder: Path, files: Sequence[Path]) -> list[str] | None:
@@ -224,7 +241,7 @@ def by_class(folder: Path, files: Sequence[Path]) -> list[str] | None:
     direct = {part[0] for part in parts if len(part) == 2}
     if len(names) < 2 or direct != names or any(len(part) == 1 for part in parts):
         return None
-    return [part[0] for part in parts]
+    return [disk.printable(part[0]) for part in parts]
 
 
 def folder_digest(root: Path, files: Sequence[Path]) -> str:
@@ -249,16 +266,18 @@ def folder_digest(root: Path, files: Sequence[Path]) -> str:
 
 def _size_and_time(file: Path) -> tuple[int, int]:
     try:
+        stored.require_regular(file)
         stat = file.stat()
-    except OSError:  # a dangling link: decoding will name it
+    except (OSError, UserError):  # a dangling link, a pipe: decoding will name it
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
 
 
 def _content(file: Path) -> str | None:
     try:
+        stored.require_regular(file)
         return cache.digest(file.read_bytes())
-    except OSError:
+    except (OSError, UserError):
         return None
 
 

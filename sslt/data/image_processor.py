@@ -18,17 +18,18 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sslt.data import cache
+from sslt.data import cache, copies
 from sslt.data.base import Raw, Samples, Source
 from sslt.data.image_files import THREADS
 from sslt.errors import UserError
 
 log = logging.getLogger("sslt")
 
-FORMAT = 1  # of the cached entries: raise it when what is written, or how images are resized, changes
+FORMAT = 2  # of the cached entries: raise it when what is written, or how images are resized, changes
 IN_MEMORY = 1 << 30  # bytes up to which a split is held in memory rather than memory-mapped
 CHUNK = 512  # images that are decoded before they are written
 BLOCK = 16  # images that a thread decodes at a time
+NARROWEST = 32  # how many times its shorter side the longer side of an image counts
 NAMED = 5  # unreadable images that a message names
 
 
@@ -125,6 +126,8 @@ class ImageProcessor:
             readable = entry["readable"][index]
             index, labels = index[readable], None if labels is None else labels[readable]
         self._tell(source, entry.meta)
+        copies.tell(raw.remarks)
+        copies.tell_shared(source, split, np.asarray(entry["contents"])[index])
         images = entry["images"]
         fits = images[:1].nbytes * len(index) < IN_MEMORY
         return ImageSamples(
@@ -150,6 +153,7 @@ class ImageProcessor:
             raise UserError(f"the split {split} of {source.name} is empty")
         seen: set[tuple[int, ...]] = set()
         unreadable: dict[int, UserError] = {}
+        contents = np.empty(len(raw), np.uint64)
         starts = _progress(range(0, len(raw), CHUNK), f"preparing {source.name} {split}")
         # A plain file, not a memory map: on a full disk a write raises, where a store into a map kills the process.
         with (
@@ -161,7 +165,8 @@ class ImageProcessor:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for start in starts:
                 rows = range(start, min(start + CHUNK, len(raw)))
-                file.write(self._chunk(source, raw, rows, pool, seen, unreadable).data)
+                file.write(self._chunk(source, raw, rows, pool, seen, unreadable, contents).data)
+        np.save(folder / "contents.npy", contents)
         if len(unreadable) == len(raw):
             raise UserError(f"none of the {len(raw)} images of {source.name} ({split}) can be read; first: {unreadable[0]}")
         if unreadable:
@@ -188,13 +193,16 @@ class ImageProcessor:
         pool: ThreadPoolExecutor,
         seen: set[tuple[int, ...]],
         unreadable: dict[int, UserError],
+        contents: np.ndarray,
     ) -> np.ndarray:
-        """The images `rows`, uint8 [n, size, size, C]; adds to `seen` their shapes, to `unreadable` what failed."""
+        """The images `rows`, uint8 [n, size, size, C]; adds to `seen` their shapes, to `unreadable` what failed, fills in `contents`."""
         if isinstance(raw.items, np.ndarray):
+            contents[rows.start : rows.stop] = copies.contents_of(raw.items[rows.start : rows.stop])
             seen.add(raw.items.shape[1:])
             return resize(raw.items[rows.start : rows.stop], self.size, self.channels)
 
         def one(row: int) -> tuple[tuple[int, ...], np.ndarray] | UserError:
+            contents[row] = copies.unreadable(row)
             try:
                 image = raw.items[row]
             except UserError as error:
@@ -202,6 +210,7 @@ class ImageProcessor:
                     return error
                 hint = "; data.on_error=skip leaves such images out" if hasattr(source, "on_error") else ""
                 raise UserError(f"{source.name}: {error}{hint}") from error
+            contents[row] = copies.content_of(image)
             return image.shape, resize(image[None], self.size, self.channels)[0]
 
         out = np.zeros((len(rows), self.size, self.size, self.channels), np.uint8)
@@ -244,7 +253,7 @@ class _RowSource(Source):
     def read(self, split: str) -> Raw:
         self.entry = self.prepare(self.source, split)
         labels = np.array(self.entry["labels"]) if "labels" in self.entry else None
-        return Raw(np.arange(self.entry.meta["count"]), labels, self.entry.meta["skipped"])
+        return Raw(np.arange(self.entry.meta["count"]), labels, self.entry.meta["skipped"], np.array(self.entry["contents"]))
 
     def fingerprint(self) -> str:
         return self.source.fingerprint()
@@ -324,6 +333,10 @@ def resize(images: np.ndarray, size: int, channels: int) -> np.ndarray:
         images = ((weighted + 32768) >> 16).astype(np.uint8)[..., None]
     height, width = images.shape[1:3]
     short = min(height, width)
+    if max(height, width) > NARROWEST * short:  # enlarging the whole of a strip, to cut most of it away, may take all memory
+        top, left = (max(0, side - NARROWEST * short) // 2 for side in (height, width))
+        images = images[:, top : top + NARROWEST * short, left : left + NARROWEST * short]
+        height, width = images.shape[1:3]
     if short != size:
         height, width = (max(size, round(side * size / short)) for side in (height, width))
         pixels = torch.from_numpy(np.array(images, order="C")).permute(0, 3, 1, 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 import logging
 import re
 import threading
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sslt.data import cache, image_files
+from sslt.data import cache, disk, image_files, parquet
 from sslt.data.base import SPLITS, Raw, check_on_error
 from sslt.data.hub import ask_once
 from sslt.data.image_files import SPLIT_NAMES, ImageSource, Unreadable, decode, encoder_shape
@@ -46,19 +45,13 @@ class ParquetTable:
     """Parquet files of one split, in order, with images as Hugging Face writes them (or plain bytes)."""
 
     def __init__(self, files: Sequence[Path]):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         self.files = list(files)
-        try:
-            self.parts = [pq.ParquetFile(file) for file in files]
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"cannot read parquet in {self.files[0].parent}: {str(error).splitlines()[0]}") from error
+        self.parts = [parquet.open_parquet(file) for file in files]
         schema = self.parts[0].schema_arrow
         for file, part in zip(self.files, self.parts, strict=True):
             if part.schema_arrow.names != schema.names:
                 raise UserError(f"{file} has other columns than {self.files[0].name}: {', '.join(part.schema_arrow.names)}")
-        features = [_features(part.schema_arrow) for part in self.parts]
+        features = [parquet.features(file, part.schema_arrow) for file, part in zip(self.files, self.parts, strict=True)]
         self._features = features[0]
         for file, other in zip(self.files, features, strict=True):
             if other != self._features:
@@ -71,8 +64,7 @@ class ParquetTable:
     def _kind(self, name: str, type_: pa.DataType) -> str:
         import pyarrow.types as is_
 
-        declared = self._features.get(name, {})
-        declared = declared.get("_type") if isinstance(declared, dict) else None
+        declared = self._features.get(name, {}).get("_type")
         if declared == "Image" or is_.is_binary(type_) or is_.is_large_binary(type_):
             return "image"
         if is_.is_struct(type_) and "bytes" in {type_.field(i).name for i in range(type_.num_fields)}:
@@ -86,22 +78,21 @@ class ParquetTable:
 
     def names(self, column: str) -> list[str] | None:
         """Class names of a label column, where the file gives them."""
-        return self._features.get(column, {}).get("names")
+        return parquet.class_names(self._features.get(column))
 
     def values(self, column: str) -> np.ndarray:
         """A label column, [N]."""
-        return np.concatenate([part.read([column])[column].to_numpy() for part in self.parts])
+        found = []
+        for file, part in zip(self.files, self.parts, strict=True):
+            with disk.reading(file):
+                found.append(part.read([column])[column].to_numpy())
+        return np.concatenate(found)
 
     def images(self, column: str) -> Sequence[np.ndarray]:
         return ParquetImages(self, column)
 
     def digest(self) -> str:
         return cache.digest([cache.file_digest(file) for file in self.files])
-
-
-def _features(schema: pa.Schema) -> dict[str, Any]:
-    """What Hugging Face notes of each column: its type, and the names of classes."""
-    return json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
 
 
 class ParquetImages(Sequence[np.ndarray]):
@@ -132,8 +123,9 @@ class ParquetImages(Sequence[np.ndarray]):
         with self._lock:
             if group not in self._held:
                 part, number = self.groups[group]
-                column = self.table.parts[part].read_row_group(number, [self.column])[self.column]
-                self._held[group] = column.to_pylist()  # at once: a cell at a time costs as much as decoding it
+                with disk.reading(self.table.files[part]):
+                    column = self.table.parts[part].read_row_group(number, [self.column])[self.column]
+                    self._held[group] = column.to_pylist()  # at once: a cell at a time costs as much as decoding it
                 while len(self._held) > self.HELD:
                     self._held.popitem(last=False)
             self._held.move_to_end(group)
@@ -153,7 +145,7 @@ def decode_cell(value: Any, name: str, folder: Path) -> np.ndarray:
 
 def parquet_splits(folder: Path) -> dict[str, list[Path]]:
     """Parquet files below `folder` by the split their name (or folder) tells; all are `train` where none tells any."""
-    files = sorted(f for f in folder.rglob("*.parquet") if not f.name.startswith("."))
+    files = sorted(f for f in disk.walk(folder) if f.suffix == ".parquet")
     splits: dict[str, list[Path]] = {}
     for file in files:
         words = re.split(r"[^a-z]+", str(file.relative_to(folder).with_suffix("")).lower())
@@ -246,7 +238,8 @@ class TableSource(ImageSource):
             if given not in (None, names):
                 raise UserError(f"the splits of {self.name} name the classes of '{label}' differently")
             given = names
-        return image_files.class_names([] if given else [table.values(label) for table in tables], given)
+        columns = [] if given else [table.values(label) for table in tables]
+        return image_files.class_names(columns, given, f"{self.name}, column '{label}'")
 
     def read(self, split: str) -> Raw:
         self._check(split)
@@ -254,12 +247,14 @@ class TableSource(ImageSource):
         table = self._tables[split]
         if image not in table.kinds:
             raise UserError(f"{self.name}: the split {split} has no column '{image}'{nearest(image, table.kinds)}")
-        labels = None
+        labels, skipped = None, list[str]()
         if label in table.kinds and split != "unlabeled":
             assert label is not None
             where = f"{self.name}, split {split}, column '{label}'"
-            labels = image_files.label_indices(table.values(label), self.classes or [], where)
-        return Raw(table.images(image), labels)
+            on_error = getattr(self, "on_error", "fail")
+            labels = image_files.label_indices(table.values(label), self.classes or [], where, on_error, skipped)
+        raw = Raw(table.images(image), labels, skipped)
+        return raw.take(np.flatnonzero(raw.labels >= 0)) if skipped and raw.labels is not None else raw
 
     def fingerprint(self) -> str:
         return cache.digest("table", self._columns, [[split, self._tables[split].digest()] for split in self.own_splits()])
@@ -293,15 +288,15 @@ class HuggingFaceImages(TableSource):
         revision: str | None,
         on_error: str,
     ):
-        self.name, self.root = name, Path(root).expanduser()
+        self.name, self.root = name, disk.located(root)
         self.image, self.label = image, label
         self.subset, self.revision = subset, revision
         self.on_error = check_on_error(on_error)
 
     @cached_property
     def _tables(self) -> dict[str, Table]:  # type: ignore[override]
-        for folder in (Path(self.name).expanduser(), self.root / self.name):
-            if folder.is_file():
+        for folder in (disk.located(self.name), self.root / self.name):
+            if folder.exists() and not folder.is_dir():
                 return {"train": ParquetTable([folder])}
             if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
                 import datasets

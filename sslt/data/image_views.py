@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslt.data.resampling import blur_matrices, cut, resample
 from sslt.data.views import Views
+from sslt.ranges import Count, Natural, NonNegative, Positive, Share
 
 # Rows of the batch worked on at a time on a CPU: their intermediate results then stay in the cache.
 _CPU_CHUNK_PIXELS = 1 << 16
@@ -35,19 +36,19 @@ class ImageViews(Views):
 
     def __init__(
         self,
-        n: int,
-        scale: list[float],
-        ratio: list[float],
-        flip: float,
-        jitter: float,
-        brightness: float,
-        contrast: float,
-        saturation: float,
-        hue: float,
-        grey: float,
-        blur: float,
-        blur_sigma: list[float],
-        padding: int,
+        n: Count,
+        scale: tuple[Share, Share],
+        ratio: tuple[Positive, Positive],
+        flip: Share,
+        jitter: Share,
+        brightness: NonNegative,
+        contrast: NonNegative,
+        saturation: NonNegative,
+        hue: NonNegative,
+        grey: Share,
+        blur: Share,
+        blur_sigma: tuple[NonNegative, NonNegative],
+        padding: Natural,
     ):
         super().__init__()
         self.n, self.scale, self.ratio, self.flip, self.padding = n, scale, ratio, flip, padding

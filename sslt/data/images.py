@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from sslt.data import cache, image_files
+from sslt.data import cache, disk, image_files
 from sslt.data.base import SPLITS, Raw, check_on_error
 from sslt.data.image_files import SPLIT_NAMES, ImageSource, encoder_shape
 from sslt.data.image_tables import HuggingFaceImages, ParquetTable, Table, TableSource, parquet_splits
+from sslt.data.labels import decoded
 from sslt.errors import UserError, nearest
 
 __all__ = ["Arrays", "Digits", "HuggingFaceImages", "ImageFolder", "ImageSet"]
@@ -109,7 +110,7 @@ class ImageSet(TableSource):
         self.key = _plain(name)
         if self.key not in SETS:
             raise UserError(f"data.name={name} is no image set{nearest(name, SETS)}")
-        self.name, self.root, self.download = name, Path(root).expanduser(), download
+        self.name, self.root, self.download = name, disk.located(root), download
         self.set = SETS[self.key]
 
     @cached_property
@@ -240,8 +241,8 @@ class ImageFolder(ImageSource):
     """
 
     def __init__(self, path: str, on_error: str, size: int | None, val_fraction: float, test_fraction: float):
-        self.path = Path(path).expanduser()
-        self.name = self.path.resolve().name
+        self.path = disk.located(path)
+        self.name = disk.printable(self.path.resolve().name)
         self.on_error = check_on_error(on_error)
         self.size = size
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
@@ -286,7 +287,7 @@ class ImageFolder(ImageSource):
         return image_files.folder_digest(self.path, [file for files, _ in self._parts.values() for file in files])
 
     def row_names(self, split: str) -> list[str]:
-        return [str(file.relative_to(self.path)) for file in self._parts[split][0]]
+        return [disk.printable(str(file.relative_to(self.path))) for file in self._parts[split][0]]
 
     @cached_property
     def image_shape(self) -> tuple[int, int]:  # type: ignore[override]
@@ -308,27 +309,31 @@ class Arrays(ImageSource):
     """
 
     def __init__(self, path: str):
-        self.path = Path(path).expanduser()
+        self.path = disk.located(path)
         self.name = self.path.stem
 
     @cached_property
     def _file(self) -> Any:
-        if not self.path.is_file():
+        if not self.path.exists():
             beside = [p.name for p in self.path.parent.glob("*.npz")] if self.path.parent.is_dir() else []
             raise UserError(f"there is no file {self.path}{nearest(self.path.name, beside)}")
-        try:
-            file = np.load(self.path, allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path} is not a .npz file of arrays: {error}") from error
-        if not hasattr(file, "files"):
-            raise UserError(f"{self.path} is a single array: save it with numpy.savez(path, images=..., labels=...)")
-        return file
+        with disk.reading(self.path):
+            try:
+                file = np.load(self.path, mmap_mode="r", allow_pickle=False)  # the mode is for a single array: it is not read
+            except (ValueError, EOFError, zipfile.BadZipFile) as error:
+                raise UserError(f"{self.path} is not a .npz file of arrays: {disk.reason(error)}") from error
+            if not hasattr(file, "files"):
+                raise UserError(f"{self.path} is a single array: save it with numpy.savez(path, images=..., labels=...)")
+            for member in file.zip.infolist():
+                disk.check_unpacked(self.path, member.compress_size, member.file_size)
+            return file
 
     def _array(self, key: str) -> np.ndarray:
-        try:
-            return self._file[key]
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path}: the array '{key}' cannot be read: {error}") from error
+        with disk.reading(self.path):
+            try:
+                return self._file[key]
+            except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+                raise UserError(f"{self.path}: the array '{key}' cannot be read: {disk.reason(error)}") from error
 
     @cached_property
     def _keys(self) -> dict[str, tuple[str, str | None]]:
@@ -358,7 +363,8 @@ class Arrays(ImageSource):
         names = next((k for k in self._file.files if k.lower() in ("classes", "class_names", "label_names")), None)
         if not columns:
             return None
-        return image_files.class_names(columns, [str(n) for n in self._array(names)] if names else None)
+        given = [str(decoded(n)) for n in self._array(names)] if names else None
+        return image_files.class_names(columns, given, f"{self.path}")
 
     def read(self, split: str) -> Raw:
         self._check(split)
@@ -381,7 +387,8 @@ class Arrays(ImageSource):
     @cached_property
     def image_shape(self) -> tuple[int, int]:  # type: ignore[override]
         x = next(iter(self._keys.values()))[0]
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{x}.npy") as file:  # the header alone: cheap
+        # The header alone: cheap.
+        with disk.reading(self.path), zipfile.ZipFile(self.path) as archive, archive.open(f"{x}.npy") as file:
             np.lib.format.read_magic(file)
             shape = np.lib.format.read_array_header_1_0(file)[0]  # numpy writes 2.0 for structured arrays only
         _, height, width, channels = image_files.to_nhwc(np.broadcast_to(np.uint8(0), shape), f"{self.path}, '{x}'").shape

@@ -9,6 +9,7 @@ from torch import Tensor
 from sslt.data.image_views import ImageViews
 from sslt.data.views import Views
 from sslt.errors import UserError
+from sslt.ranges import Count, Share
 
 
 class MultiCrop(Views):
@@ -21,7 +22,7 @@ class MultiCrop(Views):
     modality = "image"
     n_setting = "views.large.n"
 
-    def __init__(self, large: ImageViews, small: ImageViews, small_size: float, multiple: int):
+    def __init__(self, large: ImageViews, small: ImageViews, small_size: Share, multiple: Count):
         super().__init__()
         if not 0 < small_size <= 1:
             raise UserError(f"views.small_size={small_size}: give a share of the image's side, more than 0 and at most 1")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sslt.data import cache, image_files
+from sslt.data import cache, disk, image_files
 from sslt.data.base import Raw
 from sslt.data.image_files import FolderImages, ImageSource
 from sslt.data.image_tables import ParquetTable
@@ -31,7 +31,7 @@ class Omniglot(ImageSource):
     turned_is_another_class = True
 
     def __init__(self, root: str):
-        self.root = Path(root).expanduser()
+        self.root = disk.located(root)
 
     @cached_property
     def _place(self) -> Path:
@@ -77,7 +77,7 @@ class Omniglot(ImageSource):
                 for column in ("image", "label"):
                     if column not in table.kinds:
                         raise UserError(f"{self._where(split)} has no column '{column}': it has {', '.join(table.kinds)}")
-                named[split] = image_files.class_names([table.values("label")], table.names("label"))
+                named[split] = image_files.class_names([table.values("label")], table.names("label"), str(self._where(split)))
             else:
                 named[split] = sorted({self._character(split, file) for file in self._files[split]})
         return named

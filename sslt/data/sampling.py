@@ -7,6 +7,7 @@ import abc
 import numpy as np
 
 from sslt.errors import UserError
+from sslt.ranges import Positive
 
 
 class Sampling(abc.ABC):
@@ -94,7 +95,7 @@ class Proportional(Alternating):
     BERT; Arivazhagan et al., 2019, section 4.2). An epoch has as many steps as the streams have batches.
     """
 
-    def __init__(self, temperature: float):
+    def __init__(self, temperature: Positive):
         super().__init__()
         if temperature <= 0:
             raise UserError(f"sampling.temperature={temperature}: give more than 0 (1: by size; larger: more even)")

@@ -7,21 +7,18 @@ What is wrong with a single row travels with the row, so that the caller decides
 from __future__ import annotations
 
 import abc
-import contextlib
 import csv
 import dataclasses
-import gzip
-import io
 import itertools
 import json
-import lzma
-import math
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from sslt.data import parquet
+from sslt.data.disk import LONGEST_LINE, lines, open_text, reading, suffix
+from sslt.data.labels import decoded, is_missing, is_text, label_name
 from sslt.errors import UserError, nearest
 
 TEXT_NAMES = (
@@ -37,52 +34,11 @@ KINDS = {
     ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".txt": "txt",
     ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
 }  # fmt: skip
-_OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+_HEAD = 4096  # characters looked at to tell a JSON array from JSON lines
 _SAMPLE = 1 << 20  # characters looked at to decide how a TSV file is quoted
 _FIELD = r'(?:"[^"]*(?:""[^"]*)*"|[^"\t\r\n]*)'
 _QUOTED_RECORD = re.compile(rf"{_FIELD}(?:\t{_FIELD})*(?:\r?\n|\Z)")
 _CUT_RECORD = re.compile(rf'(?:{_FIELD}\t)*"[^"]*(?:""[^"]*)*"?\Z')
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what can go wrong in reading `path` into a `UserError` that names it."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError as e:
-        found = f"byte 0x{e.object[e.start]:02x}"
-        raise UserError(f"{path}: not UTF-8 ({found}); convert it, for instance with iconv -t UTF-8") from None
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as e:
-        raise UserError(f"{path}: damaged or cut short ({e})") from None
-    except (csv.Error, OSError) as e:
-        raise UserError(f"{path}: cannot be read ({e})") from None
-
-
-def open_binary(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked if it is .xz or .gz."""
-    return _OPENERS.get(path.suffix.lower(), open)(path, "rb")  # type: ignore[operator]
-
-
-def open_text(path: Path, newline: str | None = None) -> io.TextIOWrapper:
-    """The file as UTF-8 text, with or without a byte order mark."""
-    return io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline=newline)  # type: ignore[arg-type]
-
-
-def read_text(path: Path) -> str:
-    """A whole file, line ends as newlines. Raises `UserError` where it is missing, damaged or not UTF-8."""
-    with reading(path), open_text(path) as f:
-        return f.read()
-
-
-def suffix(path: Path) -> str:
-    """The suffix that tells the format: that of `a.tsv.xz` is `.tsv`."""
-    bare = path.with_suffix("") if path.suffix.lower() in _OPENERS else path
-    return bare.suffix.lower()
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -129,6 +85,7 @@ def open_table(path: Path, sep: str | None, header: bool | None, wanted: Sequenc
         return ParquetTable(path)
     if kind == "json":
         return JsonTable(path)
+    given = sep
     if sep is None:
         if kind is None:
             raise UserError(f"{path}: give sep= for this file; known suffixes: {', '.join(KINDS)}, with .xz or .gz")
@@ -136,12 +93,28 @@ def open_table(path: Path, sep: str | None, header: bool | None, wanted: Sequenc
     sep = SEPARATORS.get(sep, sep)
     if len(sep) != 1:
         raise UserError(f"sep='{sep}': give one character or one of {', '.join(SEPARATORS)}")
-    return DelimitedTable(path, sep, header, wanted)
+    table = DelimitedTable(path, sep, header, wanted)
+    if given is None and len(table.columns) == 1 and (other := _other_separator(path, {*TEXT_NAMES, *LABEL_NAMES, *wanted})):
+        own = next(name for name, char in SEPARATORS.items() if char == sep)
+        raise UserError(f"{path}: its lines look separated by {other}: set data.sep={other} (or data.sep={own}, if they are one column)")
+    return table
+
+
+def _other_separator(path: Path, known: set[str]) -> str | None:
+    """The separator that the first lines of a file of one column speak for: by the names it gives, or as often in each of them."""
+    with reading(path), open_text(path) as f:
+        head = [line for line in itertools.islice(lines(f, path), 20) if line.strip()]
+    for name in ("semicolon", "tab", "pipe", "comma"):
+        counts = [line.count(SEPARATORS[name]) for line in head]
+        names = {n.strip(' "\n').lower() for n in head[0].split(SEPARATORS[name])}
+        if counts[0] and (names & known or (len(head) > 2 and len(set(counts)) == 1)):
+            return name
+    return None
 
 
 def _separator_of_txt(path: Path) -> str:
     with reading(path), open_text(path) as f:
-        return "\t" if "\t" in f.readline() else " "
+        return "\t" if "\t" in next(lines(f, path), "") else " "
 
 
 class DelimitedTable(Table):
@@ -173,16 +146,16 @@ class DelimitedTable(Table):
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """(line number, fields) of every line that is not blank."""
         if self.quoted:
-            csv.field_size_limit(2**31 - 1)
+            csv.field_size_limit(LONGEST_LINE)
             with reading(self.path), open_text(self.path, newline="") as f:
-                reader = csv.reader(f, delimiter=self.sep)
+                reader = csv.reader(lines(f, self.path), delimiter=self.sep)
                 for fields in reader:
                     if fields:
                         yield reader.line_num, fields
         else:
             # Only "\n" ends a line here: a carriage return inside an unquoted text belongs to the text.
             with reading(self.path), open_text(self.path, newline="\n") as f:
-                for number, line in enumerate(f, 1):
+                for number, line in enumerate(lines(f, self.path), 1):
                     if line := line.rstrip("\r\n"):
                         yield number, line.split(self.sep, 1 if self.sep == " " else -1)
 
@@ -229,18 +202,19 @@ class JsonTable(Table):
 
     def _objects(self) -> Iterator[tuple[str, Any]]:
         """(place, object), or (place, what is wrong) where a line is not JSON."""
+        with reading(self.path), open_text(self.path) as f:
+            array = f.read(_HEAD).lstrip().startswith("[")
         with reading(self.path), open_text(self.path, newline="\n") as f:
-            first = f.readline()
-            if first.lstrip().startswith("["):
-                yield from self._array(first + f.read())
+            if array:
+                yield from self._array(f.read())
                 return
-            for number, line in enumerate(itertools.chain([first], f), 1):
+            for number, line in enumerate(lines(f, self.path), 1):
                 if not line.strip():
                     continue
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as e:
-                    row = f"not JSON ({e.msg})"
+                except (ValueError, RecursionError) as e:  # an integer of 5,000 digits, a nesting of 100,000
+                    row = f"not JSON ({getattr(e, 'msg', e)})"
                 yield f"line {number}", row
 
     def _array(self, text: str) -> Iterator[tuple[str, Any]]:
@@ -257,31 +231,20 @@ class ParquetTable(Table):
 
     def __init__(self, path: Path):
         self.path = path
-        schema = self._open().schema_arrow
+        schema = parquet.open_parquet(path).schema_arrow
         self.columns = list(schema.names)
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        self._names = {c: f["names"] for c, f in features.items() if isinstance(f, dict) and "names" in f}
+        self._names = {c: parquet.class_names(f) for c, f in parquet.features(path, schema).items()}
 
     def class_names(self, column: str) -> list[str] | None:
         return self._names.get(column)
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         number = 0
-        for batch in self._open().iter_batches(batch_size=4096, columns=list(dict.fromkeys(columns))):
-            for values in zip(*(batch.column(c).to_pylist() for c in columns), strict=True):
-                number += 1
-                yield Row(f"row {number}", values)
-
-    def _open(self) -> Any:
-        import pyarrow
-        import pyarrow.parquet
-
         with reading(self.path):
-            try:
-                packed = self.path.suffix.lower() in _OPENERS
-                return pyarrow.parquet.ParquetFile(io.BytesIO(open_binary(self.path).read()) if packed else self.path)
-            except pyarrow.ArrowInvalid as e:
-                raise UserError(f"{self.path}: not a Parquet file ({e})") from None
+            for batch in parquet.open_parquet(self.path).iter_batches(batch_size=4096, columns=list(dict.fromkeys(columns))):
+                for values in zip(*(batch.column(c).to_pylist() for c in columns), strict=True):
+                    number += 1
+                    yield Row(f"row {number}", values)
 
 
 # --- columns and rows -------------------------------------------------------------------------------------------------
@@ -333,15 +296,16 @@ def read_rows(table: Table, text: str, label: str | None, on_error: str) -> tupl
     labels: list[str] = []
     skipped: list[str] = []
     for row in table.rows([text, label] if label else [text]):
-        problem = row.problem or _text_problem(row.values[0])
+        values = [decoded(v) for v in row.values]
+        problem = row.problem or _text_problem(values[0])
         name = None
         if not problem and label:
-            name = label_name(row.values[1], names)
-            problem = "" if name is not None else _label_problem(row.values[1], label)
+            name = label_name(values[1], names)
+            problem = "" if name is not None else _label_problem(values[1], label)
         if problem:
             refuse(f"{table.path}, {row.where}: {problem}", on_error, skipped)
             continue
-        texts.append(str(row.values[0]))
+        texts.append(str(values[0]))
         if name is not None:
             labels.append(name)
     return texts, labels if label else None, skipped
@@ -357,21 +321,16 @@ def refuse(message: str, on_error: str, skipped: list[str]) -> None:
 def _text_problem(value: Any) -> str:
     if isinstance(value, (list, dict)):
         return f"the text is a {type(value).__name__}"
-    return "" if value is not None and str(value).strip() else "empty text"
+    if isinstance(value, bytes):
+        return "the text is bytes that are not UTF-8"
+    if value is None or not str(value).strip():
+        return "empty text"
+    return "" if is_text(str(value)) else "the text holds half a character (a lone surrogate), which is no Unicode"
 
 
 def _label_problem(value: Any, label: str) -> str:
     if isinstance(value, (list, dict)):
         return f"the label in column '{label}' is a {type(value).__name__}, not one class"
-    return f"no label in column '{label}'"
-
-
-def label_name(value: Any, names: list[str] | None) -> str | None:
-    """A label as a string; None where it is missing (nothing, NaN, or -1 for a numbered class)."""
-    if value is None or isinstance(value, (list, dict)) or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if names is not None and not isinstance(value, str):
-        return names[int(value)] if 0 <= int(value) < len(names) else None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # integers with gaps are stored as floats
-    return str(value).strip() or None
+    if isinstance(value, bytes) or not is_text(str(value)):
+        return f"the label in column '{label}' is not UTF-8"
+    return f"no label in column '{label}'" + (f" ({value!r})" if value is not None and is_missing(str(value).strip()) else "")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from sslt.data import cache
+from sslt.data import cache, copies
 from sslt.data.base import Samples, Source
 from sslt.data.tokenizers import backend_spec, continues_word, special_ids, train_tokenizer
 from sslt.errors import UserError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sslt")
 
 FORMAT = 1
+SPLITS_FORMAT = 2  # of the tokens of a split: raise it when what is written, or how splits are drawn, changes
 CHUNK = 1000  # texts tokenized at a time
 TRAINING_CHARACTERS = 50_000_000  # a tokenizer learned from more text than this is no better
 SETTINGS = "text_processor.json"
@@ -92,10 +93,12 @@ class TextProcessor:
 
     def prepare(self, source: Source, split: str) -> TextSamples:
         """The tokens of a split, from the cache or put there. Raises what reading the source raises."""
-        key = cache.digest(_content(source), split, self.digest, FORMAT)
+        key = cache.digest(_content(source), split, self.digest, SPLITS_FORMAT)
         entry = cache.get_or_make("text", key, lambda folder: self._tokenize(source, split, folder))
         if skipped := entry.meta["skipped"]:
             log.warning("%s, %s: %d rows left out, the first: %s", source.name, split, len(skipped), skipped[0])
+        copies.tell(entry.meta["remarks"])
+        copies.tell_shared(source, split, np.asarray(entry["contents"]))
         offsets = np.asarray(entry["offsets"])
         return TextSamples(
             tokens=entry["tokens"],
@@ -123,7 +126,8 @@ class TextProcessor:
         np.save(folder / "offsets.npy", np.cumsum([0, *sizes], dtype=np.int64))
         if raw.labels is not None:
             np.save(folder / "labels.npy", raw.labels.astype(np.int64))
-        return {"classes": source.classes if raw.labels is not None else None, "skipped": raw.skipped}
+        np.save(folder / "contents.npy", copies.contents_of(raw.items) if raw.contents is None else raw.contents)
+        return {"classes": source.classes if raw.labels is not None else None, "skipped": raw.skipped, "remarks": raw.remarks}
 
     def _encode(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[int]]]:
         """Ids of `CHUNK` texts at a time: whole texts, without special tokens."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sslt.data import cache, tables
+from sslt.data import cache, disk, tables
 from sslt.data.base import Raw, Source, check_on_error
 from sslt.data.texts import content_digest, read_or_refuse
 from sslt.errors import UserError
@@ -27,7 +27,7 @@ class Imdb(Source):
     name = "imdb"
 
     def __init__(self, root: str, on_error: str, val_fraction: float):
-        self.root, self.on_error, self.val_fraction = Path(root).expanduser(), check_on_error(on_error), val_fraction
+        self.root, self.on_error, self.val_fraction = disk.located(root), check_on_error(on_error), val_fraction
 
     @property
     def classes(self) -> list[str]:
@@ -102,7 +102,7 @@ class AgNews(Source):
     name = "ag_news"
 
     def __init__(self, root: str, val_fraction: float):
-        self.root, self.val_fraction = Path(root).expanduser(), val_fraction
+        self.root, self.val_fraction = disk.located(root), val_fraction
 
     @property
     def classes(self) -> list[str]:
@@ -128,7 +128,7 @@ class AgNews(Source):
         return tuple(self.files)
 
     def fingerprint(self) -> str:
-        content = [(s, [tables.suffix(f) for f in fs], content_digest(fs)) for s, fs in self.files.items()]
+        content = [(s, [disk.suffix(f) for f in fs], content_digest(fs)) for s, fs in self.files.items()]
         return cache.digest("AgNews", FORMAT, content)
 
     def read(self, split: str) -> Raw:
@@ -146,7 +146,7 @@ class AgNews(Source):
     @staticmethod
     def _rows(file: Path) -> Iterator[tuple[str, int, str]]:
         """(place, class index, text) of every row; the index is -1 where the row has no class."""
-        if tables.suffix(file) == ".parquet":
+        if disk.suffix(file) == ".parquet":
             for row in tables.ParquetTable(file).rows(["label", "text"]):
                 yield row.where, int(row.values[0]), str(row.values[1])
             return

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sslt.data.views import Views
 from sslt.errors import UserError
+from sslt.ranges import Share
 
 
 class MaskTokens(Views):
@@ -22,7 +23,7 @@ class MaskTokens(Views):
 
     modality = "text"
 
-    def __init__(self, rate: float, mask_share: float, random_share: float, whole_word: bool):
+    def __init__(self, rate: Share, mask_share: Share, random_share: Share, whole_word: bool):
         super().__init__()
         self.rate, self.mask_share, self.random_share, self.whole_word = rate, mask_share, random_share, whole_word
         self._special: Tensor | None = None

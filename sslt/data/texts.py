@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import abc
 import functools
-import glob
 import hashlib
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sslt.data import cache, hub, tables
+from sslt.data import cache, disk, hub, tables
 from sslt.data.base import SPLITS, Raw, Source, check_on_error
 from sslt.data.docs import split_documents
 from sslt.data.tables import Table
@@ -33,25 +32,36 @@ _SHARD = re.compile(r"\d+-of-\d+")
 _MANY = 64  # more files than this are remembered together, not one by one
 
 
-def _file_digest(file: Path) -> str:
-    with tables.reading(file):
-        return cache.file_digest(file)
-
-
 def content_digest(files: Sequence[Path]) -> str:
-    """Digest of the contents of `files` in this order; read once as long as none of them changes."""
+    """Digest of the contents of `files` in this order; read once as long as none of them changes.
+
+    What cannot be read has no content here: reading the samples names it, or leaves it out.
+    """
     if len(files) <= _MANY:
-        return cache.digest([_file_digest(f) for f in files])
-    stats = [f.stat() for f in files]
+        return cache.digest([_unless_unreadable(cache.file_digest, f) for f in files])
+    stats = [_unless_unreadable(Path.stat, f) for f in files]
 
     def read(_: Path | None = None) -> dict[str, Any]:
-        return {"digest": cache.digest([hashlib.blake2b(f.read_bytes(), digest_size=10).hexdigest() for f in files])}
+        return {"digest": cache.digest([_unless_unreadable(_blake, f) for f in files])}
 
-    newest = max(s.st_mtime_ns for s in stats)
-    if time.time_ns() - newest < 2_000_000_000:  # files still being written may change within their timestamps
+    newest = max((s.st_mtime_ns for s in stats if s is not None), default=0)
+    if None in stats or time.time_ns() - newest < 2_000_000_000:  # files still being written may change within their timestamps
         return read()["digest"]
-    key = cache.digest([(str(f.resolve()), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)])
+    key = cache.digest([(str(f.resolve()), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True) if s])
     return cache.get_or_make("folders", key, read).meta["digest"]
+
+
+def _unless_unreadable(read: Callable[[Path], Any], file: Path) -> Any:
+    """What `read` says of a file; None of one that is none, or locked."""
+    try:
+        with disk.reading(file):
+            return read(file)
+    except UserError:
+        return None
+
+
+def _blake(file: Path) -> str:
+    return hashlib.blake2b(file.read_bytes(), digest_size=10).hexdigest()
 
 
 def split_of(name: str) -> str | None:
@@ -191,7 +201,7 @@ class TextTable(TableSource):
         test_fraction: float,
     ):
         super().__init__(text, label, on_error)
-        self.path, self.sep, self.header = Path(path).expanduser(), sep, header
+        self.path, self.sep, self.header = disk.located(path), sep, header
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.name = name_of(self.path)
 
@@ -204,7 +214,7 @@ class TextTable(TableSource):
         return {split: [tables.open_table(f, self.sep, self.header, wanted) for f in files] for split, files in self.files.items()}
 
     def fingerprint(self) -> str:
-        files = [(split, [tables.suffix(f) for f in files], content_digest(files)) for split, files in self.files.items()]
+        files = [(split, [disk.suffix(f) for f in files], content_digest(files)) for split, files in self.files.items()]
         return cache.digest("TextTable", FORMAT, files, self.text, self.label, self.sep, self.header, self.on_error)
 
 
@@ -213,12 +223,12 @@ def find_tables(path: Path, sep: str | None, kind: str | None = None) -> dict[st
 
     Raises `UserError` where that is not clear.
     """
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return {"train": [path]}
     if path.is_dir():
         files = _table_files(path, kind) or _table_files(path / "data", kind)
-    elif glob.has_magic(str(path)):
-        files = sorted(Path(f) for f in glob.glob(str(path)) if Path(f).is_file())
+    elif disk.is_pattern(path):
+        files = disk.matching(path)
     else:
         raise UserError(f"{path}: no such file or folder")
     found: dict[str, list[Path]] = {}
@@ -226,7 +236,7 @@ def find_tables(path: Path, sep: str | None, kind: str | None = None) -> dict[st
         if split := split_of(file.name):
             found.setdefault(split, []).append(file)
     if not found:
-        files = [f for f in files if sep is not None or tables.suffix(f) != ".txt"]
+        files = [f for f in files if sep is not None or disk.suffix(f) != ".txt"]
         if len(files) != 1:
             names = ", ".join(f.name for f in files[:8]) or "none"
             raise UserError(f"{path}: no train file (such as train.csv) among the tables there ({names}); give a file")
@@ -240,7 +250,7 @@ def find_tables(path: Path, sep: str | None, kind: str | None = None) -> dict[st
 
 def _table_files(folder: Path, kind: str | None) -> list[Path]:
     kinds = {s for s, k in tables.KINDS.items() if kind in (None, k)}
-    return sorted(f for f in folder.glob("*") if f.is_file() and tables.suffix(f) in kinds)
+    return sorted(f for f in folder.glob("*") if not f.is_dir() and disk.suffix(f) in kinds)
 
 
 class HuggingFaceText(TableSource):
@@ -265,7 +275,7 @@ class HuggingFaceText(TableSource):
         self.name = Path(name).name
 
     def find(self) -> dict[str, list[Table]]:
-        folder = Path(self.location).expanduser()
+        folder = disk.located(self.location)
         if folder.is_dir() and not hub.is_saved_dataset(folder):
             return {s: [tables.ParquetTable(f) for f in fs] for s, fs in find_tables(folder, None, "parquet").items()}
         found: dict[str, list[Table]] = {}
@@ -288,17 +298,15 @@ class TextFiles(Source):
     modality = "text"
 
     def __init__(self, path: str, on_error: str):
-        self.path, self.on_error = Path(path).expanduser(), check_on_error(on_error)
+        self.path, self.on_error = disk.located(path), check_on_error(on_error)
         self.name = name_of(self.path)
 
     @functools.cached_property
     def files(self) -> list[Path]:
-        if self.path.is_file():
-            return [self.path]
         if self.path.is_dir():
-            found = [f for f in self.path.rglob("*") if f.is_file() and tables.suffix(f) in (".txt", ".md")]
+            found = [f for f in disk.walk(self.path) if disk.suffix(f) in (".txt", ".md")]
         else:
-            found = [f for f in map(Path, glob.glob(str(self.path), recursive=True)) if f.is_file()]
+            found = [self.path] if self.path.exists() else disk.matching(self.path)
         if not found:
             raise UserError(f"{self.path}: no such file, or no .txt or .md files (.xz and .gz too) in it")
         return sorted(found, key=lambda f: f.as_posix())
@@ -327,7 +335,7 @@ class TextFiles(Source):
 def read_or_refuse(file: Path, on_error: str, skipped: list[str]) -> str | None:
     """A file's text, or None (and a note in `skipped`) where it is unreadable or empty and `on_error` is "skip"."""
     try:
-        text = tables.read_text(file)
+        text = disk.read_text(file)
     except UserError as e:
         tables.refuse(str(e), on_error, skipped)
         return None
@@ -343,7 +351,7 @@ class TextLines(Source):
     modality = "text"
 
     def __init__(self, path: str):
-        self.path = Path(path).expanduser()
+        self.path = disk.located(path)
         self.name = name_of(self.path)
 
     @property
@@ -357,7 +365,7 @@ class TextLines(Source):
         return cache.digest("TextLines", FORMAT, content_digest([self.path]))
 
     def read(self, split: str) -> Raw:
-        rows = tables.read_text(self.path).splitlines()
+        rows = disk.read_text(self.path).splitlines()
         if not rows:
             raise UserError(f"{self.path}: the file is empty")
         return Raw(rows)

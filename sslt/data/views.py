@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sslt.errors import UserError
+from sslt.ranges import Count
 
 
 class Views(nn.Module):
@@ -31,7 +32,7 @@ class Plain(Views):
 
     n_setting = "views.n"
 
-    def __init__(self, n: int):
+    def __init__(self, n: Count):
         super().__init__()
         self.n = n
 

@@ -15,6 +15,7 @@ from sslt.evaluation.linear import fit_logistic
 from sslt.objectives.base import full_precision
 from sslt.objectives.episodic import AdaptingClassifier, FeatureClassifier, prototype_logits
 from sslt.objectives.inner import Inputs, WithHead
+from sslt.ranges import Count, NonNegative
 
 
 class Centroid(FeatureClassifier):
@@ -62,7 +63,7 @@ class FineTune(FeatureClassifier, AdaptingClassifier):
     dropout is off.
     """
 
-    def __init__(self, encoder: Encoder, n_classes: int, moves: str, steps: int, lr: float):
+    def __init__(self, encoder: Encoder, n_classes: int, moves: str, steps: Count, lr: NonNegative):
         if moves not in ("head", "encoder"):
             raise UserError(f"episodes.method.moves={moves}: give head or encoder{nearest(moves, ('head', 'encoder'))}")
         if steps < 1 or lr <= 0:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt.errors import UserError
+from sslt.ranges import Count, NonNegative, Share
 
 
 class BatchStatistics(nn.modules.batchnorm._BatchNorm):
@@ -101,7 +102,7 @@ class TestTime(abc.ABC):
 class BatchNormStatistics(TestTime):
     """The test batches' statistics in place of the training set's; nothing is learned. prior: as in `BatchStatistics`."""
 
-    def __init__(self, prior: float, reset: bool):
+    def __init__(self, prior: Share, reset: bool):
         super().__init__(reset)
         if prior < 0:
             raise UserError(f"test_time.prior={prior}: give the number of samples that the source's statistics count for, 0 or more")
@@ -127,7 +128,7 @@ class Tent(TestTime):
     that its own update comes from, so a step costs one forward and one backward. lr, steps: of Adam on each batch.
     """
 
-    def __init__(self, lr: float, steps: int, reset: bool):
+    def __init__(self, lr: NonNegative, steps: Count, reset: bool):
         super().__init__(reset)
         if steps < 1 or lr <= 0:
             raise UserError(f"test_time.lr={lr}, test_time.steps={steps}: give more than 0")

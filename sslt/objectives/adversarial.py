@@ -13,6 +13,7 @@ from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.objectives.alignment import Alignment
 from sslt.objectives.base import Loss, encode_views, full_precision, wide
+from sslt.ranges import Count, NonNegative, Share
 
 
 class DANN(Alignment):
@@ -27,13 +28,13 @@ class DANN(Alignment):
     def __init__(
         self,
         encoder: Encoder,
-        width: int,
+        width: Count,
         task: Any,
         layer: str | None,
-        hidden: int,
-        dropout: float,
-        gamma: float,
-        ceiling: float,
+        hidden: Count,
+        dropout: Share,
+        gamma: NonNegative,
+        ceiling: NonNegative,
     ):
         super().__init__(layer)
         self.critic = critic(width, hidden, dropout)
@@ -72,13 +73,13 @@ class CDAN(DANN):
     def __init__(
         self,
         encoder: Encoder,
-        width: int,
+        width: Count,
         task: Any,
         layer: str | None,
-        hidden: int,
-        dropout: float,
-        gamma: float,
-        ceiling: float,
+        hidden: Count,
+        dropout: Share,
+        gamma: NonNegative,
+        ceiling: NonNegative,
         entropy: bool,
     ):
         with torch.no_grad():

@@ -12,6 +12,7 @@ from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, full_precision, wide
 from sslt.objectives.layers import encode_at
+from sslt.ranges import Count
 
 
 class Alignment(Objective):
@@ -43,7 +44,7 @@ class MMD(Alignment):
     V-statistic (eq. 5), never below 0 and too large by O(1/N). Under DDP, of the rows of all ranks.
     """
 
-    def __init__(self, encoder: Encoder, width: int, task: Any, layer: str | None, factors: list[float], unbiased: bool):
+    def __init__(self, encoder: Encoder, width: Count, task: Any, layer: str | None, factors: list[float], unbiased: bool):
         super().__init__(layer)
         if not factors or min(factors) <= 0:
             raise UserError(f"shift.objective.factors={list(factors)}: give factors of the bandwidth, above 0")
@@ -61,7 +62,7 @@ class CORAL(Alignment):
     Under DDP, covariances of the rows of all ranks.
     """
 
-    def __init__(self, encoder: Encoder, width: int, task: Any, layer: str | None):
+    def __init__(self, encoder: Encoder, width: Count, task: Any, layer: str | None):
         super().__init__(layer)
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:

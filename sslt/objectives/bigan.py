@@ -14,6 +14,7 @@ from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, Picture, encode_views, full_precision, wide
 from sslt.objectives.decoders import VectorDecoder
 from sslt.objectives.pixels import images_of, require_images
+from sslt.ranges import Count
 
 DRAWN = 12  # images of a picture
 
@@ -55,7 +56,7 @@ class BiGAN(Objective):
 
     needs_full_batches = True
 
-    def __init__(self, encoder: Encoder, latent: int, width: int):
+    def __init__(self, encoder: Encoder, latent: Count, width: Count):
         super().__init__()
         require_images(encoder)
         size, channels = encoder.processor.size, encoder.processor.channels

@@ -9,6 +9,7 @@ from torch import Tensor
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 from sslt.objectives.momentum import Teacher
+from sslt.ranges import Count, Share
 
 
 def cosine_to_others(predicted: Tensor, target: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ class BYOL(Objective):
     needs_full_batches = True
     least_views = 2
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, momentum: float | list[float]):
+    def __init__(self, encoder: Encoder, hidden: Count, out: Count, momentum: Share | list[Share]):
         super().__init__()
         self.projector, self.predictor = mlp(encoder.dim, hidden, out), mlp(out, hidden, out)
         self.teacher = Teacher(momentum, encoder=encoder, projector=self.projector)
@@ -58,7 +59,7 @@ class SimSiam(Objective):
     needs_full_batches = True
     least_views = 2
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, bottleneck: int):
+    def __init__(self, encoder: Encoder, hidden: Count, out: Count, bottleneck: Count):
         super().__init__()
         self.projector = mlp(encoder.dim, hidden, out, layers=3, last_norm=True)
         self.predictor = mlp(out, bottleneck, out)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, n_views, wide
+from sslt.ranges import Share
 
 
 class Classification(Objective):
@@ -16,7 +17,7 @@ class Classification(Objective):
     Reads `views` [V, B, ...] and `label` [B]. dropout: on the features. label_smoothing: Szegedy et al. (2016), section 7.
     """
 
-    def __init__(self, encoder: Encoder, n_classes: int, dropout: float, label_smoothing: float):
+    def __init__(self, encoder: Encoder, n_classes: int, dropout: Share, label_smoothing: Share):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.dim, n_classes)

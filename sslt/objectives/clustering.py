@@ -17,6 +17,7 @@ from sslt.objectives.base import Loss, Objective, encode_views, full_precision, 
 from sslt.objectives.kmeans import kmeans, nearest_centroid
 from sslt.objectives.momentum import Queue
 from sslt.objectives.prototypes import Prototypes, cross_entropy_of_views, entropy
+from sslt.ranges import Count, Natural, Positive, Share
 
 _INITIAL_BATCH = 512  # samples a forward when the memory is filled
 
@@ -59,14 +60,14 @@ class SwAV(Objective):
     def __init__(
         self,
         encoder: Encoder,
-        hidden: int,
-        out: int,
-        prototypes: int,
-        temperature: float,
-        epsilon: float,
-        iterations: int,
-        queue: int,
-        freeze: float,
+        hidden: Count,
+        out: Count,
+        prototypes: Count,
+        temperature: Positive,
+        epsilon: Positive,
+        iterations: Count,
+        queue: Natural,
+        freeze: Share,
     ):
         super().__init__()
         self.temperature, self.epsilon, self.iterations, self.freeze = temperature, epsilon, iterations, freeze
@@ -123,7 +124,7 @@ class DeepClusterV2(Objective):
     needs_full_batches = True
     alike_on_ranks = True
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, clusters: list[int], temperature: float, steps: int):
+    def __init__(self, encoder: Encoder, hidden: Count, out: Count, clusters: list[Count], temperature: Positive, steps: Count):
         super().__init__()
         self.temperature, self.steps = temperature, steps
         self.projector = mlp(encoder.dim, hidden, out)

@@ -17,6 +17,7 @@ from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
 from sslt.objectives.decoders import ConvDecoder, to_maps
 from sslt.objectives.lab import gamut, lab_to_rgb, rgb_to_lab
 from sslt.objectives.pixels import Pixels, grid_of, images_of
+from sslt.ranges import Count, Positive
 
 REACH = 110  # of a and b, either way
 MEASURED = 2000  # images in which colours are counted
@@ -46,7 +47,7 @@ class Colorization(Objective):
     is right.
     """
 
-    def __init__(self, encoder: Encoder, step: float, shrink: int, width: int, smooth: float, uniform: float):
+    def __init__(self, encoder: Encoder, step: Positive, shrink: Count, width: Count, smooth: Positive, uniform: float):
         super().__init__()
         grid, size = grid_of(encoder), encoder.processor.size
         if encoder.processor.channels != 3:

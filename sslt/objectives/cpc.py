@@ -12,6 +12,7 @@ from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, full_precision, wide
 from sslt.objectives.pixels import choice, images_of
 from sslt.objectives.tiles import cut_tiles, encode_tiles, tile_side
+from sslt.ranges import Count, NonNegative
 
 
 class RowBlock(nn.Module):
@@ -56,7 +57,17 @@ class CPC(Objective):
     of the context network. out, scale: dimensions of predictions and targets, and a factor of the predictions.
     """
 
-    def __init__(self, encoder: Encoder, grid: int, patch: int | None, rows: list[int], hidden: int, blocks: int, out: int, scale: float):
+    def __init__(
+        self,
+        encoder: Encoder,
+        grid: Count,
+        patch: Count | None,
+        rows: list[Count],
+        hidden: Count,
+        blocks: Count,
+        out: Count,
+        scale: NonNegative,
+    ):
         super().__init__()
         if grid < 2 or not rows or min(rows) < 1 or max(rows) >= grid:
             raise UserError(

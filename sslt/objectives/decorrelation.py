@@ -14,6 +14,7 @@ from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
+from sslt.ranges import Count, NonNegative, Share
 
 
 def _off_diagonal(square: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class BarlowTwins(_Joined):
     (the paper's code has 0.024; 1 is the formula).
     """
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, redundancy: float, scale: float):
+    def __init__(self, encoder: Encoder, hidden: Count, out: Count, redundancy: NonNegative, scale: NonNegative):
         super().__init__()
         self.projector = mlp(encoder.dim, hidden, out, layers=3)
         self.redundancy, self.scale = redundancy, scale
@@ -69,7 +70,9 @@ class VICReg(_Joined):
     sum of the variance as well, so that their 25, 25, 1 are 25, 25, 2 here). The hinge is at deviation 1, ε = 1e-4.
     """
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, invariance: float, variance: float, covariance: float):
+    def __init__(
+        self, encoder: Encoder, hidden: Count, out: Count, invariance: NonNegative, variance: NonNegative, covariance: NonNegative
+    ):
         super().__init__()
         self.projector = mlp(encoder.dim, hidden, out, layers=3)
         self.weights = (invariance, variance, covariance)
@@ -96,7 +99,7 @@ class WMSE(_Joined):
     authors' code. shrink: how far the covariance is drawn to the identity.
     """
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, size: int | None, shrink: float):
+    def __init__(self, encoder: Encoder, hidden: Count, out: Count, size: Count | None, shrink: Share):
         super().__init__()
         if size is not None and size < 2 * out:
             raise UserError(f"objective.size={size}: whitening {out} numbers needs at least {2 * out} samples at a time")

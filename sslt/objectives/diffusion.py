@@ -13,6 +13,7 @@ from sslt.encoders.unet import BETAS, UNetEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
 from sslt.objectives.pixels import images_of
+from sslt.ranges import Count
 
 DRAWN = 12  # images of a picture
 
@@ -24,7 +25,7 @@ class Diffusion(Objective):
     says at which level and block it is read later. draw_steps: of the sampler (DDIM: Song et al., 2021) that draws the picture.
     """
 
-    def __init__(self, encoder: Encoder, draw_steps: int):
+    def __init__(self, encoder: Encoder, draw_steps: Count):
         super().__init__()
         if not isinstance(encoder, UNetEncoder):
             raise UserError("diffusion trains a network from images to images: set encoder=unet_small, or choose another +task=")

@@ -15,6 +15,7 @@ from sslt.objectives.masking import block_tokens, check_share, positions_of, tak
 from sslt.objectives.momentum import Teacher
 from sslt.objectives.prototypes import Centre, Prototypes, cross_entropy_of_views, entropy, head, ramp
 from sslt.objectives.transformer import mask_token
+from sslt.ranges import Count, Positive, Share
 
 UNDECIDED = 0.99  # share of the largest entropy from which on targets say next to nothing
 
@@ -38,16 +39,16 @@ class DINO(Objective):
     def __init__(
         self,
         encoder: Encoder,
-        hidden: int,
-        bottleneck: int,
-        out: int,
-        temperature: float,
-        teacher_temperature_start: float,
-        teacher_temperature: float,
-        warmup: float,
-        freeze: float,
-        momentum: float | list[float],
-        centre_momentum: float,
+        hidden: Count,
+        bottleneck: Count,
+        out: Count,
+        temperature: Positive,
+        teacher_temperature_start: Positive,
+        teacher_temperature: Positive,
+        warmup: Share,
+        freeze: Share,
+        momentum: Share | list[Share],
+        centre_momentum: Share,
     ):
         super().__init__()
         self.temperature, self.warmup, self.freeze = temperature, warmup, freeze
@@ -123,18 +124,18 @@ class IBOT(DINO):
     def __init__(
         self,
         encoder: Encoder,
-        share: float,
-        aspect: list[float],
-        hidden: int,
-        bottleneck: int,
-        out: int,
-        temperature: float,
-        teacher_temperature_start: float,
-        teacher_temperature: float,
-        warmup: float,
-        freeze: float,
-        momentum: float | list[float],
-        centre_momentum: float,
+        share: Share,
+        aspect: list[Positive],
+        hidden: Count,
+        bottleneck: Count,
+        out: Count,
+        temperature: Positive,
+        teacher_temperature_start: Positive,
+        teacher_temperature: Positive,
+        warmup: Share,
+        freeze: Share,
+        momentum: Share | list[Share],
+        centre_momentum: Share,
     ):
         encoder.require_tokens(pooled=True)
         check_share("share", share)

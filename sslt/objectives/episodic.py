@@ -18,6 +18,7 @@ from sslt.encoders.batch_norm import batch_statistics
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, wide
 from sslt.objectives.inner import Inputs, WithHead, descend, descend_head, take
+from sslt.ranges import Count, Positive
 
 
 class FeatureClassifier(abc.ABC):
@@ -79,7 +80,7 @@ class _Inner(EpisodicObjective):
 
     one_way = True
 
-    def __init__(self, encoder: Encoder, n_classes: int, inner_steps: int, test_steps: int, inner_lr: float, first_order: bool):
+    def __init__(self, encoder: Encoder, n_classes: int, inner_steps: Count, test_steps: Count, inner_lr: Positive, first_order: bool):
         super().__init__()
         for key, value in (("inner_steps", inner_steps), ("test_steps", test_steps)):
             if value < 1:

@@ -17,6 +17,7 @@ from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, mlp
 from sslt.objectives.pixels import answers, choice, images_of
 from sslt.objectives.tiles import cut_tiles, drop_colour, encode_tiles, even_out, tile_side
+from sslt.ranges import Count, Natural, Share
 
 SEED = 0  # of the set of permutations, which is the same for every run
 
@@ -62,7 +63,7 @@ class Jigsaw(Objective):
     channel only, against chromatic aberration. hidden: of the MLP.
     """
 
-    def __init__(self, encoder: Encoder, permutations: int, min_distance: int, tile: int | None, drop_colour: float, hidden: int):
+    def __init__(self, encoder: Encoder, permutations: Count, min_distance: Count, tile: Count | None, drop_colour: Share, hidden: Count):
         super().__init__()
         self.tile = tile_side(encoder, "tile", tile, lambda size: size // 3 * 64 // 75)
         self.cell = encoder.processor.size // 3
@@ -144,7 +145,9 @@ class PatchContext(Objective):
     drop_colour: probability with which a tile keeps one channel only (theirs: 1). hidden: of the MLP.
     """
 
-    def __init__(self, encoder: Encoder, tile: int | None, gap: int | None, jitter: int | None, drop_colour: float, hidden: int):
+    def __init__(
+        self, encoder: Encoder, tile: Count | None, gap: Natural | None, jitter: Natural | None, drop_colour: Share, hidden: Count
+    ):
         super().__init__()
         self.tile = tile_side(encoder, "tile", tile, _context_tile)
         size = encoder.processor.size

@@ -18,6 +18,7 @@ from sslt.objectives.base import Loss, Objective, wide
 from sslt.objectives.masking import block_tokens, check_share, random_tokens, take
 from sslt.objectives.momentum import Teacher
 from sslt.objectives.transformer import Transformer, grid_positions, mask_token
+from sslt.ranges import Count, NonNegative, Positive, Share
 
 
 class Data2Vec(Objective):
@@ -33,12 +34,12 @@ class Data2Vec(Objective):
     def __init__(
         self,
         encoder: Encoder,
-        share: float,
+        share: Share,
         blocks: bool,
-        aspect: list[float],
-        layers: int | None,
-        beta: float,
-        momentum: float | list[float],
+        aspect: list[Positive],
+        layers: Count | None,
+        beta: NonNegative,
+        momentum: Share | list[Share],
     ):
         super().__init__()
         encoder.require_tokens(pooled=False)
@@ -111,14 +112,14 @@ class IJEPA(Objective):
     def __init__(
         self,
         encoder: PixelEncoder,
-        targets: int,
-        context_scale: list[float],
-        target_scale: list[float],
-        aspect: list[float],
-        width: int,
-        depth: int,
-        heads: int,
-        momentum: float | list[float],
+        targets: Count,
+        context_scale: list[Share],
+        target_scale: list[Share],
+        aspect: list[Positive],
+        width: Count,
+        depth: Count,
+        heads: Count,
+        momentum: Share | list[Share],
     ):
         super().__init__()
         encoder.require_tokens(pooled=False)

@@ -10,6 +10,7 @@ from torch import Tensor
 from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
+from sslt.ranges import Count, NonNegative, Positive
 
 
 def epps_pulley(x: Tensor, knots: int, reach: float) -> Tensor:
@@ -41,7 +42,7 @@ class LeJEPA(Objective):
     needs_full_batches = True
     least_views = 2
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, weight: float, directions: int, knots: int, reach: float):
+    def __init__(self, encoder: Encoder, hidden: Count, out: Count, weight: NonNegative, directions: Count, knots: Count, reach: Positive):
         super().__init__()
         self.projector = mlp(encoder.dim, hidden, out, layers=3)
         self.weight, self.directions, self.knots, self.reach = weight, directions, knots, reach

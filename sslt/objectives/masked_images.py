@@ -27,6 +27,7 @@ from sslt.objectives.masking import (
     unpatchify,
 )
 from sslt.objectives.transformer import Transformer, grid_positions, mask_token
+from sslt.ranges import Count, Positive, Share
 
 
 class _MaskedImages(Objective):
@@ -64,7 +65,7 @@ class MAE(_MaskedImages):
     authors' code and LightlySSL divide by one less). width, depth, heads: of the decoder.
     """
 
-    def __init__(self, encoder: PixelEncoder, share: float, normalise: bool, width: int, depth: int, heads: int):
+    def __init__(self, encoder: PixelEncoder, share: Share, normalise: bool, width: Count, depth: Count, heads: Count):
         super().__init__(encoder, share)
         self.normalise = normalise
         self.embed = nn.Linear(encoder.dim, width)
@@ -107,7 +108,7 @@ class SimMIM(_MaskedImages):
     absolute error over hidden pixels (section 3.4). share: of the image that is hidden, in squares of unit × unit patches.
     """
 
-    def __init__(self, encoder: PixelEncoder, share: float, unit: int):
+    def __init__(self, encoder: PixelEncoder, share: Share, unit: Count):
         super().__init__(encoder, share)
         if unit < 1 or self.grid % unit:
             raise UserError(f"objective.unit={unit}: give a divisor of the {self.grid} patches along a side")
@@ -144,7 +145,7 @@ class BEiT(_MaskedImages):
     blocks (algorithm 1). share: of the patches that are hidden. aspect: range of the blocks'.
     """
 
-    def __init__(self, encoder: PixelEncoder, share: float, aspect: list[float], words: int, patches: int):
+    def __init__(self, encoder: PixelEncoder, share: Share, aspect: list[Positive], words: Count, patches: Count):
         super().__init__(encoder, share)
         self.aspect, self.patches = (aspect[0], aspect[1]), patches
         if words < 2 or patches < words:

@@ -11,6 +11,7 @@ from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 from sslt.objectives.momentum import Queue, Teacher
+from sslt.ranges import Count, Natural, Positive, Share
 
 
 def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -55,7 +56,9 @@ class MoCoV2(_WithTeacher):
     `Teacher`; the paper's is constant. BatchNorm sees all views of all ranks together, in place of the paper's shuffling.
     """
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float | list[float], queue: int | None):
+    def __init__(
+        self, encoder: Encoder, hidden: Count, out: Count, temperature: Positive, momentum: Share | list[Share], queue: Natural | None
+    ):
         super().__init__()
         self.temperature = temperature
         self.projector = mlp(encoder.dim, hidden, out, norm=False)
@@ -89,7 +92,7 @@ class MoCoV3(_WithTeacher):
     the sum. The first layer of a ViT is not frozen (their section 4.2 does, for stability at large batches).
     """
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, momentum: float | list[float]):
+    def __init__(self, encoder: Encoder, hidden: Count, out: Count, temperature: Positive, momentum: Share | list[Share]):
         super().__init__()
         self.temperature = temperature
         self.projector = mlp(encoder.dim, hidden, out, layers=3, last_norm=True)
@@ -117,7 +120,7 @@ class NNCLR(Objective):
     needs_full_batches = True
     least_views = 2
 
-    def __init__(self, encoder: Encoder, hidden: int, out: int, temperature: float, queue: int | None):
+    def __init__(self, encoder: Encoder, hidden: Count, out: Count, temperature: Positive, queue: Natural | None):
         super().__init__()
         self.temperature = temperature
         self.projector = mlp(encoder.dim, hidden, out, layers=3, last_norm=True)

@@ -14,6 +14,7 @@ from sslt.objectives.base import Loss, Objective, encode_views, full_precision, 
 from sslt.objectives.masking import check_share, random_split
 from sslt.objectives.momentum import Teacher
 from sslt.objectives.prototypes import Prototypes, entropy
+from sslt.ranges import Count, NonNegative, Positive, Share
 
 
 class MSN(Objective):
@@ -34,14 +35,14 @@ class MSN(Objective):
     def __init__(
         self,
         encoder: Encoder,
-        share: float,
-        hidden: int,
-        out: int,
-        prototypes: int,
-        temperature: float,
-        target_temperature: float,
-        spread: float,
-        momentum: float | list[float],
+        share: Share,
+        hidden: Count,
+        out: Count,
+        prototypes: Count,
+        temperature: Positive,
+        target_temperature: Positive,
+        spread: NonNegative,
+        momentum: Share | list[Share],
     ):
         super().__init__()
         encoder.require_tokens(pooled=True)

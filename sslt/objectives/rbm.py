@@ -14,6 +14,7 @@ from sslt.encoders.rbm import RBMEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
 from sslt.objectives.pixels import images_of
+from sslt.ranges import Count
 
 DRAWN = 12  # images of a picture
 CHAIN = 200  # rounds of sampling before a picture
@@ -30,7 +31,7 @@ class RBM(Objective):
 
     needs_full_batches = True
 
-    def __init__(self, encoder: Encoder, k: int, persistent: bool):
+    def __init__(self, encoder: Encoder, k: Count, persistent: bool):
         super().__init__()
         if not isinstance(encoder, RBMEncoder):
             raise UserError("contrastive divergence trains a Boltzmann machine: set encoder=rbm, or choose another +task=")

@@ -14,6 +14,7 @@ from sslt.objectives.base import Loss, Objective, Picture, encode_views, full_pr
 from sslt.objectives.contrastive import nt_xent
 from sslt.objectives.decoders import ConvDecoder, VectorDecoder, to_maps
 from sslt.objectives.pixels import Pixels, grid_of, images_of, require_images
+from sslt.ranges import Count, Natural, NonNegative, Positive, Share
 
 MASKS = ("centre", "blocks", "irregular")
 NOISES = ("gaussian", "masking", "salt_and_pepper")
@@ -64,7 +65,7 @@ class Inpainting(Objective):
     too, `overlap_weight` times (theirs: 7 of 128 pixels, 10 times); 0: none. width: of the decoder.
     """
 
-    def __init__(self, encoder: Encoder, mask: str, share: float, overlap: int, overlap_weight: float, width: int):
+    def __init__(self, encoder: Encoder, mask: str, share: Share, overlap: Natural, overlap_weight: NonNegative, width: Count):
         super().__init__()
         if mask not in MASKS:
             raise UserError(f"objective.mask={mask}{nearest(mask, MASKS)}")
@@ -111,7 +112,7 @@ class Denoising(Objective):
     pixels that become black; "salt_and_pepper", the share that become black or white. width: of the decoder.
     """
 
-    def __init__(self, encoder: Encoder, noise: str, strength: float, width: int):
+    def __init__(self, encoder: Encoder, noise: str, strength: NonNegative, width: Count):
         super().__init__()
         if noise not in NOISES:
             raise UserError(f"objective.noise={noise}{nearest(noise, NOISES)}")
@@ -155,7 +156,7 @@ class ContrastiveAutoencoder(Objective):
     needs_full_batches = True
     least_views = 2
 
-    def __init__(self, encoder: Encoder, weight: float, temperature: float, hidden: int, out: int, width: int):
+    def __init__(self, encoder: Encoder, weight: NonNegative, temperature: Positive, hidden: Count, out: Count, width: Count):
         super().__init__()
         require_images(encoder)
         if weight < 0:

@@ -9,6 +9,7 @@ from torch import Tensor
 from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
+from sslt.ranges import Count, Positive
 
 
 def decoupled(z: Tensor, temperature: float) -> Tensor:
@@ -51,7 +52,7 @@ class _Contrast(Objective):
     needs_full_batches = True
     least_views = 2
 
-    def __init__(self, encoder: Encoder, temperature: float, hidden: int, out: int):
+    def __init__(self, encoder: Encoder, temperature: Positive, hidden: Count, out: Count):
         super().__init__()
         self.temperature = temperature
         self.projector = mlp(encoder.dim, hidden, out)

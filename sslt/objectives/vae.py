@@ -10,6 +10,7 @@ from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, encode_views, full_precision, wide
 from sslt.objectives.decoders import VectorDecoder
 from sslt.objectives.pixels import images_of, require_images
+from sslt.ranges import Count, NonNegative
 
 DRAWN = 12  # images of a picture
 
@@ -27,7 +28,7 @@ class VAE(Objective):
     the loss is ½|x - x̂|² + beta · KL, a sum over pixels and latent numbers, over the number of pixels: nats a pixel, less a constant.
     """
 
-    def __init__(self, encoder: Encoder, latent: int, beta: float, width: int):
+    def __init__(self, encoder: Encoder, latent: Count, beta: NonNegative, width: Count):
         super().__init__()
         require_images(encoder)
         if beta < 0:

@@ -72,7 +72,9 @@ def compared(ours: str, right: np.ndarray, others: Mapping[str, np.ndarray | Non
         mean, low, high = (100 * v for v in baselines.difference(right, theirs))
         told = f"{100 * right.mean():.1f} % against {100 * theirs.mean():.1f} %"
         if low <= 0 <= high:
-            lines.append(f"{ours} and {name} cannot be told apart: {told}, a difference of {mean:+.1f} points (95 %: {low:+.1f} to {high:+.1f})")
+            lines.append(
+                f"{ours} and {name} cannot be told apart: {told}, a difference of {mean:+.1f} points (95 %: {low:+.1f} to {high:+.1f})"
+            )
         else:
             way, size = ("ahead of", mean) if mean > 0 else ("behind", -mean)
             bounds = sorted((abs(low), abs(high)))

@@ -215,6 +215,18 @@ def label_hint(source: Any) -> str:
     return f": {kinds[source.modality]}"
 
 
+def require_two_classes(source: Any, samples: Samples | None = None) -> None:
+    """Raise `UserError` where all labels of `source` (or of its `samples`) are alike: nothing can be learned, or got wrong."""
+    names = source.classes or []
+    found = range(len(names)) if samples is None or samples.labels is None else np.unique(samples.labels)
+    if len(found) == 1:
+        of = "" if samples is None else f"{len(samples)} training "
+        raise UserError(
+            f"all {of}samples of {source.name} are of one class, '{names[int(found[0])]}': with nothing to tell apart, any encoder gets "
+            f"100 %; is it the right column, or folder?"
+        )
+
+
 def refuse_new_classes(source: Any) -> None:
     """Raise `UserError` for data whose test classes are new: no classifier of train's classes can tell them."""
     if source.new_classes_in_test:

@@ -31,6 +31,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
             raise UserError("+episodes= measures an encoder as it is on data as they are: leave out +corruption= and +test_time=")
         return episodes.evaluate(cfg, run, encoder, source)
     common.refuse_new_classes(source)
+    common.require_two_classes(source)
     device = common.device_of(cfg)
     batch = int(cfg.batch_size)
     if head is not None and not cfg.probes:

@@ -43,10 +43,12 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     common.refuse_new_classes(source)
     if source.classes is None:
         raise UserError(f"{source.name} has no labels to fine-tune on{common.label_hint(source)}")
+    common.require_two_classes(source)
     adaptation = build(cfg.adaptation)
     domains = None if cfg.shift is None else shift.read(cfg, source)
     encoder = common.starting_encoder(cfg, source, None if domains is None else domains.corpus)
     train = label_subset(common.prepare(encoder, source, "train"), cfg.label_fraction, cfg.labels_per_class, cfg.seed)
+    common.require_two_classes(source, train)
     test = common.prepare_labelled(encoder, source, "test")
     val = common.prepare_labelled(encoder, source, "val") if "val" in source.splits() else None
     if val is None and (cfg.report == "best" or cfg.shift is not None):

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from sslt import groups
 from sslt.config import build
+from sslt.data import disk
 from sslt.encoders.base import require
 from sslt.errors import UserError
 from sslt.evaluation.features import encode, logits_of
@@ -75,7 +76,7 @@ def _source(cfg: Any, modality: str) -> Any:
         return build(cfg.data)
     if cfg.input is None:
         raise UserError("predict what? input=FILE_OR_FOLDER, or data=… with its settings")
-    path = Path(str(cfg.input)).expanduser()
+    path = disk.located(str(cfg.input))
     if not path.exists():
         raise UserError(f"input={cfg.input}: there is no such file or folder")
     if path.is_file() and path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):

@@ -133,7 +133,7 @@ def test_damaged_idx_is_named(tmp_path: Path) -> None:
     """A truncated download says which file it is."""
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(noise(1000).tobytes())[:-20])
-    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz is damaged"):
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: damaged"):
         image_files.read_idx(path)
 
 

@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sslt.data import cache, docs, text_sets, texts
-from sslt.data.tables import label_name
+from sslt.data.labels import label_name
 from sslt.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"

@@ -1,0 +1,44 @@
+"""Numbers that settings take, written as annotations of a constructor: `def __init__(self, hidden: Count, flip: Share)`.
+
+To Python and to type checkers they are `int` and `float`. `signatures.type_error`, which reads them from the source, refuses a value
+out of range when a config is composed, before anything is imported. What hangs on other things than the value (the encoder, another
+setting) is the constructor's to check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+Count = int
+Natural = int
+Share = float
+Positive = float
+NonNegative = float
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` (not itself, where it is `open`) to `high`."""
+
+    whole: bool
+    low: float
+    high: float
+    open: bool
+    words: str
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` is a number of this range."""
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        return (self.low < value if self.open else self.low <= value) and value <= self.high
+
+
+RANGES = {
+    "Count": Range(True, 1, math.inf, False, "an int from 1"),
+    "Natural": Range(True, 0, math.inf, False, "an int from 0"),
+    "Share": Range(False, 0, 1, False, "a float from 0 to 1"),
+    "Positive": Range(False, 0, math.inf, True, "a float above 0"),
+    "NonNegative": Range(False, 0, math.inf, False, "a float from 0"),
+}
