@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,22 @@ def _check_keys(path: str, target: str, node: dict[str, Any], found: signatures.
             continue
         if wanted := signatures.type_error(value, found.parameters[key]):
             raise UserError(f"{path}.{key}={value!r} is of the wrong type: {target} takes {wanted}")
+
+
+def check_arguments(path: str, target: str, values: dict[str, Any], given: set[str]) -> None:
+    """Raise `UserError` unless `values`, at `path`, are what `target` takes beside the arguments `given`."""
+    if found := signatures.signature(target):
+        _check_keys(path, target, values, found)
+        if lacking := sorted(found.required - given - set(values)):
+            raise UserError(f"{path}.{lacking[0]} is missing: {target} needs it")
+
+
+def check_stored(group: str, node: Any, where: str) -> None:
+    """Raise `UserError` unless `node`, which the file `where` has for a group, names a class and what that takes."""
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise UserError(f"{where} is damaged: '{group}' is {reprlib.repr(node)}, which names no class")
+    for path, inner in targets(node, f"{where}: {group}"):
+        _check_node(path, inner)
 
 
 def _missing(e: OmegaConfBaseException) -> str:

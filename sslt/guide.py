@@ -118,10 +118,14 @@ def _runs(root: str) -> str:
 
     rows = {}
     for run in runs.all_runs(root):
-        numbers = {k: v for k, v in run.metrics.items() if k in ("test/accuracy", "knn/accuracy", "linear/accuracy")}
+        try:
+            info, metrics = run.info, run.metrics
+        except UserError as e:
+            rows[str(run)] = str(e)
+            continue
+        numbers = {k: v for k, v in metrics.items() if k in ("test/accuracy", "knn/accuracy", "linear/accuracy") and isinstance(v, float)}
         scores = "  ".join(f"{k} {v:.3f}" for k, v in numbers.items())
-        info = run.info
-        rows[str(run)] = f"{info.get('verb', '?'):<9} {info.get('status', '?'):<12} {info.get('started', '')[:16]}  {scores}"
+        rows[str(run)] = f"{info.get('verb', '?')!s:<9} {info.get('status', '?')!s:<12} {str(info.get('started', ''))[:16]}  {scores}"
     return _rows(rows, 0) if rows else f"no runs below {root}"
 
 

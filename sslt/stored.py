@@ -6,16 +6,20 @@ is too large, too deep or built of YAML aliases is refused before it is built. E
 
 from __future__ import annotations
 
+import contextlib
 import json
+import reprlib
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sslt.errors import UserError
 
 LARGEST = 64 << 20  # bytes of a JSON or text file; a tokenizer of 250,000 words has 17 MB
 LARGEST_YAML = 1 << 20
 DEEPEST = 100  # levels of nesting
+T = TypeVar("T")
 
 
 def shown(path: Path) -> str:
@@ -47,13 +51,65 @@ def require_regular(path: Path) -> None:
         raise UserError(f"{shown(path)} is {kind}, where a file is expected")
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; a path that cannot be one is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def located(typed: str) -> Path:
+    """The path that a user typed, ~ written out. Raises `UserError` where that names nobody's home."""
+    try:
+        return Path(typed).expanduser()
+    except RuntimeError as e:
+        raise UserError(f"{typed[:200]}: {e}") from e
+
+
+def require_small(path: Path, largest: int = LARGEST) -> None:
+    """Raise `UserError` unless `path` is a regular file of at most `largest` bytes."""
+    require_regular(path)
+    if (size := path.stat().st_size) > largest:
+        raise UserError(f"{shown(path)} is damaged or not what its name says: it has {size:,} bytes, more than {largest:,}")
+
+
+def require_plain(folder: Path) -> None:
+    """Raise `UserError` unless a library can read any file of a folder: all are regular, and those of text are small."""
+    for path in sorted(folder.iterdir()):
+        if not is_folder(path):
+            require_there(path)
+        if path.suffix in (".json", ".txt", ".jinja"):
+            require_small(path)
+
+
+def require_there(path: Path) -> None:
+    """Raise `UserError` unless there is a regular file."""
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        raise UserError(f"{shown(path)} is missing: copy the whole folder again") from None
+
+
+@contextlib.contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """Around what a library makes of the file `path`: an error in there is a fault of that file, and becomes a `UserError`."""
+    try:
+        yield
+    except (UserError, ModuleNotFoundError):  # the latter says which package is lacking
+        raise
+    except Exception as e:
+        raise UserError(f"{shown(path)} describes nothing that can be built: {type(e).__name__}: {first_line(e)}") from e
+    except BaseException as e:
+        if type(e).__name__ != "PanicException":  # of libraries in Rust
+            raise
+        raise UserError(f"{shown(path)} cannot be read: {first_line(e)}") from e
+
+
 def text(path: Path, largest: int = LARGEST) -> str:
     """The UTF-8 text of a file. Raises `UserError` where it is no readable text, `FileNotFoundError` where nothing is."""
-    require_regular(path)
+    require_small(path, largest)
     try:
-        size = path.stat().st_size
-        if size > largest:
-            raise UserError(f"{shown(path)} is damaged or not what its name says: it has {size:,} bytes, more than {largest:,}")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
         raise UserError(f"{shown(path)} is damaged: it is not UTF-8 text ({e.reason} at byte {e.start})") from e
@@ -66,10 +122,22 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(text(path))
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{shown(path)} is damaged ({_first_line(e)}): copy it again, or move its folder away") from e
+        raise UserError(f"{shown(path)} is damaged ({first_line(e)}): copy it again, or move its folder away") from e
     if not isinstance(found, dict):
         raise UserError(f"{shown(path)} is damaged (it holds {type(found).__name__}, not an object): copy it again")
     return found
+
+
+_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+
+
+def value(found: dict[str, Any], key: str, kind: type[T], path: Path) -> T:
+    """What the object read from `path` has under `key`. Raises `UserError` where that is missing or of another kind."""
+    got = found.get(key)
+    if not isinstance(got, kind) or (isinstance(got, bool) and kind is not bool):
+        is_ = f"is {reprlib.repr(got)}" if key in found else "is missing"
+        raise UserError(f"{shown(path)} is damaged: '{key}' {is_}, where {_NAMES.get(kind, kind.__name__)} is expected")
+    return got
 
 
 def yaml_object(path: Path) -> dict[str, Any]:
@@ -93,15 +161,17 @@ def yaml_object(path: Path) -> dict[str, Any]:
                 raise UserError(f"{shown(path)} is nested more than {DEEPEST} deep: the file was changed")
         found = OmegaConf.to_container(OmegaConf.create(content)) if content.strip() else {}
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError, TypeError, AssertionError, RecursionError) as e:
-        raise UserError(f"{shown(path)} is damaged ({_first_line(e)})") from e
+        raise UserError(f"{shown(path)} is damaged ({first_line(e)})") from e
     if not isinstance(found, dict):
         raise UserError(f"{shown(path)} is damaged (it holds {type(found).__name__}, not a mapping)")
     return {str(k): v for k, v in found.items()}
 
 
 def _reason(e: BaseException) -> str:
-    return getattr(e, "strerror", None) or _first_line(e)
+    return getattr(e, "strerror", None) or first_line(e)
 
 
-def _first_line(e: BaseException) -> str:
-    return str(e).splitlines()[0][:200] if str(e) else type(e).__name__
+def first_line(e: BaseException) -> str:
+    """What an exception says, on one line of at most 200 characters; its name where it says nothing."""
+    lines = [line for line in str(e).splitlines() if line.strip()]
+    return lines[0].strip()[:200] if lines else type(e).__name__
