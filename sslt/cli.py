@@ -16,13 +16,27 @@ from sslt.errors import UserError, nearest
 
 INTERRUPTED = 130
 _BETWEEN_STAGES = re.compile(r"\$\{stages\.[\w.]+\}")  # a value that stages of a chain share (`chain.rewrite`)
-_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
+_SHORT = {"-m": "--multirun", "-c": "--cfg", "-cd": "--config-dir", "-p": "--package", "-i": "--info", "-r": "--run"}
+_VALUES: dict[str, tuple[str, ...]] = {  # of Hydra's flags, those that mean something here; a flag with values takes one of them
+    "--multirun": (),
+    "--run": (),
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "--resolve": (),
+    "--hydra-help": (),
+    "--package": ("a.key",),
+    "--config-dir": ("DIR",),
+}
+_ALONE = ("--multirun", "--run", "--cfg", "--info")  # what Hydra does instead of one run
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 2 the user's mistake, 130 interrupted (resumable), 1 a defect."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
+        for a in args:
+            if "\0" in a or not _is_text(a):
+                raise UserError(f"{a[:200]!a} is no UTF-8 text: files with such names have to be renamed or linked to first")
         return _dispatch(args)
     except UserError as e:
         if _debug(args):
@@ -69,10 +83,11 @@ def _dispatch(args: list[str]) -> int:
 def _hydra(verb: str, args: list[str]) -> int:
     """Hand a verb over to Hydra."""
     overrides, flags = _split(args)
-    config_dir = _config_dir(args)
-    if config_dir and not Path(config_dir).is_dir():
-        raise UserError(f"--config-dir {config_dir}: there is no such folder")
-    sweep = bool({"-m", "--multirun"} & set(flags))
+    config_dir = flags.get("--config-dir")
+    if config_dir is not None:
+        guide.check_config_dir(config_dir)
+    sweep = "--multirun" in flags
+    groups.check_choices(verb, overrides, config_dir)
     if verb == "run":
         from sslt.chain import rewrite
 
@@ -85,7 +100,7 @@ def _hydra(verb: str, args: list[str]) -> int:
 
     from sslt import config
 
-    if {"--cfg", "-c"} & {f.split("=")[0] for f in flags} and not sweep:
+    if "--cfg" in flags:
         config.compose(verb, [o for o in overrides if not o.startswith("hydra.")], config_dir)
 
     codes: list[int] = []
@@ -110,7 +125,7 @@ def _hydra(verb: str, args: list[str]) -> int:
             print(f"sslt: job {hydra_cfg.job.num}: {e}; the sweep goes on", file=sys.stderr)
 
     old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["sslt", *flags, *overrides]
+    sys.argv = ["sslt", *[word for flag, value in flags.items() for word in (flag, value) if word is not None], *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out: this file prints them
     try:
         hydra.main(config_path=str(groups.CONFIG_DIR), config_name=verb, version_base="1.3")(task)()
@@ -121,7 +136,10 @@ def _hydra(verb: str, args: list[str]) -> int:
         if _from_composition(e):
             raise config.explain(e, verb, config_dir) from e
         if isinstance(e, OSError):
-            raise UserError(f"the run folder cannot be made: {e}; choose another by hydra.run.dir=") from e
+            what, why = str(e.filename or "the run folder"), e.strerror or e
+            raise UserError(f"the run folder cannot be made: {what[:200]}: {why}; choose another by hydra.run.dir=") from e
+        if isinstance(e, ValueError):  # of Hydra's functions in overrides: range(0,3,0)
+            raise UserError(f"cannot read the overrides: {e}") from e
         raise
     finally:
         sys.argv = old_argv
@@ -182,19 +200,41 @@ def _quote(path: Path) -> str:
     return text if all(c.isalnum() or c in "/._-" for c in text) else "'" + text.replace("'", "\\'") + "'"
 
 
-def _split(args: list[str]) -> tuple[list[str], list[str]]:
-    """(overrides, flags with their values)."""
-    overrides, flags = [], []
-    takes_value = False
-    for a in args:
-        if takes_value or a.startswith("-"):
-            flags.append(a)
-            takes_value = not takes_value and a in _WITH_VALUE
-        elif "=" in a or a.startswith("~"):
+def _split(args: list[str]) -> tuple[list[str], dict[str, str | None]]:
+    """(overrides, Hydra's flags by their long names, with their values)."""
+    overrides: list[str] = []
+    flags: dict[str, str | None] = {}
+    rest = iter(args)
+    for a in rest:
+        if not a.startswith("-"):
+            if "=" not in a and not a.startswith("~"):
+                raise UserError(f"cannot read '{a[:200]}': settings are written key=value, for instance trainer.max_epochs=5")
             overrides.append(a)
-        else:
-            raise UserError(f"cannot read '{a}': settings are written key=value, for instance trainer.max_epochs=5")
+            continue
+        name, equals, value = a.partition("=")
+        flag = _SHORT.get(name, name)
+        if flag not in _VALUES:
+            raise UserError(f"there is no option '{name[:200]}'{nearest(flag, _VALUES)}")
+        allowed = _VALUES[flag]
+        given = value if equals else next(rest, None) if allowed else None
+        if (given is None or given == "") and allowed and flag != "--info":
+            raise UserError(f"{name} takes a value: {' or '.join(f'{name} {v}' for v in allowed)}")
+        if flag == "--info" and given not in allowed:  # without a value it is of everything
+            rest, given = iter([*([] if given is None else [given]), *rest]), "all"
+        if flag == "--cfg" and given not in allowed:
+            raise UserError(f"{name} {given}{nearest(str(given), allowed)}")
+        flags[flag] = given
+    if len(alone := [flag for flag in _ALONE if flag in flags]) > 1:
+        raise UserError(f"{' and '.join(alone)} cannot be joined: give one of them")
     return overrides, flags
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _config_dir(args: list[str]) -> str | None:

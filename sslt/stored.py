@@ -18,6 +18,7 @@ from sslt.errors import UserError
 
 LARGEST = 64 << 20  # bytes of a JSON or text file; a tokenizer of 250,000 words has 17 MB
 LARGEST_YAML = 1 << 20
+LARGEST_EXPANDED = 100_000  # values
 DEEPEST = 100  # levels of nesting
 T = TypeVar("T")
 
@@ -140,11 +141,11 @@ def value(found: dict[str, Any], key: str, kind: type[T], path: Path) -> T:
     return got
 
 
-def yaml_object(path: Path) -> dict[str, Any]:
+def yaml_object(path: Path, aliases: bool = False) -> dict[str, Any]:
     """The mapping in a YAML file as plain data, numbers as OmegaConf reads them; {} of an empty one.
 
-    Raises `UserError` for one that is none, nests deeper than `DEEPEST` or has aliases, which sslt never writes and which can stand
-    for more than memory holds; `FileNotFoundError` where nothing is.
+    aliases: whether it may have some, as long as they stand for no more than `LARGEST_EXPANDED` values. sslt never writes any.
+    Raises `UserError` for one that is none or nests deeper than `DEEPEST`; `FileNotFoundError` where nothing is.
     """
     import yaml
     from omegaconf import OmegaConf
@@ -154,17 +155,28 @@ def yaml_object(path: Path) -> dict[str, Any]:
     depth = 0
     try:
         for event in yaml.parse(content, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
+            if isinstance(event, yaml.AliasEvent) and not aliases:
                 raise UserError(f"{shown(path)} has a YAML alias (*{event.anchor}), which sslt never writes: the file was changed")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise UserError(f"{shown(path)} is nested more than {DEEPEST} deep: the file was changed")
+        if aliases and _expanded(yaml.compose(content, Loader=yaml.SafeLoader), {}) > LARGEST_EXPANDED:
+            raise UserError(f"{shown(path)}: its YAML aliases stand for more than {LARGEST_EXPANDED:,} values")
         found = OmegaConf.to_container(OmegaConf.create(content)) if content.strip() else {}
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError, TypeError, AssertionError, RecursionError) as e:
         raise UserError(f"{shown(path)} is damaged ({first_line(e)})") from e
     if not isinstance(found, dict):
         raise UserError(f"{shown(path)} is damaged (it holds {type(found).__name__}, not a mapping)")
     return {str(k): v for k, v in found.items()}
+
+
+def _expanded(node: Any, known: dict[int, int]) -> int:
+    """How many values a YAML node stands for, aliases written out."""
+    if id(node) not in known:
+        inner = getattr(node, "value", None)
+        parts = [x for item in inner for x in (item if isinstance(item, tuple) else (item,))] if isinstance(inner, list) else []
+        known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _reason(e: BaseException) -> str:

@@ -26,8 +26,12 @@ def build_encoder(node: Any, source: Any) -> Encoder:
     if node is None:
         raise UserError("no encoder is chosen: encoder=resnet_small for images, encoder=bert_tiny for text, or from=")
     args: Any = OmegaConf.to_container(node, resolve=True) if not isinstance(node, dict) else dict(node)
-    cls = _locate(args.pop("_target_"))
-    return cls.build(source, args.pop("processor", {}), **args)
+    target = args.pop("_target_")
+    cls = _locate(target)
+    try:
+        return cls.build(source, args.pop("processor", None) or {}, **args)
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as e:  # of the library whose model it is
+        raise UserError(f"cannot build the encoder {target}: {type(e).__name__}: {stored.first_line(e)}") from e
 
 
 def load_encoder(
