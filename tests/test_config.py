@@ -338,7 +338,6 @@ def test_another_part_than_the_recipes_own_has_its_own_values():
         ("callbacks=[1]", r"callbacks\[0\]=1 names no class"),
         ("callbacks=[{a:1}]", "callbacks"),
         ("data=[]", "data"),
-        ("logger={a:1}", "logger.a=1 names no class"),
         ("views.n=1e24", "views.n"),
         ("views.n={a:1}", "views.n"),
         ("+dropout.lr=1", "dropout"),
