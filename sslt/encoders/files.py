@@ -17,7 +17,7 @@ from sslt.stored import shown
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MOST = 100_000  # tensors of one network: thousands of layers have tens of thousands
-_ROOM = 4 << 30  # bytes beyond four times the weights on disk: those may be of half precision, without heads that are dropped again
+_ROOM = 1 << 30  # bytes beyond four times the weights on disk: those may be of half precision, without heads that are dropped again
 _MAKERS = {
     getattr(torch, name)
     for name in ("arange", "empty", "empty_strided", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "zeros")
