@@ -15,13 +15,27 @@ from sslt import groups, guide
 from sslt.errors import RankLost, UserError, nearest, printable
 
 INTERRUPTED = 130
-_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
+_SHORT = {"-m": "--multirun", "-c": "--cfg", "-cd": "--config-dir", "-p": "--package", "-i": "--info", "-r": "--run"}
+_VALUES: dict[str, tuple[str, ...]] = {  # of Hydra's flags, those that mean something here; a flag with values takes one of them
+    "--multirun": (),
+    "--run": (),
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "--resolve": (),
+    "--hydra-help": (),
+    "--package": ("a.key",),
+    "--config-dir": ("DIR",),
+}
+_ALONE = ("--multirun", "--run", "--cfg", "--info")  # what Hydra does instead of one run
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 2 the user's mistake, 130 interrupted (resumable), 1 a defect."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
+        for a in args:
+            if "\0" in a or not _is_text(a):
+                raise UserError(f"{a[:200]!a} is no UTF-8 text: files with such names have to be renamed or linked to first")
         return _dispatch(args)
     except (UserError, RankLost) as e:
         if _debug(args):
@@ -68,10 +82,11 @@ def _dispatch(args: list[str]) -> int:
 def _hydra(verb: str, args: list[str]) -> int:
     """Hand a verb over to Hydra."""
     overrides, flags = _split(args)
-    config_dir = _config_dir(args)
-    if config_dir and not Path(config_dir).is_dir():
-        raise UserError(f"--config-dir {config_dir}: there is no such folder")
-    sweep = bool({"-m", "--multirun"} & set(flags))
+    config_dir = flags.get("--config-dir")
+    if config_dir is not None:
+        guide.check_config_dir(config_dir)
+    sweep = "--multirun" in flags
+    groups.check_choices(verb, overrides, config_dir)
     if verb == "run":
         from sslt.chain import rewrite
 
@@ -90,7 +105,7 @@ def _hydra(verb: str, args: list[str]) -> int:
 
     from sslt import config
 
-    if {"--cfg", "-c"} & {f.split("=")[0] for f in flags} and not sweep:
+    if "--cfg" in flags:
         config.compose(verb, [o for o in overrides if not o.startswith("hydra.")], config_dir)
 
     codes: list[int] = []
@@ -115,7 +130,7 @@ def _hydra(verb: str, args: list[str]) -> int:
             print(f"sslt: job {hydra_cfg.job.num}: {printable(str(e))}; the sweep goes on", file=sys.stderr)
 
     old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["sslt", *flags, *overrides]
+    sys.argv = ["sslt", *[word for flag, value in flags.items() for word in (flag, value) if word is not None], *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out: this file prints them
     try:
         hydra.main(config_path=str(groups.CONFIG_DIR), config_name=verb, version_base="1.3")(task)()
@@ -126,7 +141,10 @@ def _hydra(verb: str, args: list[str]) -> int:
         if _from_composition(e):
             raise config.explain(e, verb, config_dir) from e
         if isinstance(e, OSError):
-            raise UserError(f"the run folder cannot be made: {e}; choose another by hydra.run.dir=") from e
+            what, why = str(e.filename or "the run folder"), e.strerror or e
+            raise UserError(f"the run folder cannot be made: {what[:200]}: {why}; choose another by hydra.run.dir=") from e
+        if isinstance(e, ValueError):  # of Hydra's functions in overrides: range(0,3,0)
+            raise UserError(f"cannot read the overrides: {e}") from e
         raise
     finally:
         sys.argv = old_argv
@@ -138,11 +156,11 @@ def _hydra(verb: str, args: list[str]) -> int:
     return max(codes, default=0)
 
 
-def _go_on(verb: str, going: Any, flags: list[str], config_dir: str | None) -> int:
+def _go_on(verb: str, going: Any, flags: dict[str, str | None], config_dir: str | None) -> int:
     """Take up a run; Hydra has no part in it."""
-    if flags and not {f.split("=")[0] for f in flags} <= {"--cfg", "-c", "job", "--config-dir", "-cd", config_dir or ""}:
-        raise UserError(f"{' '.join(flags)} does not go with resume=: leave it out (--cfg job shows the settings)")
-    if {"--cfg", "-c"} & {f.split("=")[0] for f in flags}:
+    if odd := flags.keys() - {"--cfg", "--config-dir"}:
+        raise UserError(f"{' '.join(sorted(odd))} does not go with resume=: leave it out (--cfg job shows the settings)")
+    if "--cfg" in flags:
         from omegaconf import OmegaConf
 
         print(OmegaConf.to_yaml(going.cfg), end="")
@@ -164,19 +182,41 @@ def _refuse_taken(overrides: list[str], sweep: bool) -> None:
         runs.refuse_overwrite(Path(taken).expanduser(), "hydra.sweep.dir" if sweep else "hydra.run.dir")
 
 
-def _split(args: list[str]) -> tuple[list[str], list[str]]:
-    """(overrides, flags with their values)."""
-    overrides, flags = [], []
-    takes_value = False
-    for a in args:
-        if takes_value or a.startswith("-"):
-            flags.append(a)
-            takes_value = not takes_value and a in _WITH_VALUE
-        elif "=" in a or a.startswith("~"):
+def _split(args: list[str]) -> tuple[list[str], dict[str, str | None]]:
+    """(overrides, Hydra's flags by their long names, with their values)."""
+    overrides: list[str] = []
+    flags: dict[str, str | None] = {}
+    rest = iter(args)
+    for a in rest:
+        if not a.startswith("-"):
+            if "=" not in a and not a.startswith("~"):
+                raise UserError(f"cannot read '{a[:200]}': settings are written key=value, for instance trainer.max_epochs=5")
             overrides.append(a)
-        else:
-            raise UserError(f"cannot read '{a}': settings are written key=value, for instance trainer.max_epochs=5")
+            continue
+        name, equals, value = a.partition("=")
+        flag = _SHORT.get(name, name)
+        if flag not in _VALUES:
+            raise UserError(f"there is no option '{name[:200]}'{nearest(flag, _VALUES)}")
+        allowed = _VALUES[flag]
+        given = value if equals else next(rest, None) if allowed else None
+        if (given is None or given == "") and allowed and flag != "--info":
+            raise UserError(f"{name} takes a value: {' or '.join(f'{name} {v}' for v in allowed)}")
+        if flag == "--info" and given not in allowed:  # without a value it is of everything
+            rest, given = iter([*([] if given is None else [given]), *rest]), "all"
+        if flag == "--cfg" and given not in allowed:
+            raise UserError(f"{name} {given}{nearest(str(given), allowed)}")
+        flags[flag] = given
+    if len(alone := [flag for flag in _ALONE if flag in flags]) > 1:
+        raise UserError(f"{' and '.join(alone)} cannot be joined: give one of them")
     return overrides, flags
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _config_dir(args: list[str]) -> str | None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sslt import groups, signatures
@@ -23,6 +24,7 @@ from sslt.trusted import targets
 
 def compose(verb: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose and check a verb's config, as the command line would; usable while another Hydra job runs."""
+    groups.check_choices(verb, overrides, config_dir)
     cfg = compose_unchecked(verb, [*groups.fit_recipe(verb, overrides, config_dir), *overrides], config_dir)
     check(cfg, verb, config_dir)
     return cfg
@@ -84,19 +86,53 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
         if not math.isfinite(value):
             raise UserError(f"{name}={value} is no number that anything can be set to: give a finite one")
     _check_alike("", {str(k): v for k, v in plain.items()}, groups.plain_values(verb))
-    for group in known & set(groups.names(config_dir)):
-        _check_read_by_a_stage(str(group), plain.get(group), config_dir)
+    for group in sorted(known & set(groups.names(config_dir))):
+        _check_group(str(group), plain.get(group), verb, config_dir)
+    for i, node in enumerate(plain.get("callbacks") or []):
+        _check_names_a_class(f"callbacks[{i}]", node, "; give {_target_: CLASS} of a Lightning callback")
     for path, node in targets(plain):
         _check_node(path, node)
 
 
-def _check_read_by_a_stage(group: str, node: Any, config_dir: str | None) -> None:
+def _check_group(group: str, node: Any, verb: str, config_dir: str | None) -> None:
+    """What is chosen of a group is a mapping, names a class where all options do, and has what sslt reads of it."""
+    usual = groups.default_options(verb).get(group)
+    hint = nearest("", groups.options(group, config_dir)) or f" (`sslt list {group}`)"
+    if node is None:
+        if usual and groups.own_values(group, usual):
+            raise UserError(f"{group}=null: `sslt {verb}` needs one{hint}")
+        return
+    if not isinstance(node, dict):
+        raise UserError(f"{group}={reprlib.repr(node)} is none{hint}")
+    if group == "logger":
+        for name, inner in node.items():
+            _check_names_a_class(f"logger.{name}", inner, hint)
+        return
+    if all("_target_" in groups.own_values(group, option) for option in groups.options(group)):
+        _check_names_a_class(group, node, hint)
+    elif "_target_" not in node:
+        _check_read_by_a_stage(group, node, config_dir)
+    target = node.get("_target_")
+    needed: frozenset[str] = frozenset()
+    if group == "trainer" and usual:  # sslt reads them itself
+        needed = frozenset(groups.own_values(group, usual)) - {"_target_"}
+    elif isinstance(target, str) and (found := signatures.signature(target)):
+        needed = found.required & groups.keys_of(group, config_dir)
+    if lacking := sorted(needed - node.keys()):
+        raise UserError(f"'{group}.{lacking[0]}' has no value: give it as {group}.{lacking[0]}=…")
+
+
+def _check_names_a_class(path: str, node: Any, hint: str) -> None:
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise UserError(f"{path}={reprlib.repr(node)} names no class{hint}")
+
+
+def _check_read_by_a_stage(group: str, node: dict[str, Any], config_dir: str | None) -> None:
     """A group's node without a `_target_` holds the keys that its options have in their YAMLs."""
-    if isinstance(node, dict) and "_target_" not in node:
-        keys = groups.keys_of(group, config_dir)
-        for key in node:
-            if key not in keys:
-                raise UserError(f"nothing reads '{group}.{key}'{nearest(str(key), keys)}")
+    keys = groups.keys_of(group, config_dir)
+    for key in node:
+        if key not in keys:
+            raise UserError(f"nothing reads '{group}.{key}'{nearest(str(key), keys)}")
 
 
 def _check_alike(path: str, node: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -110,15 +146,18 @@ def _check_alike(path: str, node: dict[str, Any], defaults: dict[str, Any]) -> N
                 if inner not in default:
                     raise UserError(f"nothing reads '{name}.{inner}'{nearest(inner, default)}")
             _check_alike(f"{name}.", value, default)
-        elif key in node and not _alike(value, default):
+        elif not _alike(value, default):
             kind = "a list, for instance" if isinstance(default, list) else f"{type(default).__name__}, for instance"
-            raise UserError(f"{name}={value!r} is of the wrong type: it takes {kind} {default}")
+            wanted = "a single value" if default in (None, MISSING) else f"{kind} {default}"
+            raise UserError(f"{name}={reprlib.repr(value)} is of the wrong type: it takes {wanted}")
 
 
 def _alike(value: Any, default: Any) -> bool:
     """Whether a value is of the kind that its default is of."""
-    if default is None:  # of any kind
-        return True
+    if default is None or isinstance(default, str):  # of any kind, but one alone; a text may be typed as a number
+        return not isinstance(value, (dict, list)) and (value is not None or default in (None, MISSING))
+    if isinstance(value, (int, float)) and not signatures.is_sane(value):
+        return False
     if isinstance(default, float):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
@@ -160,6 +199,22 @@ def _check_keys(path: str, target: str, node: dict[str, Any], found: signatures.
             continue
         if wanted := signatures.type_error(value, found.parameters[key]):
             raise UserError(f"{path}.{key}={value!r} is of the wrong type: {target} takes {wanted}")
+
+
+def check_arguments(path: str, target: str, values: dict[str, Any], given: set[str]) -> None:
+    """Raise `UserError` unless `values`, at `path`, are what `target` takes beside the arguments `given`."""
+    if found := signatures.signature(target):
+        _check_keys(path, target, values, found)
+        if lacking := sorted(found.required - given - set(values)):
+            raise UserError(f"{path}.{lacking[0]} is missing: {target} needs it")
+
+
+def check_stored(group: str, node: Any, where: str) -> None:
+    """Raise `UserError` unless `node`, which the file `where` has for a group, names a class and what that takes."""
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise UserError(f"{where} is damaged: '{group}' is {reprlib.repr(node)}, which names no class")
+    for path, inner in targets(node, f"{where}: {group}"):
+        _check_node(path, inner)
 
 
 def _missing(e: OmegaConfBaseException) -> str:

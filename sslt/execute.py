@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,8 +54,9 @@ def execute(verb: str, cfg: Any, folder: Path, overrides: list[str], config_dir:
         from sslt.chain import compose_stages
 
         compose_stages(cfg, folder, config_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(run), _logs(run), _status(run) as status:
+    with _writable(run):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _writable(run), _lock(run), _logs(run), _status(run) as status:
         run.start(verb, cfg, overrides, config_dir)
         if verb == "run":
             from sslt.chain import run_chain
@@ -72,6 +74,11 @@ def execute(verb: str, cfg: Any, folder: Path, overrides: list[str], config_dir:
 
 def perform(verb: str, cfg: Any, run: Run) -> None:
     """Run a stage, with helper processes beside it when `trainer.devices` asks for them."""
+    if "WORLD_SIZE" in os.environ and not {"RANK", "LOCAL_RANK"} & set(os.environ):
+        raise UserError(
+            f"the environment has WORLD_SIZE={os.environ['WORLD_SIZE']}, but no launcher's RANK: `unset WORLD_SIZE` (trainer.devices= says "
+            f"how many processes there are), or start with torchrun"
+        )
     world = devices(cfg.trainer)
     if world > 1 and "LOCAL_RANK" not in os.environ:
         with _workers(verb, cfg, run, world):
@@ -271,10 +278,16 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
 
 def explained(e: BaseException, run: Run) -> UserError | RankLost | None:
     """What an error comes down to, where that is something a user can mend, or a rank that is gone."""
+    from sslt.data import cache
+
     full = _find(e, _disk_is_full)
     if full is not None:
-        where = getattr(full, "filename", None) or run
+        where = getattr(full, "filename", None) or _fullest(run)
         return UserError(f"the disk is full ({where}): free some space, then go on with resume={run}")
+    denied = _find(e, lambda x: isinstance(x, OSError) and _of_folder(x, cache.cache_dir()) and not _below(x.filename, run.path))
+    if isinstance(denied, OSError):
+        way = "choose another folder by cache_dir= or $SSLT_CACHE"
+        return UserError(f"the cache cannot be used: {str(denied.filename)[:200]}: {denied.strerror}; {way}")
     mine = _find(e, lambda x: isinstance(x, (UserError, RankLost)))
     if isinstance(mine, (UserError, RankLost)):
         return mine
@@ -282,10 +295,53 @@ def explained(e: BaseException, run: Run) -> UserError | RankLost | None:
     if lacking is not None:
         name = getattr(lacking, "name", "")
         return UserError(f"this needs the package {name}: pip install 'sslt[{_EXTRAS[name]}]'")
-    if _find(e, lambda x: any(words in str(x).lower() for words in ("out of memory", "can't allocate memory"))):
+    if _find(e, _memory_is_full):
         way = "lower batch_size, and raise trainer.accumulate_grad_batches by as much to keep the size of a step"
         return UserError(f"out of memory: {way}")
     return None
+
+
+def _memory_is_full(e: BaseException) -> bool:
+    """As Python says it, torch on a GPU and torch on a CPU."""
+    return isinstance(e, MemoryError) or any(words in str(e).lower() for words in ("out of memory", "can't allocate memory"))
+
+
+@contextlib.contextmanager
+def _writable(run: Run) -> Iterator[None]:
+    """What the system refuses in the run folder is for the user to mend."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _REFUSALS or not _of_folder(e, run.path):
+            raise
+        what = f"{str(e.filename)[:200]}: {e.strerror}"
+        raise UserError(f"the run folder cannot be written: {what}; mend that, or choose another by hydra.run.dir=") from e
+
+
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def _of_folder(e: OSError, folder: Path) -> bool:
+    """Whether an error is of something in `folder`, or of a folder above that could not be made."""
+    return _below(e.filename, folder) or (isinstance(e.filename, str) and _below(folder, Path(e.filename)))
+
+
+def _below(path: Any, folder: Path) -> bool:
+    """Whether `path`, as an error names it, is `folder` or in it."""
+    if not isinstance(path, (str, Path)) or not str(path):
+        return False
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def _fullest(run: Run) -> Path | Run:
+    """Of the run folder and the cache, the one whose disk has less room."""
+    from sslt.data import cache
+
+    places: list[Path] = [p for p in (run.path, cache.cache_dir()) if p.exists()]
+    if len(places) < 2 or places[0].stat().st_dev == places[1].stat().st_dev:
+        return run
+    room = [shutil.disk_usage(p).free for p in places]
+    return run if room[0] <= room[1] else places[1]
 
 
 def _disk_is_full(e: BaseException) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sslt.errors import UserError
+from sslt.errors import UserError, nearest
 
 # Groups of which nothing is chosen by default: written with a + on the command line.
 ADDED = ("task", "target", "joint", "shift", "episodes", "test_time", "corruption")
@@ -92,15 +92,16 @@ def top_level_keys(verb: str) -> set[str]:
     return {k for k in keys if not k.startswith("hydra") and k != "defaults"}
 
 
+def own_defaults(verb: str) -> dict[str, Any]:
+    """What a verb's own YAML and those it includes say, keys of their own only."""
+    return {k: v for content in map(_load, own_files(verb)) for k, v in content.items() if k not in ("hydra", "defaults")}
+
+
 def plain_values(verb: str) -> dict[str, Any]:
-    """A verb's own numbers, switches, lists and nested settings with their defaults; free ones ({}) are left out."""
-    free = ("hydra", "defaults", "stages")
-    return {
-        k: v
-        for content in map(_load, own_files(verb))
-        for k, v in content.items()
-        if isinstance(v, (bool, int, float, list, dict)) and v != {} and k not in free
-    }
+    """A verb's own settings, nested ones too, with their defaults; free ones ({}) and choices of a group are left out."""
+    grouped = names()
+    free = ("hydra", "defaults", "stages", "data_overrides")
+    return {k: v for content in map(_load, own_files(verb)) for k, v in content.items() if v != {} and k not in (*free, *grouped)}
 
 
 def keys_of(path: str, config_dir: str | None = None) -> set[str]:
@@ -141,6 +142,23 @@ def default_options(verb: str) -> dict[str, str]:
     """group → the option a verb takes where nothing else is said."""
     chosen = [item for path in own_files(verb) for item in _load(path).get("defaults", []) if isinstance(item, dict)]
     return {str(k).removeprefix("optional ").strip("/"): str(v) for item in chosen for k, v in item.items() if v}
+
+
+def check_choices(verb: str, overrides: list[str], config_dir: str | None = None) -> None:
+    """Raise `UserError` for a `GROUP=value` whose value names no option where one is needed: Hydra's own words do not say which."""
+    usual, there = default_options(verb), names(config_dir)
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in there and (value.lower() in ("true", "false") or _is_number(value) or (value == "null" and usual.get(key))):
+            raise UserError(f"{key}={value}: give the name of one{nearest(value, options(key, config_dir)) or f' (`sslt list {key}`)'}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def fit_recipe(verb: str, overrides: list[str], config_dir: str | None = None) -> list[str]:

@@ -6,7 +6,7 @@ import itertools
 import os
 from pathlib import Path
 
-from sslt import groups
+from sslt import groups, stored
 from sslt.errors import UserError, nearest
 
 VERBS = {
@@ -64,6 +64,8 @@ def overview() -> str:
 
 def verb_help(verb: str, config_dir: str | None = None) -> str:
     """What `sslt VERB --help` prints."""
+    if config_dir is not None:
+        check_config_dir(config_dir)
     what, example = VERBS[verb]
     lines = [f"sslt {verb}: {what}", "", f"  {example}", ""]
     for group in CHOICES[verb]:
@@ -86,6 +88,17 @@ def _settings(verb: str) -> dict[str, str]:
     return found
 
 
+def check_config_dir(config_dir: str) -> None:
+    """Raise `UserError` unless there is such a folder, and what it adds to sslt's groups can be read."""
+    folder = stored.located(config_dir)
+    if not config_dir or not stored.is_folder(folder):
+        raise UserError(f"--config-dir {config_dir[:200]}: there is no such folder")
+    for group in groups.names():
+        for path in (folder / group).glob("*.yaml"):
+            stored.require_there(path)
+            stored.yaml_object(path, aliases=True)
+
+
 def listing(args: list[str]) -> str:
     """What `sslt list [KIND]` prints."""
     config_dir = None
@@ -98,8 +111,8 @@ def listing(args: list[str]) -> str:
             config_dir = a.partition("=")[2]
         else:
             rest.append(a)
-    if config_dir and not Path(config_dir).is_dir():
-        raise UserError(f"--config-dir {config_dir}: there is no such folder")
+    if config_dir is not None:
+        check_config_dir(config_dir)
     if not rest or rest[0] in ("-h", "--help"):
         named = {kind: list(groups.options(g, config_dir)) for kind, g in KINDS.items()}
         counts = {f"sslt list {kind}": ", ".join(found[:6]) + (", …" if len(found) > 6 else "") for kind, found in named.items()}
@@ -118,10 +131,14 @@ def _runs(root: str) -> str:
 
     rows = {}
     for run in runs.all_runs(root):
-        numbers = {k: v for k, v in run.metrics.items() if k in ("test/accuracy", "knn/accuracy", "linear/accuracy")}
+        try:
+            info, metrics = run.info, run.metrics
+        except UserError as e:
+            rows[str(run)] = str(e)
+            continue
+        numbers = {k: v for k, v in metrics.items() if k in ("test/accuracy", "knn/accuracy", "linear/accuracy") and isinstance(v, float)}
         scores = "  ".join(f"{k} {v:.3f}" for k, v in numbers.items())
-        info = run.info
-        rows[str(run)] = f"{info.get('verb', '?'):<9} {info.get('status', '?'):<12} {info.get('started', '')[:16]}  {scores}"
+        rows[str(run)] = f"{info.get('verb', '?')!s:<9} {info.get('status', '?')!s:<12} {str(info.get('started', ''))[:16]}  {scores}"
     return _rows(rows, 0) if rows else f"no runs below {root}"
 
 
@@ -159,6 +176,11 @@ def complete(args: list[str]) -> list[str]:
     word, before = words[-1], [w for w in words[1:-1] if w]
     config_dir = next((b for a, b in itertools.pairwise(before) if a == "--config-dir"), None)
     config_dir = next((w.partition("=")[2] for w in before if w.startswith("--config-dir=")), config_dir)
+    if config_dir is not None:
+        try:
+            check_config_dir(config_dir)
+        except UserError:
+            return []
     if not before:
         return [v for v in [*VERBS, "list", "completion"] if v.startswith(word)]
     if before[0] == "list":

@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sslt import config, groups, runs, stored, trusted
 from sslt.errors import UserError
 
-# Settings that a folder does not decide: what may run here, and that this goes on.
-_OURS: dict[str, Any] = {"trust": [], "resume": None, "debug": False}
+# Settings that a folder does not decide: what may run here, that this goes on, and where else is written.
+_OURS = ("trust", "resume", "debug", "cache_dir")
 
 
 @dataclasses.dataclass
@@ -118,12 +118,12 @@ def restored(path: Path, verb: str, typed: list[str], config_dir: str | None, ru
 
 
 def _restored(plain: dict[str, Any], where: str, verb: str, typed: list[str], config_dir: str | None, run: runs.Run) -> DictConfig:
-    known = groups.top_level_keys(verb)
-    plain |= {k: v for k, v in _OURS.items() if k in known}
+    for key in _OURS:
+        plain.pop(key, None)
     curve = plain.get("curve")
     if isinstance(curve, dict) and curve.get("overrides"):
         raise UserError(f"{run} was made with curve.overrides=, which are commands: repeat the whole command with resume={run}")
-    cfg = OmegaConf.create(plain)
+    cfg = OmegaConf.create(plain | {k: v for k, v in groups.own_defaults(verb).items() if k in _OURS})
     _no_downloads(cfg, plain)
     touched = _apply(cfg, verb, typed, config_dir)
     saved = {k: v for k, v in plain.items() if k not in touched}

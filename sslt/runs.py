@@ -18,9 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sslt import stored
 from sslt.errors import UserError
+from sslt.stored import shown as display
 
 RUN_FILE = "run.json"
+_KINDS: dict[str, type] = {"verb": str, "status": str, "started": str, "overrides": list, "resumed": list}  # of what run.json says
 
 
 class Run:
@@ -39,8 +42,12 @@ class Run:
     # ---------------------------------------------------------------- identity and status
     @property
     def info(self) -> dict[str, Any]:
-        """What run.json says."""
-        return read_json(self.path / RUN_FILE)
+        """What run.json says. Raises `UserError` where that is damaged."""
+        found = read_json(self.path / RUN_FILE)
+        for key, kind in _KINDS.items():
+            if key in found:
+                stored.value(found, key, kind, self.path / RUN_FILE)
+        return found
 
     def update(self, **values: Any) -> None:
         """Set keys of run.json."""
@@ -69,10 +76,12 @@ class Run:
 
     @property
     def config(self) -> Any:
-        """The resolved config, as plain data in a DictConfig."""
+        """The resolved config, as plain data in a DictConfig. Raises `UserError` where it is missing or damaged."""
         from omegaconf import OmegaConf
 
-        return OmegaConf.load(self.path / "config.yaml")
+        path = self.path / "config.yaml"
+        stored.require_there(path)
+        return OmegaConf.create(stored.yaml_object(path))
 
     def start(self, verb: str, config: Any, overrides: list[str], config_dir: str | None = None) -> None:
         """Fill a new folder, or note in an existing one that it goes on (its former config is kept beside the new one)."""
@@ -108,9 +117,9 @@ class Run:
 
 def open_run(path: str | os.PathLike[str], purpose: str = "from") -> Run:
     """An existing run folder. Raises `UserError` if it is none."""
-    p = Path(path).expanduser()
-    if not (p / RUN_FILE).is_file():
-        near = [str(q.parent) for q in p.glob(f"*/{RUN_FILE}")] if p.is_dir() else []
+    p = stored.located(str(path))
+    if not stored.is_file(p / RUN_FILE):
+        near = [str(q.parent) for q in p.glob(f"*/{RUN_FILE}")] if stored.is_folder(p) else []
         hint = f"; did you mean {near[0]}?" if near else " (a run is a folder with a run.json; `sslt list runs` shows yours)"
         raise UserError(f"{purpose}={path} is no run folder{hint}")
     return Run(p)
@@ -119,7 +128,15 @@ def open_run(path: str | os.PathLike[str], purpose: str = "from") -> Run:
 def all_runs(root: str | os.PathLike[str] = "runs") -> list[Run]:
     """Every run below `root`, oldest first."""
     found = [Run(p.parent) for p in Path(root).glob(f"**/{RUN_FILE}")]
-    return sorted(found, key=lambda r: (r.info.get("started", ""), str(r.path)))
+    return sorted(found, key=lambda r: (_started(r), str(r.path)))
+
+
+def _started(run: Run) -> str:
+    """When a run started; "" where its file is damaged, so that one such run does not hide the others."""
+    try:
+        return str(run.info.get("started", ""))
+    except UserError:
+        return ""
 
 
 def find_resumable(verb: str, overrides: list[str], root: str = "runs") -> Run | None:
@@ -134,23 +151,16 @@ def find_resumable(verb: str, overrides: list[str], root: str = "runs") -> Run |
 
 def comparable(overrides: list[str]) -> list[str]:
     """Overrides without what only says where and whether to go on, in a fixed order."""
-    return sorted(o for o in overrides if not o.startswith(("resume=", "hydra.run.dir=", "+resume=", "debug=")))
+    return sorted(o for o in map(str, overrides) if not o.startswith(("resume=", "hydra.run.dir=", "+resume=", "debug=")))
 
 
 def refuse_overwrite(path: Path, setting: str = "hydra.run.dir") -> None:
     """Raise `UserError` if `path`, the value of `setting`, already holds something a new run would mix with or overwrite."""
-    if path.is_dir() and any(p.name not in (".hydra", "logs", ".lock") for p in path.iterdir()):
+    if stored.is_folder(path) and any(p.name not in (".hydra", "logs", ".lock") for p in path.iterdir()):
         raise UserError(
             f"{display(path)} already holds files; choose another {setting}=, or go on with what is there by "
             f"resume={display(path)}{'/NUMBER' if setting == 'hydra.sweep.dir' else ''}"
         )
-
-
-def display(path: Path) -> str:
-    """A path as a user would type it: relative when it is below the working folder."""
-    with contextlib.suppress(ValueError):
-        return str(path.resolve().relative_to(Path.cwd()))
-    return str(path)
 
 
 def now() -> str:
@@ -161,11 +171,9 @@ def now() -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is none."""
     try:
-        return json.loads(path.read_text())
+        return stored.json_object(path)
     except FileNotFoundError:
         return {}
-    except ValueError as e:
-        raise UserError(f"{display(path)} is damaged ({e}): move its folder away") from e
 
 
 def write_json(path: Path, value: Any) -> None:

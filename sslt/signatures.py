@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import functools
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -174,44 +175,25 @@ def _arguments(node: ast.FunctionDef, skip: int) -> Signature:
 
 
 _SIMPLE: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+_LISTS = ("list", "tuple", "Sequence", "Iterable", "List", "Tuple")
+
+
+def is_sane(number: float) -> bool:
+    """Whether a number is one (NaN is none) that tensors can be made of: whole ones have 64 bits."""
+    return -(2**63) <= number < 2**63 if isinstance(number, int) else not math.isnan(number)
 
 
 def type_error(value: Any, annotation: ast.expr | None) -> str | None:
     """What `annotation` asks for, if the plain `value` cannot be that; None if it fits or cannot be told."""
-    if annotation is None or isinstance(value, dict):
+    if annotation is None or (isinstance(value, dict) and "_target_" in value):
         return None
     try:
         options = _options(annotation)
-    except ValueError:
+    except (ValueError, SyntaxError):
         return None
-    for option in options:
-        if option == "None":
-            if value is None:
-                return None
-        elif option in RANGES:
-            if RANGES[option].holds(value):
-                return None
-        elif option in _SIMPLE:
-            if isinstance(value, _SIMPLE[option]) and not (isinstance(value, bool) and option != "bool"):
-                return None
-        elif option.split("[")[0] in ("list", "tuple", "Sequence", "Iterable", "List", "Tuple"):
-            if isinstance(value, (list, tuple)) and _elements_fit(value, option):
-                return None
-        elif option in ("Tensor", "torch.Tensor"):
-            continue  # which no YAML holds
-        else:
-            return None
-    return " or ".join(_in_words(o) for o in options)
-
-
-def _elements_fit(values: list[Any] | tuple[Any, ...], option: str) -> bool:
-    """Whether a list is what `list[X]` or `tuple[X, Y]` says, of elements that are numbers of a range."""
-    inner = [name.strip() for name in option.partition("[")[2].rstrip("]").split(",")]
-    if any(name not in RANGES for name in inner):
-        return True
-    if option.startswith(("tuple", "Tuple")):
-        return len(values) == len(inner) and all(RANGES[name].holds(v) for name, v in zip(inner, values, strict=True))
-    return all(RANGES[inner[0]].holds(v) for v in values)
+    if any(_fits(value, option) for option in options):
+        return None
+    return " or ".join(_in_words(ast.unparse(o)) for o in options)
 
 
 def _in_words(option: str) -> str:
@@ -223,14 +205,35 @@ def _in_words(option: str) -> str:
     return RANGES[option].words if option in RANGES else option.replace("None", "null")
 
 
-def _options(annotation: ast.expr) -> list[str]:
+def _fits(value: Any, annotation: ast.expr) -> bool:
+    """Whether `value` may be what an annotation without alternatives asks for; one that is not known takes anything."""
+    name = ast.unparse(annotation)
+    if name == "None":
+        return value is None
+    if name in RANGES:
+        return RANGES[name].holds(value) and is_sane(value)
+    if name in _SIMPLE:
+        if isinstance(value, bool):
+            return name == "bool"
+        return isinstance(value, _SIMPLE[name]) and (not isinstance(value, (int, float)) or is_sane(value))
+    if name.split("[")[0] in _LISTS:
+        if not isinstance(value, (list, tuple)) or not isinstance(annotation, ast.Subscript):
+            return isinstance(value, (list, tuple))
+        inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        if name.split("[")[0].lower() == "tuple" and ast.unparse(inner[-1]) != "...":
+            return len(value) == len(inner) and all(type_error(v, a) is None for v, a in zip(value, inner, strict=True))
+        return all(type_error(v, inner[0]) is None for v in value)
+    return name not in ("Tensor", "torch.Tensor")  # which no YAML holds
+
+
+def _options(annotation: ast.expr) -> list[ast.expr]:
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         annotation = ast.parse(annotation.value, mode="eval").body
     if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
         return _options(annotation.left) + _options(annotation.right)
     if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
         if annotation.value.id == "Optional":
-            return [*_options(annotation.slice), "None"]
+            return [*_options(annotation.slice), ast.Constant(None)]
         if annotation.value.id == "Union" and isinstance(annotation.slice, ast.Tuple):
             return [o for e in annotation.slice.elts for o in _options(e)]
-    return [ast.unparse(annotation)]
+    return [annotation]

@@ -103,6 +103,22 @@ MISTAKES = [
     (["run", "+task=simclr", "+target=digits", "finetune.optimizer.lrr=1"], "lr"),
     (["list", "taks"], "did you mean 'tasks'"),
     (["pretrain", "+task=simclr", "--config-dir", "nowhere"], "no such folder"),
+    (["pretrain", "+task=simclr", "--config-dir", "x" * 3000], "no such folder"),
+    (["pretrain", "+task=simclr", "from=./" + "x" * 3000], "no such folder"),
+    (["pretrain", "+task=simclr", "hydra.run.dir=" + "x" * 3000], "run folder"),
+    (["pretrain", "+task=simclr", "--config-dir"], "--config-dir DIR"),
+    (["pretrain", "+task=simclr", "--run", "--cfg", "job"], "cannot be joined"),
+    (["pretrain", "+task=simclr", "-m", "--cfg", "job"], "cannot be joined"),
+    (["pretrain", "+task=simclr", "--cfg", "jib"], "'job'"),
+    (["pretrain", "+task=simclr", "--shell-completion"], "no option"),
+    (["pretrain", "+task=simclr", "--experimental-rerun", "x"], "no option"),
+    (["pretrain", "+task=simclr", "name=a\0b"], "UTF-8"),
+    (["pretrain", "+task=simclr", "name=\udcff"], "UTF-8"),
+    (["pretrain", "+task=simclr", "logger=true"], "logger=true"),
+    (["pretrain", "+task=simclr", "adaptation=null"], "adaptation=null"),
+    (["pretrain", "+task=simclr", "views=3"], "views=3"),
+    (["pretrain", "+task=simclr", "-m", "seed=range(0,3,0)"], "range()"),
+    (["pretrain", "+task=simclr", "cache_dir=/proc/x"], "cache_dir="),
 ]
 
 

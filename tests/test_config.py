@@ -290,3 +290,33 @@ def test_another_part_than_the_recipes_own_has_its_own_values():
     assert config.compose("pretrain", ["+task=jigsaw", "encoder=resnet18"]).encoder.processor.size == 32  # it takes that
     with pytest.raises(UserError, match="a rate for one of them"):
         groups.fit_recipe("pretrain", ["+task=simclr", "optimizer=adamw,lars"])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("~trainer.devices", "'trainer.devices' has no value"),
+        ("~checkpoint.every_minutes", "checkpoint.every_minutes"),
+        ("~encoder.args", "'encoder.args' has no value"),
+        ("~data", "data=null"),
+        ("~views", "views=null"),
+        ("~cache_dir", "cache_dir=None"),
+        ("cache_dir=[a]", "cache_dir="),
+        ("callbacks=[1]", r"callbacks\[0\]=1 names no class"),
+        ("callbacks=[{a:1}]", "callbacks"),
+        ("data=[]", "data"),
+        ("views.n=1e24", "views.n"),
+        ("views.n={a:1}", "views.n"),
+        ("+dropout.lr=1", "dropout"),
+        ("seed={a:1}", "seed"),
+        ("batch_size=100000000000000000000", "batch_size"),
+        ("optimizer.betas=[a,b]", "optimizer.betas"),
+        ("trainer.max_steps={a:1}", "trainer.max_steps"),
+        ("objective={_target_:null}", "objective._target_=None"),
+        ("objective.temperature=nan", "objective.temperature"),
+    ],
+)
+def test_what_is_no_value_of_its_key_names_the_key(override, says):
+    """Taken out with ~, a mapping where a number belongs, a list of what is no class, a number that is none."""
+    with pytest.raises(UserError, match=says):
+        config.compose("pretrain", ["+task=simclr", override])

@@ -141,15 +141,18 @@ def test_reads_without_importing():
 @pytest.mark.parametrize(
     ("annotation", "fits", "wrong"),
     [
-        ("int", [1, -1], [1.5, "1", True, None, [1]]),
-        ("float", [1, 1.5, float("inf")], ["1", True, None, [1.0]]),
+        ("int", [1, -1], [1.5, "1", True, None, [1], {"a": 1}, 10**20]),
+        ("float", [1, 1.5, float("inf")], ["1", True, None, [1.0], {"a": 1}, float("nan")]),
         ("str", ["a", ""], [1, None, True]),
         ("bool", [True, False], [0, 1, "true", None]),
         ("int | None", [1, None], ["1", 1.5]),
         ("Optional[float]", [1, None, 0.5], ["x"]),
         ("Union[int, str]", [1, "a"], [1.5, None]),
-        ("list[float]", [[1.0], []], [1.0, "12", None]),
-        ("tuple[int, int]", [[1, 2], (1, 2)], [3]),
+        ("list[float]", [[1.0], []], [1.0, "12", None, ["a"], [None], [[1.0]]]),
+        ("list[list[int]]", [[[1]], []], [[1]]),
+        ("list[float | None]", [[None, 1]], [["a"]]),
+        ("tuple[int, int]", [[1, 2], (1, 2)], [3, [1], [1, "a"], [1, 2, 3]]),
+        ("tuple[int, ...]", [[1, 2, 3], []], [["a"]]),
         ("'int | None'", [None, 3], ["x"]),
     ],
 )

@@ -24,19 +24,6 @@ RATIO = 200  # and how many times its own size a larger one may; text and pictur
 _OPENERS = {".xz": lzma.open, ".gz": gzip.open}
 
 
-def located(path: str | Path) -> Path:
-    """The path that a user gave, `~` expanded. Raises `UserError` for what cannot be looked at: too long, a circle of links, locked."""
-    try:
-        found = Path(path).expanduser()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            found.stat()
-        return found
-    except (OSError, ValueError, RuntimeError) as e:
-        text = str(path)
-        shown = text if len(text) <= 100 else f"{text[:60]}... ({len(text):,} characters)"
-        raise UserError(f"{shown}: cannot be read ({reason(e)})") from e
-
-
 def printable(name: str) -> str:
     """A file's name as UTF-8 can hold it: bytes of another encoding as escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

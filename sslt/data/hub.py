@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sslt.data.disk import damage, located
+from sslt.data.disk import damage
 from sslt.data.tables import Row, Table
 from sslt.errors import UserError
+from sslt.stored import located
 
 
 class ArrowTable(Table):

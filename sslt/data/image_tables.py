@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from sslt import stored
 from sslt.data import cache, disk, image_files, parquet
 from sslt.data.base import SPLITS, Raw, check_on_error
 from sslt.data.hub import ask_once
@@ -288,14 +289,14 @@ class HuggingFaceImages(TableSource):
         revision: str | None,
         on_error: str,
     ):
-        self.name, self.root = name, disk.located(root)
+        self.name, self.root = name, stored.located(root)
         self.image, self.label = image, label
         self.subset, self.revision = subset, revision
         self.on_error = check_on_error(on_error)
 
     @cached_property
     def _tables(self) -> dict[str, Table]:  # type: ignore[override]
-        for folder in (disk.located(self.name), self.root / self.name):
+        for folder in (stored.located(self.name), self.root / self.name):
             if folder.exists() and not folder.is_dir():
                 return {"train": ParquetTable([folder])}
             if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():

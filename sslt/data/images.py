@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sslt import stored
 from sslt.data import cache, disk, image_files
 from sslt.data.base import SPLITS, Raw, check_on_error
 from sslt.data.image_files import SPLIT_NAMES, ImageSource, encoder_shape
@@ -110,7 +111,7 @@ class ImageSet(TableSource):
         self.key = _plain(name)
         if self.key not in SETS:
             raise UserError(f"data.name={name} is no image set{nearest(name, SETS)}")
-        self.name, self.root, self.download = name, disk.located(root), download
+        self.name, self.root, self.download = name, stored.located(root), download
         self.set = SETS[self.key]
 
     @cached_property
@@ -241,7 +242,7 @@ class ImageFolder(ImageSource):
     """
 
     def __init__(self, path: str, on_error: str, size: int | None, val_fraction: float, test_fraction: float):
-        self.path = disk.located(path)
+        self.path = stored.located(path)
         self.name = disk.printable(self.path.resolve().name)
         self.on_error = check_on_error(on_error)
         self.size = size
@@ -309,7 +310,7 @@ class Arrays(ImageSource):
     """
 
     def __init__(self, path: str):
-        self.path = disk.located(path)
+        self.path = stored.located(path)
         self.name = self.path.stem
 
     @cached_property

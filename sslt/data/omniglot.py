@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sslt.data import cache, disk, image_files
+from sslt import stored
+from sslt.data import cache, image_files
 from sslt.data.base import Raw
 from sslt.data.image_files import FolderImages, ImageSource
 from sslt.data.image_tables import ParquetTable
@@ -31,7 +32,7 @@ class Omniglot(ImageSource):
     turned_is_another_class = True
 
     def __init__(self, root: str):
-        self.root = disk.located(root)
+        self.root = stored.located(root)
 
     @cached_property
     def _place(self) -> Path:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
+from sslt import stored
 from sslt.data import cache, copies
 from sslt.data.base import Samples, Source
 from sslt.data.tokenizers import backend_spec, continues_word, special_ids, train_tokenizer
@@ -84,8 +85,12 @@ class TextProcessor:
         folder = Path(folder)
         missing = [name for name in ("tokenizer.json", SETTINGS) if not (folder / name).is_file()]
         if missing:
-            raise UserError(f"{folder}: no text processor saved there ({', '.join(missing)} missing)")
-        return cls(_load_tokenizer(folder), json.loads((folder / SETTINGS).read_text())["max_length"])
+            raise UserError(f"{stored.shown(folder)}: no text processor saved there ({', '.join(missing)} missing)")
+        stored.require_plain(folder)  # transformers reads whichever it knows
+        length = stored.value(stored.json_object(folder / SETTINGS), "max_length", int, folder / SETTINGS)
+        stored.json_object(folder / "tokenizer.json")
+        with stored.blaming(folder / "tokenizer.json"):
+            return cls(_load_tokenizer(folder), length)
 
     def continues_word(self) -> np.ndarray:
         """bool [vocab_size]: entries that continue the word before them (see `tokenizers.continues_word`)."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sslt import stored
 from sslt.data import cache, disk, tables
 from sslt.data.base import Raw, Source, check_on_error
 from sslt.data.texts import content_digest, read_or_refuse
@@ -27,7 +28,7 @@ class Imdb(Source):
     name = "imdb"
 
     def __init__(self, root: str, on_error: str, val_fraction: float):
-        self.root, self.on_error, self.val_fraction = disk.located(root), check_on_error(on_error), val_fraction
+        self.root, self.on_error, self.val_fraction = stored.located(root), check_on_error(on_error), val_fraction
 
     @property
     def classes(self) -> list[str]:
@@ -102,7 +103,7 @@ class AgNews(Source):
     name = "ag_news"
 
     def __init__(self, root: str, val_fraction: float):
-        self.root, self.val_fraction = disk.located(root), val_fraction
+        self.root, self.val_fraction = stored.located(root), val_fraction
 
     @property
     def classes(self) -> list[str]:

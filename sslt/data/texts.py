@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sslt import stored
 from sslt.data import cache, disk, hub, tables
 from sslt.data.base import SPLITS, Raw, Source, check_on_error
 from sslt.data.docs import split_documents
@@ -201,7 +202,7 @@ class TextTable(TableSource):
         test_fraction: float,
     ):
         super().__init__(text, label, on_error)
-        self.path, self.sep, self.header = disk.located(path), sep, header
+        self.path, self.sep, self.header = stored.located(path), sep, header
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.name = name_of(self.path)
 
@@ -275,7 +276,7 @@ class HuggingFaceText(TableSource):
         self.name = Path(name).name
 
     def find(self) -> dict[str, list[Table]]:
-        folder = disk.located(self.location)
+        folder = stored.located(self.location)
         if folder.is_dir() and not hub.is_saved_dataset(folder):
             return {s: [tables.ParquetTable(f) for f in fs] for s, fs in find_tables(folder, None, "parquet").items()}
         found: dict[str, list[Table]] = {}
@@ -298,7 +299,7 @@ class TextFiles(Source):
     modality = "text"
 
     def __init__(self, path: str, on_error: str):
-        self.path, self.on_error = disk.located(path), check_on_error(on_error)
+        self.path, self.on_error = stored.located(path), check_on_error(on_error)
         self.name = name_of(self.path)
 
     @functools.cached_property
@@ -351,7 +352,7 @@ class TextLines(Source):
     modality = "text"
 
     def __init__(self, path: str):
-        self.path = disk.located(path)
+        self.path = stored.located(path)
         self.name = name_of(self.path)
 
     @property

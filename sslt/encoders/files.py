@@ -1,13 +1,27 @@
-"""Reading safetensors files that somebody may have cut short."""
+"""Reading what a folder of weights says, which somebody may have cut short or made up."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from sslt import stored
 from sslt.errors import UserError
-from sslt.runs import display
+from sslt.stored import shown
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MOST = 100_000  # tensors of one network: thousands of layers have tens of thousands
+_ROOM = 1 << 30  # bytes beyond four times the weights on disk: those may be of half precision, without heads that are dropped again
+_MAKERS = {
+    getattr(torch, name)
+    for name in ("arange", "empty", "empty_strided", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "zeros")
+}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -15,10 +29,72 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    stored.require_there(path)
     try:
         return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{display(path)} is missing: copy the whole folder again") from None
-    except (SafetensorError, OSError) as e:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
         what = "a pointer of git-lfs" if path.stat().st_size < 1024 else "cut short or damaged"
-        raise UserError(f"{display(path)} is no whole safetensors file ({str(e).splitlines()[0]}), perhaps {what}: copy it again") from e
+        raise UserError(f"{shown(path)} is no whole safetensors file ({stored.first_line(e)}), perhaps {what}: copy it again") from e
+
+
+def fill(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file into `module`. Raises `UserError` where it is not whole or of another network."""
+    try:
+        module.load_state_dict(read_tensors(path))
+    except RuntimeError as e:
+        raise UserError(f"{shown(path.parent)}: the weights do not fit the config beside them ({stored.first_line(e)})") from e
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `UserError` for a library's folder that reading would hang on, that has no weights or pickled ones only."""
+    stored.require_plain(folder)
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{shown(folder)} is an adapter of peft, not a whole model: fold it into its base first (peft's merge_and_unload)")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        parts = stored.value(stored.json_object(index), "weight_map", dict, index).values()
+        for part in {str(p) for p in parts}:
+            stored.require_there(folder / part)
+    refuse_pickled(folder)
+
+
+def refuse_pickled(folder: Path) -> None:
+    """Raise `UserError` for a folder (or file) whose weights are pickled only."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    pickled = [p for p in files if p.suffix in PICKLED]
+    if pickled and not any(p.suffix == ".safetensors" for p in files):
+        name = pickled[0].name
+        raise UserError(
+            f"{shown(folder)} holds pickled weights only ({name}), which sslt does not load, as loading can run code. If you trust them, "
+            f"convert them: safetensors.torch.save_file(torch.load('{name}', weights_only=True), 'model.safetensors', {{'format': 'pt'}})"
+        )
+
+
+@contextlib.contextmanager
+def building(folder: Path, file: str) -> Iterator[None]:
+    """Around building what `file` in `folder` describes: what goes wrong in there is a fault of that file.
+
+    Raises `UserError` for it, and before memory is filled where the description is out of all proportion to the weights in the folder.
+    """
+    weights = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    says = f"{shown(folder / file)} describes a network much larger than the weights beside it"
+    with stored.blaming(folder / file), _Bounded(4 * weights + _ROOM, says):
+        yield
+
+
+class _Bounded(TorchFunctionMode):
+    """Refuses to make more tensors, or larger ones, than the weights to come can fill."""
+
+    def __init__(self, largest: int, says: str):
+        super().__init__()
+        self.bytes = self.tensors = 0
+        self.largest, self.says = largest, says
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in _MAKERS and isinstance(made, Tensor):
+            self.bytes += made.nbytes
+            self.tensors += made.numel() if func is torch.linspace else 1  # which gives each layer its rate of stochastic depth
+            if self.bytes > self.largest or self.tensors > MOST:
+                raise UserError(self.says)
+        return made

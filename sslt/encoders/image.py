@@ -149,7 +149,7 @@ def _create(name: str, channels: int, args: dict[str, Any], pretrained: bool) ->
     except TypeError as e:
         raise UserError(f"encoder {name}: {e}") from e
     except Exception as e:
-        if pretrained:
+        if pretrained and not name.startswith("local-dir:"):
             raise UserError(_offline(name, e)) from e
         raise
 

@@ -7,15 +7,16 @@ must be one of sslt's own or of a package named in `trust=`.
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
+from sslt import config, stored
 from sslt.encoders import adapters
 from sslt.encoders.base import ADAPTER, FILE, Encoder, fingerprint
-from sslt.encoders.files import read_tensors
+from sslt.encoders.files import building, check_folder, fill, read_tensors, refuse_pickled
 from sslt.errors import UserError
-from sslt.runs import RUN_FILE, Run, display
+from sslt.runs import RUN_FILE, Run
+from sslt.stored import shown
 
 
 def build_encoder(node: Any, source: Any) -> Encoder:
@@ -25,8 +26,12 @@ def build_encoder(node: Any, source: Any) -> Encoder:
     if node is None:
         raise UserError("no encoder is chosen: encoder=resnet_small for images, encoder=bert_tiny for text, or from=")
     args: Any = OmegaConf.to_container(node, resolve=True) if not isinstance(node, dict) else dict(node)
-    cls = _locate(args.pop("_target_"))
-    return cls.build(source, args.pop("processor", {}), **args)
+    target = args.pop("_target_")
+    cls = _locate(target)
+    try:
+        return cls.build(source, args.pop("processor", None) or {}, **args)
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as e:  # of the library whose model it is
+        raise UserError(f"cannot build the encoder {target}: {type(e).__name__}: {stored.first_line(e)}") from e
 
 
 def load_encoder(
@@ -38,23 +43,26 @@ def load_encoder(
     """
     encoder = _load(what, modality, trust, max_length, base)
     if encoder.adapter is None:
-        path = Path(what).expanduser()
-        encoder.origin = str(path.resolve()) if path.is_dir() else what
+        path = stored.located(what)
+        encoder.origin = str(path.resolve()) if stored.is_folder(path) else what
     return encoder
 
 
 def _load(what: str, modality: str | None, trust: list[str] | None, max_length: int | None, base: str | None) -> Encoder:
-    path = Path(what).expanduser()
-    if (path / RUN_FILE).is_file():
-        if not (path / "encoder" / FILE).is_file():
+    path = stored.located(what)
+    if stored.is_file(path / RUN_FILE):
+        if not stored.is_file(path / "encoder" / FILE):
             raise UserError(f"from={what} {_without_encoder(Run(path), what)}")
         path = path / "encoder"
-    if (path / FILE).is_file():
+    if stored.is_file(path / FILE):
         return _own(path, trust or [], base=base)
-    if path.is_dir():
+    if stored.is_folder(path):
         return _foreign(path, max_length)
-    if what.startswith((".", "/", "~")) or what.count("/") > 1:
-        raise UserError(f"from={what}: there is no such folder (`sslt list runs` shows your runs)")
+    if stored.is_file(path):
+        refuse_pickled(path)
+        raise UserError(f"from={what} is a file: give the folder that it is in, with the config of the network")
+    if what.startswith((".", "/", "~")) or what.count("/") > 1 or not what.isprintable():
+        raise UserError(f"from={what[:200]}: there is no such folder (`sslt list runs` shows your runs)")
     if modality == "text":
         return _text().from_hub(what, max_length)
     if modality == "image":
@@ -74,66 +82,90 @@ def _without_encoder(run: Run, what: str) -> str:
 
 def fresh_like(encoder_folder: str, trust: list[str] | None = None) -> Encoder:
     """The same architecture and processor as an existing encoder's, with new weights: the matched baseline."""
-    path = Path(encoder_folder).expanduser()
-    path = path / "encoder" if (path / "encoder" / FILE).is_file() else path
-    if not (path / FILE).is_file():
-        raise UserError(f"from=scratch:{encoder_folder}: no encoder there")
+    path = stored.located(encoder_folder)
+    path = path / "encoder" if stored.is_file(path / "encoder" / FILE) else path
+    if not stored.is_file(path / FILE):
+        raise UserError(f"from=scratch:{encoder_folder[:200]}: no encoder there")
     return _own(path, trust or [], weights=False)
 
 
 def _own(path: Path, trust: list[str], weights: bool = True, base: str | None = None) -> Encoder:
-    try:
-        about = json.loads((path / FILE).read_text())
-        if "base" in about:
-            return _over_base(path, about, trust, weights, base)
-        target, args, config = about["_target_"], about["args"], about["processor"]
-    except (ValueError, KeyError) as e:
-        raise UserError(f"{path / FILE} is damaged: {e}") from e
+    file = path / FILE
+    about = stored.json_object(file)
+    if "base" in about:
+        return _over_base(path, about, trust, weights, base)
+    target, args = stored.value(about, "_target_", str, file), stored.value(about, "args", dict, file)
+    processor = stored.value(about, "processor", dict, file)
     package = target.split(".")[0]
     if not target.startswith("sslt.encoders.") and package not in trust:
         raise UserError(f"{path} asks for the class {target}, which is not part of sslt. If you know and trust it: trust=[{package}]")
+    if "pretrained" in args or str(args.get("name")).startswith("local-dir:"):
+        raise UserError(f"{shown(file)} asks for weights that are elsewhere, which sslt never writes there: the file was changed")
     cls = _locate(target)
-    encoder = cls(cls.load_processor(path, config), **args)
-    if weights and "adapter" in about:
-        adapters.inject(encoder, about["adapter"])
-        encoder.load_state_dict(read_tensors(path / ADAPTER))
-    elif weights:
-        encoder.load_weights(path)
+    config.check_arguments(f"{shown(file)}: args", target, args, given={"processor"})
+    with building(path, FILE):
+        encoder = cls(cls.load_processor(path, processor), **args)
+        if weights and "adapter" in about:
+            adapters.inject(encoder, stored.value(about, "adapter", dict, file))
+            fill(encoder, path / ADAPTER)
+        elif weights:
+            encoder.load_weights(path)
     return encoder
 
 
 def _over_base(path: Path, about: dict[str, Any], trust: list[str], weights: bool, base: str | None) -> Encoder:
     """An adapter over the base it was made for. Fresh weights (`weights=False`) are those of the base's architecture, without it."""
-    known = about["base"]
-    place = base or known["from"]
-    if base is None and place.startswith("/") and not Path(place).is_dir():
-        raise UserError(f"{display(path)} is an adapter; its base was in {place}, where nothing is: say base=FOLDER, where it is now")
+    file = path / FILE
+    known = stored.value(about, "base", dict, file)
+    place = base or stored.value(known, "from", str, file)
+    longest = known.get("max_length") if known.get("max_length") is None else stored.value(known, "max_length", int, file)
+    if base is None and place.startswith("/") and not stored.is_folder(Path(place)):
+        raise UserError(f"{shown(path)} is an adapter; its base was in {place}, where nothing is: say base=FOLDER, where it is now")
+    _refuse_adapter(path, stored.located(place))
     if not weights:
         return fresh_like(place, trust)
-    encoder = load_encoder(place, about["modality"], trust, known["max_length"])
-    if (found := fingerprint(encoder)) != known["fingerprint"]:
+    encoder = load_encoder(place, stored.value(about, "modality", str, file), trust, longest)
+    content = stored.value(known, "fingerprint", str, file)
+    if (found := fingerprint(encoder)) != content:
         raise UserError(
-            f"{display(path)} is an adapter made over another base than {place} (content {found[:8]}, not {known['fingerprint'][:8]}): "
+            f"{shown(path)} is an adapter made over another base than {place} (content {found[:8]}, not {content[:8]}): "
             f"say base=FOLDER, where the one it was made over is"
         )
-    if known["max_length"] is not None:
-        encoder.processor.max_length = known["max_length"]
-    adapters.inject(encoder, about["adapter"])
-    adapters.load_state(encoder, read_tensors(path / ADAPTER))
+    if longest is not None:
+        encoder.processor.max_length = longest
+    with building(path, FILE):
+        adapters.inject(encoder, stored.value(about, "adapter", dict, file))
+        adapters.load_state(encoder, read_tensors(path / ADAPTER))
     return encoder
 
 
+def _refuse_adapter(path: Path, base: Path) -> None:
+    """Raise `UserError` where the base of an adapter is one itself, or the same one: bases are whole."""
+    for folder in (base, base / "encoder"):
+        if stored.is_file(folder / FILE) and "base" in stored.json_object(folder / FILE):
+            what = "itself" if folder.resolve() == path.resolve() else f"{shown(folder)}, an adapter too"
+            raise UserError(
+                f"{shown(path)} is an adapter, and names as its base {what}: say base=FOLDER, where the one it was made over is"
+            )
+
+
 def _foreign(path: Path, max_length: int | None) -> Encoder:
-    config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
-    if "model_type" in config:
+    file = path / "config.json"
+    about = stored.json_object(file) if stored.is_file(file) else {}
+    if "model_type" in about:
         return _text().from_hub(str(path), max_length)
-    if "architecture" in config:
-        p = config.get("pretrained_cfg", config)
-        channels, size, _ = p.get("input_size", [3, 224, 224])
-        encoder = _image()(_processor(size, channels, p), f"local-dir:{path}", {}, "standard", False, pretrained=True)
-        own = {k: v for k, v in config.get("model_args", {}).items() if k not in ("in_chans", "num_classes")}
-        encoder.args |= {"name": config["architecture"], "args": own}  # saved with its weights, it needs the folder no more
-        return encoder
+    if "architecture" in about:
+        check_folder(path)
+        p = stored.value(about, "pretrained_cfg", dict, file) if "pretrained_cfg" in about else about
+        model_args = stored.value(about, "model_args", dict, file) if "model_args" in about else {}
+        with building(path, file.name):
+            channels, size, _ = p.get("input_size", [3, 224, 224])
+            encoder = _image()(_processor(size, channels, p), f"local-dir:{path}", {}, "standard", False, pretrained=True)
+            own = {k: v for k, v in model_args.items() if k not in ("in_chans", "num_classes")}
+            # saved with its weights, it needs the folder no more
+            encoder.args |= {"name": stored.value(about, "architecture", str, file), "args": own}
+            return encoder
+    refuse_pickled(path)
     raise UserError(f"from={path} is no run, no encoder and no Hugging Face or timm folder (no {RUN_FILE}, {FILE} or config.json in it)")
 
 
@@ -163,7 +195,7 @@ def _locate(target: str) -> Any:
     module, _, name = target.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
+    except (ImportError, AttributeError, ValueError) as e:
         raise UserError(f"{target} cannot be imported: {e}") from e
     if not (isinstance(cls, type) and issubclass(cls, Encoder)):
         raise UserError(f"{target} is no Encoder")

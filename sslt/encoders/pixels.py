@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslt.config import check_arguments
 from sslt.data.image_processor import ImageProcessor
 from sslt.encoders.base import Encoder, evaluating
-from sslt.encoders.files import read_tensors
+from sslt.encoders.files import fill
 from sslt.errors import UserError
+from sslt.stored import shown
 
 WEIGHTS = "model.safetensors"
+LARGEST = 1 << 14  # pixels of a side that a folder may ask for
 
 
 class PixelEncoder(Encoder):
@@ -52,14 +55,16 @@ class PixelEncoder(Encoder):
         )
 
     def load_weights(self, folder: Path) -> None:
-        try:
-            self.stored.load_state_dict(read_tensors(folder / WEIGHTS))
-        except RuntimeError as e:
-            raise UserError(f"{folder}: the weights do not fit the encoder's config ({str(e).splitlines()[0]})") from e
+        fill(self.stored, folder / WEIGHTS)
 
     def processor_config(self, folder: Path) -> dict[str, Any]:
         return self.processor.config()
 
     @classmethod
     def load_processor(cls, folder: Path, config: dict[str, Any]) -> ImageProcessor:
+        where = f"{shown(folder)}: processor"
+        check_arguments(where, "sslt.data.image_processor.ImageProcessor", config, given=set())
+        numbers = [*config["mean"], *config["std"]]
+        if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers) or config["size"] > LARGEST:
+            raise UserError(f"{where} is damaged: size is at most {LARGEST} pixels, mean and std are numbers")
         return ImageProcessor(**config)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from sslt.data.hub import ask_once
 from sslt.data.text_processor import TextProcessor
 from sslt.encoders.base import Encoder, Features, pool_mean, require
-from sslt.encoders.files import read_tensors
+from sslt.encoders.files import building, check_folder, fill
 from sslt.errors import UserError, nearest
+from sslt.stored import first_line
 
 log = logging.getLogger("sslt")
 
@@ -51,21 +52,20 @@ class TextEncoder(Encoder):
     @classmethod
     def from_hub(cls, folder: str, max_length: int | None = None, pooling: str = "mean") -> TextEncoder:
         """A Hugging Face folder or hub id; nothing of it is executed (no remote code, safetensors before pickle)."""
-        from safetensors import SafetensorError
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-        if not Path(folder).is_dir():
+        place = Path(folder)
+        if place.is_dir():
+            check_folder(place)
+            with building(place, "config.json"):
+                tokenizer, model = _from_pretrained(folder, use_safetensors=True)
+        else:
             ask_once()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            known = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            plain = {"use_safetensors": True} if Path(folder).is_dir() else {"weights_only": True}
-            model = AutoModel.from_pretrained(folder, trust_remote_code=False, **plain, **_no_pooler(known))
-        except (OSError, ValueError, SafetensorError) as e:
-            raise UserError(
-                f"from={folder}: no Hugging Face model can be read there ({str(e).splitlines()[0]}). "
-                f"Offline, copy the model's folder here and give its path"
-            ) from e
+            try:
+                tokenizer, model = _from_pretrained(folder, weights_only=True)
+            except (OSError, ValueError) as e:
+                raise UserError(
+                    f"from={folder}: no Hugging Face model can be read there ({first_line(e)}). "
+                    f"Offline, copy the model's folder here and give its path"
+                ) from e
         longest = int(getattr(model.config, "max_position_embeddings", 512))
         if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
             longest -= 2  # positions start after the padding index
@@ -120,10 +120,7 @@ class TextEncoder(Encoder):
             logging.enable_progress_bar()
 
     def load_weights(self, folder: Path) -> None:
-        try:
-            self.model.load_state_dict(read_tensors(folder / "model.safetensors"))
-        except RuntimeError as e:
-            raise UserError(f"{folder}: the weights do not fit the encoder's config ({str(e).splitlines()[0]})") from e
+        fill(self.model, folder / "model.safetensors")
 
     def processor_config(self, folder: Path) -> dict[str, Any]:
         self.processor.save(folder)
@@ -132,6 +129,15 @@ class TextEncoder(Encoder):
     @classmethod
     def load_processor(cls, folder: Path, config: dict[str, Any]) -> TextProcessor:
         return TextProcessor.load(folder)
+
+
+def _from_pretrained(name: str, **settings: bool) -> tuple[Any, Any]:
+    """(tokenizer, model) of a folder or a hub id."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    known = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    return tokenizer, AutoModel.from_pretrained(name, trust_remote_code=False, **settings, **_no_pooler(known))
 
 
 def _no_pooler(config: Any) -> dict[str, Any]:

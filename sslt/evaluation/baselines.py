@@ -40,7 +40,7 @@ class Rows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """`method` in words; `accuracy` (0..1) on test; `val_accuracy` of the choice (NaN without validation); `right` bool [M], by test row."""
+    """`method` in words; `accuracy` (0..1) on test; `val_accuracy` of the choice, NaN without validation; `right` [M], by test row."""
 
     method: str
     accuracy: float

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from sslt import distributed
+from sslt import distributed, stored
 from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples
@@ -22,13 +22,15 @@ from sslt.data.streams import Stream
 from sslt.encoders import adapters
 from sslt.encoders.base import Encoder
 from sslt.encoders.dropout import set_dropout
-from sslt.encoders.files import read_tensors
+from sslt.encoders.files import building, fill, read_tensors
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
 from sslt.errors import UserError
 from sslt.execute import accelerator
 from sslt.learner import Learner, Term
 from sslt.loggers import log_picture
+from sslt.objectives.base import Objective
 from sslt.runs import Run
+from sslt.trusted import check_trusted
 
 log = logging.getLogger("sslt")
 for _name in ("pytorch_lightning", "lightning_fabric"):  # they set their own level when imported
@@ -164,13 +166,18 @@ def save_head(run: Run, objective: Any, node: Any, classes: list[str]) -> None:
 
 def load_head(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, list[str]]:
     """The classifier in `folder` (a run's `head/`) and its class names."""
-    from sslt.trusted import check_trusted
-
-    about = json.loads((folder / "head.json").read_text())
-    check_trusted({"objective": about["objective"]}, trust, str(folder))
-    objective = build(OmegaConf.create(about["objective"]), encoder, n_classes=len(about["classes"]))
-    objective.load_state_dict(read_tensors(folder / "model.safetensors"))
-    return objective, about["classes"]
+    file = folder / "head.json"
+    about = stored.json_object(file)
+    node, classes = stored.value(about, "objective", dict, file), stored.value(about, "classes", list, file)
+    if not classes or not all(isinstance(c, str) for c in classes):
+        raise UserError(f"{stored.shown(file)} is damaged: 'classes' are not the names of classes")
+    check_trusted({"objective": node}, trust, stored.shown(folder))
+    with building(folder, file.name):
+        objective = build(OmegaConf.create(node), encoder, n_classes=len(classes))
+        if not isinstance(objective, Objective):
+            raise UserError(f"{stored.shown(file)} is damaged: 'objective' is a {type(objective).__name__}, which is no objective")
+        fill(objective, folder / "model.safetensors")
+    return objective, classes
 
 
 def stored_bytes(run: Run) -> int:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
-from sslt import distributed
+from sslt import distributed, stored
 from sslt.callbacks.episodes import EpisodeValidation
 from sslt.config import build
 from sslt.data.episodes import ClassSet, Episodes, EpisodeStream, split_classes, test_draws
 from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import recalibrate
-from sslt.encoders.files import read_tensors
+from sslt.encoders.files import fill
 from sslt.errors import UserError
 from sslt.evaluation.episodes import episode_accuracies, episode_metrics
 from sslt.learner import Term
@@ -187,19 +186,21 @@ def _load(cfg: Any, method: Any, encoder: Encoder, plan: Episodes) -> None:
     """Give a method that has learned something what the run learned, and freeze what was frozen while it did."""
     if not isinstance(method, Objective) or not method.state_dict():
         return
-    folder = Path(str(cfg["from"])).expanduser() / FOLDER
-    if not (folder / "episodes.json").is_file():
+    folder = stored.located(str(cfg["from"])) / FOLDER
+    file = folder / "episodes.json"
+    if not stored.is_file(file):
         raise UserError(
             f"from={cfg['from']} has not learned what this +episodes= starts from: learn it by sslt finetune with the same +episodes=, or "
             f"measure the encoder by +episodes=centroid, logistic or finetune"
         )
-    about = json.loads((folder / "episodes.json").read_text())
+    about = stored.json_object(file)
+    way, kind = stored.value(about, "way", int, file), stored.value(stored.value(about, "method", dict, file), "_target_", str, file)
+    frozen = set(map(str, stored.value({"frozen": [], **about}, "frozen", list, file)))
     check_trusted(about, list(cfg.trust), str(folder))
-    if about["way"] != plan.way:
-        raise UserError(f"from={cfg['from']} has learned {about['way']}-way episodes: set episodes.way={about['way']}")
-    if about["method"]["_target_"] != cfg.episodes.method["_target_"]:
-        raise UserError(f"from={cfg['from']} has learned by {about['method']['_target_']}: choose the same +episodes=")
-    method.load_state_dict(read_tensors(folder / "model.safetensors"))
-    frozen = set(about.get("frozen", []))
+    if way != plan.way:
+        raise UserError(f"from={cfg['from']} has learned {way}-way episodes: set episodes.way={way}")
+    if kind != cfg.episodes.method["_target_"]:
+        raise UserError(f"from={cfg['from']} has learned by {kind}: choose the same +episodes=")
+    fill(method, folder / "model.safetensors")
     for name, p in encoder.named_parameters():
         p.requires_grad_(name not in frozen)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from sslt.config import build
+from sslt import stored
+from sslt.config import build, check_stored
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError, nearest
@@ -64,14 +64,16 @@ def data_of(cfg: Any) -> Any:
     """The config of the data set of `data=`, else of the one the run was made on, with `data_overrides`."""
     if cfg.data is not None:
         return cfg.data
-    path = Path(str(cfg["from"]).removeprefix("scratch:")).expanduser()
-    if not (path / RUN_FILE).is_file():
+    path = stored.located(str(cfg["from"]).removeprefix("scratch:"))
+    if not stored.is_file(path / RUN_FILE):
         raise UserError(f"from={cfg['from']} is no run, so its data are not known: say data=… (`sslt list data`)")
     node = Run(path).config.get("data")
     if node is None:
         raise UserError(f"from={cfg['from']} names no data set: say data=…")
-    plain = OmegaConf.to_container(node, resolve=False)
-    check_trusted({"data": plain}, list(cfg.trust), f"{path}/config.yaml")
+    where = stored.shown(path / "config.yaml")
+    plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+    check_trusted({"data": plain}, list(cfg.trust), where)
+    check_stored("data", plain, where)
     for key, value in (cfg.data_overrides or {}).items():
         if key not in node:
             raise UserError(f"data_overrides.{key}: the data of {path} have no such setting{nearest(key, node)}")
@@ -91,8 +93,8 @@ def load(cfg: Any, modality: str | None) -> tuple[Encoder, tuple[Any, list[str]]
     encoder = load_encoder(what, modality, trust, base=cfg.base)
     if modality not in (None, encoder.modality):
         raise UserError(f"from={what} reads {encoder.modality}s, but the data are {modality}s: choose another data=")
-    folder = Path(what).expanduser() / "head"
-    return encoder, (common.load_head(folder, encoder, trust) if (folder / "head.json").is_file() else None)
+    folder = stored.located(what) / "head"
+    return encoder, (common.load_head(folder, encoder, trust) if stored.is_file(folder / "head.json") else None)
 
 
 def _mismatch(classes: list[str], source: Any) -> str:

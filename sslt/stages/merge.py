@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from sslt import stored
 from sslt.encoders import adapters
 from sslt.encoders.load import load_encoder
 from sslt.report.end import say_next
@@ -16,16 +16,16 @@ from sslt.stages import common
 
 def main(cfg: Any, run: Run) -> dict[str, Any]:
     """Write `encoder/`, whole, and `head/` where the run has one; they are used as those of any other run."""
-    start, trust = Path(str(cfg["from"])).expanduser(), list(cfg.trust)
+    start, trust = stored.located(str(cfg["from"])), list(cfg.trust)
     encoder = load_encoder(str(start), None, trust, base=cfg.base)
     adapters.merge(encoder)
     if run.is_main:
         encoder.save(run / "encoder", f"# An encoder, merged\n\nThe adapter of `{start}` folded into its base. sslt evaluate from=FOLDER\n")
-        if (start / "head" / "head.json").is_file():
-            node = OmegaConf.create(Run(start).config.objective)
-            objective, classes = common.load_head(start / "head", encoder, trust)
-            common.save_head(run, objective, node, classes)
-        if (start / RUN_FILE).is_file():  # what `from=` a run knows of its data
+        head = start / "head" / "head.json"
+        if stored.is_file(head):
+            objective, classes = common.load_head(head.parent, encoder, trust)
+            common.save_head(run, objective, OmegaConf.create(stored.json_object(head)["objective"]), classes)
+        if stored.is_file(start / RUN_FILE):  # what `from=` a run knows of its data
             config = OmegaConf.load(run / "config.yaml")
             config.data = Run(start).config.data
             OmegaConf.save(config, run / "config.yaml")

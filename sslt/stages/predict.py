@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from sslt import groups
+from sslt import groups, stored
 from sslt.config import build
-from sslt.data import disk
 from sslt.encoders.base import require
 from sslt.errors import UserError
 from sslt.evaluation.features import encode, logits_of
@@ -76,8 +75,8 @@ def _source(cfg: Any, modality: str) -> Any:
         return build(cfg.data)
     if cfg.input is None:
         raise UserError("predict what? input=FILE_OR_FOLDER, or data=… with its settings")
-    path = disk.located(str(cfg.input))
-    if not path.exists():
+    path = stored.located(str(cfg.input))
+    if not stored.is_file(path) and not stored.is_folder(path):
         raise UserError(f"input={cfg.input}: there is no such file or folder")
     if path.is_file() and path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
         raise UserError(f"input={cfg.input} is one picture: give the folder it is in")
@@ -89,10 +88,11 @@ def _source(cfg: Any, modality: str) -> Any:
 
 def _text_column(cfg: Any, node: Any) -> dict[str, str]:
     """The column of the text that the run was made with, where it named one."""
-    run = Path(str(cfg["from"])).expanduser()
-    if "text" not in node or not (run / RUN_FILE).is_file():
+    run = stored.located(str(cfg["from"]))
+    if "text" not in node or not stored.is_file(run / RUN_FILE):
         return {}
-    column = (Run(run).config.get("data") or {}).get("text")
+    data = Run(run).config.get("data")
+    column = data.get("text") if OmegaConf.is_dict(data) else None
     return {"text": str(column)} if column else {}
 
 
