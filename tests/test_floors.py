@@ -13,7 +13,7 @@ PACKAGE = Path(sslt.__file__).parent
 
 # Bottom to top. A name is a module of sslt or a whole subpackage.
 FLOORS = [
-    {"errors", "stored", "groups", "signatures", "runs", "schedules", "precision", "cpu_kernels", "distributed", "config"},
+    {"errors", "stored", "signals", "groups", "signatures", "runs", "schedules", "precision", "cpu_kernels", "distributed", "config"},
     {"data"},
     {"encoders"},
     {"objectives", "adaptation"},
@@ -24,7 +24,21 @@ FLOORS = [
 ]
 LEVEL = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 HEAVY = {"torch", "pytorch_lightning", "transformers", "timm", "sklearn", "matplotlib", "wandb"}
-LIGHT = {"cli", "guide", "groups", "errors", "stored", "config", "signatures", "runs", "execute", "chain", "__main__", "__init__"}
+LIGHT = {
+    "cli",
+    "guide",
+    "groups",
+    "errors",
+    "stored",
+    "signals",
+    "config",
+    "signatures",
+    "runs",
+    "execute",
+    "chain",
+    "__main__",
+    "__init__",
+}
 MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py"))
 
 
