@@ -13,7 +13,7 @@ from typing import Any
 
 from sslt.encoders import adapters
 from sslt.encoders.base import ADAPTER, FILE, Encoder, fingerprint
-from sslt.encoders.files import read_tensors
+from sslt.encoders.files import check_seal, read_tensors
 from sslt.errors import UserError
 from sslt.runs import RUN_FILE, Run, display
 
@@ -85,6 +85,7 @@ def _own(path: Path, trust: list[str], weights: bool = True, base: str | None = 
     try:
         about = json.loads((path / FILE).read_text())
         if "base" in about:
+            check_seal(path, FILE, about, weights)
             return _over_base(path, about, trust, weights, base)
         target, args, config = about["_target_"], about["args"], about["processor"]
     except (ValueError, KeyError) as e:
@@ -92,6 +93,7 @@ def _own(path: Path, trust: list[str], weights: bool = True, base: str | None = 
     package = target.split(".")[0]
     if not target.startswith("sslt.encoders.") and package not in trust:
         raise UserError(f"{path} asks for the class {target}, which is not part of sslt. If you know and trust it: trust=[{package}]")
+    check_seal(path, FILE, about, weights)
     cls = _locate(target)
     encoder = cls(cls.load_processor(path, config), **args)
     if weights and "adapter" in about:

@@ -16,7 +16,7 @@ from sslt.config import build, check_trusted
 from sslt.data.episodes import ClassSet, Episodes, EpisodeStream, split_classes, test_draws
 from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import recalibrate
-from sslt.encoders.files import read_tensors
+from sslt.encoders.files import check_seal, read_tensors, seal, write_tensors
 from sslt.errors import UserError
 from sslt.evaluation.episodes import episode_accuracies, episode_metrics
 from sslt.learner import Term
@@ -173,13 +173,11 @@ def _save(run: Run, method: Objective, encoder: Encoder, node: Any, way: int) ->
     """Write `episodes/`: the head that is adapted to every episode, and what of the encoder is not. Nothing, where there is no head."""
     if not run.is_main or not method.state_dict():
         return
-    from safetensors.torch import save_file
-
     (run / FOLDER).mkdir(exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}, run / FOLDER / "model.safetensors")
+    write_tensors(run / FOLDER / "model.safetensors", method.state_dict())
     frozen = [name for name, p in encoder.named_parameters() if not p.requires_grad]
     about = {"method": OmegaConf.to_container(node, resolve=True), "way": way, "frozen": frozen}
-    (run / FOLDER / "episodes.json").write_text(json.dumps(about, indent=1) + "\n")
+    seal(run / FOLDER, "episodes.json", about)
 
 
 def _load(cfg: Any, method: Any, encoder: Encoder, plan: Episodes) -> None:
@@ -194,6 +192,7 @@ def _load(cfg: Any, method: Any, encoder: Encoder, plan: Episodes) -> None:
         )
     about = json.loads((folder / "episodes.json").read_text())
     check_trusted(about, list(cfg.trust), str(folder))
+    check_seal(folder, "episodes.json", about)
     if about["way"] != plan.way:
         raise UserError(f"from={cfg['from']} has learned {about['way']}-way episodes: set episodes.way={about['way']}")
     if about["method"]["_target_"] != cfg.episodes.method["_target_"]:
