@@ -110,7 +110,7 @@ POINTS: dict[str, Callable[[Callable[[], None]], None]] = {
     "half a checkpoint": _half_a_checkpoint,
     "between two renames": _between_renames,
     "the probe after an epoch": _at("sslt.callbacks.probes.OnlineProbe", "measure", _step(5), after=True),
-    "validation after an epoch": _at("sslt.callbacks.probes.Validation", "_measure", _step(3), after=True),
+    "validation after an epoch": _at("sslt.callbacks.probes.Validation", "_measure", _step(4), after=True),
     "before the last probe": _at("sslt.callbacks.probes.OnlineProbe", "on_train_end"),
     "the last probe": _at("sslt.callbacks.probes.OnlineProbe", "on_train_end", after=True),
     "before the last validation": _at("sslt.callbacks.probes.Validation", "on_train_end"),

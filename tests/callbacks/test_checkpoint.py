@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_falls_back(folder, monkeypatch, caplog, what):
     assert newest(folder) == folder / LAST
     DAMAGES[what](folder / LAST)
     assert newest(folder) == folder / PREVIOUS
-    (line,) = [r.getMessage() for r in caplog.records]
+    (line,) = {r.getMessage() for r in caplog.records}
     assert "last.ckpt.damaged is damaged" in line and "of step 1" in line and "weights_only" not in line
     assert newest(folder) == folder / PREVIOUS and not (folder / LAST).exists()
     DAMAGES[what](folder / PREVIOUS)
