@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sslt import signals
 from sslt.errors import RankLost, UserError
 from sslt.runs import Run, comparable, display, now, refuse_overwrite
 
@@ -32,11 +33,10 @@ _PATIENCE = 5.0  # seconds for rank 0 to fail by itself, when another rank has
 
 
 class Interrupted(Exception):
-    """The user or the scheduler stopped a run at a step; its checkpoint is written."""
+    """The user or the scheduler stopped a run at a step; its checkpoint is written. number: of the signal, where this process got it."""
 
-    def __init__(self, step: int):
-        super().__init__(f"stopped at step {step}")
-        self.step = step
+    def __init__(self, step: int, number: int | None = None):
+        super().__init__(f"{f'{signals.name(number)} came: ' if number else ''}stopped at step {step}")
 
 
 def execute(verb: str, cfg: Any, folder: Path, overrides: list[str], config_dir: str | None = None, resuming: bool = False) -> int:
@@ -257,23 +257,28 @@ def _lock(run: Run) -> Iterator[None]:
 def _status(run: Run) -> Iterator[dict[str, Any]]:
     box: dict[str, Any] = {}
     try:
-        yield box
-        run.update(status="interrupted" if box.get("code") else "finished", ended=now())
-    except Interrupted as e:
-        run.update(status="interrupted", ended=now())
-        verb = run.info.get("verb")
-        print(f"sslt: stopped at step {e.step}; go on with: sslt {verb} resume={run}", file=sys.stderr)
-        box["code"] = 130
+        with signals.Watch() as watch:
+            try:
+                yield box
+            except (Interrupted, signals.Stopped) as e:
+                watch.writing = True  # signals that come from here on change nothing
+                said = f"{e} came: stopped at once" if isinstance(e, signals.Stopped) else str(e)
+                run.update(status="interrupted", ended=now())
+                log.info("%s; go on with: sslt %s resume=%s", said, run.info.get("verb"), run)
+                box["code"] = 130
+            else:
+                watch.writing = True
+                run.update(status="interrupted" if box.get("code") else "finished", ended=now())
     except KeyboardInterrupt:
         run.update(status="interrupted", ended=now())
         raise
     except BaseException as e:
         with contextlib.suppress(OSError):
             run.update(status="failed", error=f"{type(e).__name__}: {e}", ended=now())
-        said = explained(e, run)
-        if said is None or said is e:
+        mend = explained(e, run)
+        if mend is None or mend is e:
             raise
-        raise said from (None if _find(e, lambda x: x is said) else e)
+        raise mend from (None if _find(e, lambda x: x is mend) else e)
 
 
 def explained(e: BaseException, run: Run) -> UserError | RankLost | None:

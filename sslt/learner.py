@@ -89,6 +89,7 @@ class Learner(pl.LightningModule):
         self.first_views: dict[str, Any] | None = None  # by stream: what the encoder saw in the first step
         self.run_metrics: dict[str, Any] = {}
         self.loggers_used: list[Any] = []
+        self._advanced: tuple[float, float] | None = None  # epoch and progress of the optimizer step that was begun last
         self._waiting: list[tuple[dict[str, Any], Any, Any]] = []  # batches of this optimizer step, with what `_shares` says of them
         self._share: Any = None
         self._of_ranks: Any = None
@@ -108,9 +109,19 @@ class Learner(pl.LightningModule):
             self._waiting = [(part, *shares) for part, shares in zip(made, self._shares(made), strict=True)]
             self._fill = self.trainer.accumulate_grad_batches / len(made)
         now, self._share, self._of_ranks = self._waiting.pop(0)
-        if self.first_views is None:
-            self.first_views = {name: _some(part.get("views", part.get("inputs")), "views" in part) for name, part in now.items()}
+        self._show(now)
         return now
+
+    def see_first_views(self) -> None:
+        """Make `first_views` again, in a process that did not train the first step."""
+        lengths, seed = {name: len(s) for name, s in self.streams.items()}, next(iter(self.streams.values())).seed
+        first = {name: self.streams[name].at(g) for name, g in self.sampling.at(0, lengths, seed).items()}
+        self.first_views = None
+        self._show(self._make({name: {k: v.to(self.device) for k, v in part.items()} for name, part in first.items()}, 0))
+
+    def _show(self, made: dict[str, Any]) -> None:
+        if self.first_views is None:
+            self.first_views = {name: _some(part.get("views", part.get("inputs")), "views" in part) for name, part in made.items()}
 
     def _make(self, batches: dict[str, dict[str, Tensor]], step: int) -> dict[str, Any]:
         """The views of step `step`."""
@@ -176,12 +187,16 @@ class Learner(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.progress_now = self.progress(self)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self.adaptation.advance(self.encoder, self.epoch_position, self.progress_now)
+            self._advance((self.epoch_position, self.progress_now))
         for objective in self.objectives.values():
             objective.progress = self.progress_now  # type: ignore[assignment]
         factor = self.schedule(self.progress_now)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["base_lr"] * factor
+
+    def _advance(self, position: tuple[float, float]) -> None:
+        self._advanced = position
+        self.adaptation.advance(self.encoder, *position)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -238,6 +253,8 @@ class Learner(pl.LightningModule):
     def on_train_start(self) -> None:
         if distributed.active():
             self.adaptation.settle(self.encoder)
+        if self._advanced is not None:  # of a checkpoint: there may be no step left to do so
+            self._advance(self._advanced)
         self.train()  # Lightning restores the modes it saw before fit, submodule by submodule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -245,11 +262,17 @@ class Learner(pl.LightningModule):
         checkpoint["optimizer_steps"] = self.optimizer_steps
         checkpoint["adaptation"] = self.adaptation.state_dict()
         checkpoint["step_size"] = self._step_size()
+        checkpoint["last"] = {k: torch.tensor(v) for k, v in self.scalars().items()}
+        checkpoint["progress"], checkpoint["advanced"] = self.progress_now, self._advanced
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_seen = int(checkpoint["batches_seen"])
         self.optimizer_steps = int(checkpoint["optimizer_steps"])
         self.adaptation.load_state_dict(checkpoint["adaptation"])
+        self.last = checkpoint.get("last", {})  # as the next, not before 0.2
+        self.progress_now, self._advanced = checkpoint.get("progress", 0.0), checkpoint.get("advanced")
+        for objective in self.objectives.values():
+            objective.progress = self.progress_now  # type: ignore[assignment]
         before, size = checkpoint.get("step_size"), self._step_size()
         if before is not None and math.prod(before) != math.prod(size) and distributed.rank() == 0:
             log.warning("%s", _another_step(before, size))

@@ -4,7 +4,7 @@ config.yaml      the resolved config            run.json      verb, status, pare
 command.txt      the command, every time        versions.json python, packages, machine
 metrics.json     flat final numbers             metrics.csv   curves, one scalar a line
 logs/            text logs, one a rank          plots/        pictures
-checkpoints/     last.ckpt (resume=)            encoder/      the result (from=)
+checkpoints/     last, previous.ckpt (resume=)  encoder/      the result (from=)
 """
 
 from __future__ import annotations
@@ -67,12 +67,6 @@ class Run:
         """Add to metrics.json; keys given again are replaced."""
         if self.is_main:
             write_json(self.path / "metrics.json", {**self.metrics, **values})
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """The newest whole checkpoint."""
-        last = self.path / "checkpoints" / "last.ckpt"
-        return last if last.is_file() else None
 
     @property
     def config(self) -> Any:

@@ -13,7 +13,7 @@ PACKAGE = Path(sslt.__file__).parent
 
 # Bottom to top. A name is a module of sslt or a whole subpackage.
 FLOORS = [
-    {"errors", "stored", "ranges", "groups", "signatures", "trusted", "runs", "config"},
+    {"errors", "stored", "signals", "ranges", "groups", "signatures", "trusted", "runs", "config"},
     {"schedules", "precision", "cpu_kernels", "distributed"},
     {"data"},
     {"encoders"},
@@ -25,8 +25,8 @@ FLOORS = [
 ]
 LEVEL = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 HEAVY = {"torch", "pytorch_lightning", "transformers", "timm", "sklearn", "matplotlib", "wandb"}
-LIGHT = {"cli", "guide", "groups", "errors", "stored", "ranges", "config", "signatures", "trusted", "runs", "resume", "execute", "chain"}
-LIGHT |= {"__main__", "__init__"}
+LIGHT = {"cli", "guide", "groups", "errors", "stored", "signals", "ranges", "config", "signatures", "trusted", "runs", "resume"}
+LIGHT |= {"execute", "chain", "__main__", "__init__"}
 MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py"))
 
 

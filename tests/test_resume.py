@@ -42,7 +42,7 @@ class StopAt:
 
         def stop(callback, trainer, learner, *rest):
             if learner.batches_seen == step:
-                callback.signal = signal.SIGTERM
+                callback.watch.came = signal.SIGTERM
             before(callback, trainer, learner, *rest)
 
         monkeypatch.setattr(Checkpoint, "on_train_batch_end", stop)

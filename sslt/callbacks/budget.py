@@ -63,6 +63,8 @@ class Budget(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.monotonic()
+        if self.max_time and self.before >= self.max_time:  # all of it was trained before the run was interrupted
+            trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if self.max_time and self._agreed >= self.max_time * (1 - 1e-6):

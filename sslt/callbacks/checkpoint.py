@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import pickle
 import signal
 import time
-from collections.abc import Iterator
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,88 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from sslt import distributed
+from sslt import distributed, signals, stored
 from sslt.errors import UserError
 
+log = logging.getLogger("sslt")
 
-@contextlib.contextmanager
-def signals_restored() -> Iterator[None]:
-    """Afterwards SIGINT and SIGTERM are handled as before. Around a fit, for Lightning sets handlers of its own as well."""
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_NEEDED = {"state_dict", "optimizer_states", "loops", "callbacks", "batches_seen", "optimizer_steps", "adaptation"}
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written; says why."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The checkpoint in a file, its tensors memory-mapped. Raises `Damaged`, `FileNotFoundError`.
+
+    Every byte that matters is compared: torch writes a zip with a CRC-32 of each tensor, but does not look at it when it reads.
+    """
     try:
-        before = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
-        yield
-    finally:
+        stored.require_regular(path)
+        with zipfile.ZipFile(path) as file:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist()):
+                raise Damaged("it was not written by torch")
+            if (bad := file.testzip()) is not None:
+                raise Damaged(f"{bad.partition('/')[2]} in it is not as it was written")
+        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (Damaged, FileNotFoundError):
+        raise
+    except UserError as e:
+        raise Damaged(str(e)) from e
+    except zipfile.BadZipFile as e:
+        raise Damaged("it is cut short or no checkpoint") from e
+    except pickle.UnpicklingError as e:  # what torch says of it is advice to run what is in there
+        raise Damaged("it holds something other than numbers and plain data") from e
+    except Exception as e:  # whatever bytes may stand there
+        raise Damaged(f"it cannot be read ({type(e).__name__})") from e
+    if not isinstance(found, dict) or not found.keys() >= _NEEDED:
+        raise Damaged("it is no checkpoint of sslt")
+    return found
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run; None where there is none at all.
+
+    A damaged one is set aside with a line. Raises `UserError` where there are some and all are damaged.
+    """
+    wrong: dict[Path, str] = {}
+    for path in (folder / LAST, folder / PREVIOUS):
+        try:
+            step = int(read(path)["batches_seen"])
+        except FileNotFoundError:
+            continue
+        except Damaged as e:
+            wrong[path] = str(e)
+            continue
+        for bad, why in wrong.items():
+            aside = bad.with_name(f"{bad.name}.damaged")
+            os.replace(bad, aside)
+            log.warning(
+                "%s is damaged (%s): going on from %s, which is of step %d; what came after it is trained again", aside, why, path, step
+            )
+        return path
+    if wrong:
+        said = ", and ".join(f"{path} is damaged ({why})" for path, why in wrong.items())
+        raise UserError(f"{said}: nothing is left to go on from; to train from the beginning, delete {folder}")
+    return None
+
+
+class Signals(pl.Callback):
+    """Undoes what Lightning does to signals when a fit begins; must be the first callback. `restore` does so after the fit."""
+
+    def __init__(self) -> None:
+        self.before = {number: signal.getsignal(number) for number in signals.ENDING}
+
+    def on_train_start(self, *_: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
         with contextlib.suppress(ValueError):  # not in the main thread, where nothing was changed
-            for sig, handler in before.items():
-                signal.signal(sig, handler)
+            for number, handler in self.before.items():
+                if handler is not None and signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
 
 
 class StreamedCheckpoints(TorchCheckpointIO):
@@ -41,41 +111,33 @@ class StreamedCheckpoints(TorchCheckpointIO):
 
 
 class Checkpoint(pl.Callback):
-    """Keeps `last.ckpt`. Must come after the others, so that it saves what the others did.
+    """Keeps `last.ckpt` and the one before it, `previous.ckpt`. Must come after the others, so that it saves what the others did.
 
-    every_minutes: at most this much work is lost to a kill; also saved after every epoch that took longer, and on Ctrl-C and
-    SIGTERM, which end the run at the next step (a second Ctrl-C ends it at once). keep_every_n_epochs: keep copies
-    `epoch=N.ckpt`; 0 keeps none.
+    every_minutes: at most this much work is lost to a kill; also saved after every epoch that took longer, and when a signal comes that
+    would end the process (`signals.ENDING`), which ends the run at the next step; a second Ctrl-C ends it at once.
+    keep_every_n_epochs: keep copies `epoch=N.ckpt`; 0 keeps none.
     """
 
     def __init__(self, folder: Path, every_minutes: float, keep_every_n_epochs: int = 0):
         self.folder, self.period, self.keep = folder, every_minutes * 60, keep_every_n_epochs
-        self.signal: int | None = None
+        self.watch = signals.Watch(waits=True)
         self._last = 0.0
         self._saved_at = -1
 
-    # ---------------------------------------------------------------- signals
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._last = time.monotonic()
         self._saved_at = pl_module.batches_seen
-        try:
-            for sig in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(sig, self._on_signal)
-        except ValueError:
-            pass  # not in the main thread: signals are somebody else's
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
+        self.watch.start()
 
     # ---------------------------------------------------------------- when
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         overdue = bool(self.period) and time.monotonic() - self._last > self.period
-        stop, due = distributed.any_rank([self.signal is not None, overdue], pl_module.device)
+        stop, due = distributed.any_rank([self.watch.came is not None, overdue], pl_module.device)
         position = pl_module.batches_seen % pl_module.steps_per_epoch
         between_steps = position % trainer.accumulate_grad_batches == 0  # gradients that wait for more batches are not saved
         if stop and between_steps:
+            if self.watch.came is not None and not pl_module.interrupted:
+                log.info("%s came: the run is saved and ends after step %d", signals.name(self.watch.came), pl_module.batches_seen)
             pl_module.interrupted = trainer.should_stop = True
         if (stop or due) and between_steps and position:  # at the end of an epoch it is saved when the other callbacks are done
             self.save(trainer, pl_module)
@@ -93,20 +155,26 @@ class Checkpoint(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._saved_at != pl_module.batches_seen and not pl_module.interrupted:
             self.save(trainer, pl_module)
+        if any(distributed.any_rank([self.watch.came is not None], pl_module.device)):
+            pl_module.interrupted = True  # training is done, but measuring is not
 
     # ---------------------------------------------------------------- how
-    def save(self, trainer: pl.Trainer, pl_module: Any, name: str = "last.ckpt") -> None:
+    def save(self, trainer: pl.Trainer, pl_module: Any, name: str = LAST) -> None:
         """Write a checkpoint beside its place, then rename it into it. Refuses weights that are not finite."""
         bad = next((n for n, p in pl_module.named_parameters() if not torch.isfinite(p).all()), None)
         if bad is not None:
             raise UserError(f"the weights of {bad} are no longer finite at step {pl_module.batches_seen}; {self.advice()}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        tmp = self.folder / f".{name}.tmp"
+        tmp, place = self.folder / f".{name}.tmp", self.folder / name
+        self.watch.writing = True
         try:
             trainer.save_checkpoint(tmp)
             if trainer.is_global_zero:
-                os.replace(tmp, self.folder / name)
+                if name == LAST and place.exists():  # a kill before the next line leaves the former one, under its new name
+                    os.replace(place, self.folder / PREVIOUS)
+                os.replace(tmp, place)
         finally:
+            self.watch.writing = False
             if trainer.is_global_zero:
                 tmp.unlink(missing_ok=True)
         self._last = time.monotonic()
@@ -114,7 +182,7 @@ class Checkpoint(pl.Callback):
 
     def advice(self) -> str:
         """What to do after a loss went wrong."""
-        last = self.folder / "last.ckpt"
+        last = self.folder / LAST
         kept = f"the last good checkpoint is kept in {last}; " if last.exists() else ""
         return f"{kept}lower optimizer.lr, raise schedule.warmup, or set trainer.gradient_clip_val=1 or trainer.precision=32"
 

@@ -25,12 +25,16 @@ class Curves(pl.Callback):
         self.csv = MetricsCSV(run / "metrics.csv")
         self.shown: dict[str, float] = {}
         self._step_started = 0.0
-        self.busy, self.steps = 0.0, 0
+        self.busy, self.counted = 0.0, 0  # seconds of the steps that throughput counts, earlier parts of a resumed run included
+        self.steps = 0  # of this process
+        self._bytes: int | None = None  # of metrics.csv, when the checkpoint was written that this run goes on from
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.run.is_main and (self.run / "metrics.csv").exists():
-            self.csv.truncate_after(pl_module.batches_seen)
-
+        if self.run.is_main:
+            if pl_module.batches_seen == 0:
+                self.csv.cut(0)
+            elif self._bytes is None or not self.csv.cut(self._bytes):
+                self.csv.truncate_after(pl_module.batches_seen)
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -38,11 +42,12 @@ class Curves(pl.Callback):
         self._step_started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        shown = pl_module.batches_seen % pl_module.log_every == 0 or self.steps == 0
+        shown = pl_module.batches_seen % pl_module.log_every == 0 or pl_module.batches_seen == 1
         if shown and pl_module.device.type == "cuda":
             torch.cuda.synchronize()  # steps since the last time were only queued when they were counted
         self.steps += 1
         if self.steps > 2:
+            self.counted += 1
             self.busy += time.perf_counter() - self._step_started
         if shown:
             values = pl_module.scalars()
@@ -52,7 +57,7 @@ class Curves(pl.Callback):
     @property
     def throughput(self) -> float:
         """Samples a second, 0 before it is known."""
-        return self.samples_per_step * max(self.steps - 2, 0) / self.busy if self.busy else 0.0
+        return self.samples_per_step * self.counted / self.busy if self.busy else 0.0
 
     def record(self, trainer: pl.Trainer, pl_module: Any, values: dict[str, float]) -> None:
         """Write scalars at the present step."""
@@ -64,6 +69,12 @@ class Curves(pl.Callback):
         self.csv.append(pl_module.batches_seen, pl_module.epoch_position, values)
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": pl_module.epoch_position}, step=pl_module.batches_seen)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": self.csv.size, "busy": self.busy, "counted": self.counted}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._bytes, self.busy, self.counted = state_dict["bytes"], state_dict["busy"], state_dict["counted"]
 
 
 class Clock(pl.Callback):

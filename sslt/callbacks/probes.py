@@ -34,6 +34,7 @@ class OnlineProbe(pl.Callback):
         self.warned: set[str] = set()  # of what was warned already: "features", and names of objectives
         self.last: dict[str, float] = {}
         self.features: Any = None  # of the bank, as last measured
+        self._measured_at = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.start is None:  # what collapse is judged against, and the first point of the curve
@@ -44,8 +45,12 @@ class OnlineProbe(pl.Callback):
             self.measure(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not (pl_module.interrupted or _epoch_due(pl_module, self.every)):  # the bound was no whole epoch
+        if pl_module.interrupted:
+            return
+        if self._measured_at != pl_module.batches_seen:  # the bound was no whole epoch
             self.measure(trainer, pl_module)
+        elif self.features is None:  # measured before the run was interrupted
+            self.features = encode(pl_module.encoder, self.bank, pl_module.device, self.batch_size, "auto")
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Probe the encoder as it is now."""
@@ -56,7 +61,7 @@ class OnlineProbe(pl.Callback):
         if self.queries is not None and self.bank.labels is not None and self.bank.classes is not None:
             q = encode(pl_module.encoder, self.queries, pl_module.device, self.batch_size, "auto")
             values["online/knn_accuracy"] = float(knn_accuracy(x, _labels(self.bank), q, _labels(self.queries), len(self.bank.classes)))
-        self.last = values
+        self.last, self._measured_at = values, pl_module.batches_seen
         self.curves.record(trainer, pl_module, values)
         self.start = self.start or {k: float(v) for k, v in now.items()}
         troubles = {"features": collapse_warning(self.start, now, min(x.shape[1], len(x) - 1))}
@@ -67,10 +72,11 @@ class OnlineProbe(pl.Callback):
                 self.warned.add(name)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"start": self.start, "warned": sorted(self.warned), "last": self.last}
+        return {"start": self.start, "warned": sorted(self.warned), "last": self.last, "measured_at": self._measured_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start, self.last = state_dict["start"], state_dict["last"]
+        self._measured_at = state_dict.get("measured_at", -1)
         warned = state_dict["warned"]  # of an older checkpoint: whether features were warned of
         self.warned = ({"features"} if warned else set()) if isinstance(warned, bool) else set(warned)
 
@@ -88,13 +94,14 @@ class Validation(pl.Callback):
         self.curves, self.measure, self.every, self.key, self.keep = curves, measure, every_n_epochs, key, keep
         self.highest: dict[str, float] = {}
         self.best_epoch: float | None = None
+        self._measured_at = -1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if _epoch_due(pl_module, self.every):
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not (pl_module.interrupted or _epoch_due(pl_module, self.every)):
+        if not pl_module.interrupted and self._measured_at != pl_module.batches_seen:
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -103,13 +110,15 @@ class Validation(pl.Callback):
         if self.key is not None and found[self.key] > self.highest.get(self.key, -math.inf):
             self.best_epoch = round(pl_module.epoch_position, 4)
             self.keep()
+        self._measured_at = pl_module.batches_seen
         self.highest = {k: max(v, self.highest.get(k, -math.inf)) for k, v in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"highest": self.highest, "best_epoch": self.best_epoch}
+        return {"highest": self.highest, "best_epoch": self.best_epoch, "measured_at": self._measured_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.highest, self.best_epoch = state_dict["highest"], state_dict["best_epoch"]
+        self._measured_at = state_dict.get("measured_at", -1)
 
 
 def _epoch_due(learner: Any, every: int) -> bool:

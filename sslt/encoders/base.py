@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import bisect
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt.encoders.dropout import has_dropout
+from sslt.encoders.seals import seal
 from sslt.errors import UserError
 
 FILE = "sslt.json"
@@ -152,7 +152,7 @@ class Encoder(nn.Module, abc.ABC):
                 about["processor"] = self.processor_config(folder)
             tensors = adapters.state(self) if self.origin is not None else self.state_dict()
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / ADAPTER)
-        (folder / FILE).write_text(json.dumps(about, indent=1) + "\n")
+        seal(folder, FILE, about)
         (folder / "README.md").write_text(card or f"# {cls.__name__}\n")
 
     @abc.abstractmethod

@@ -1,8 +1,10 @@
-"""Reading what a folder of weights says, which somebody may have cut short or made up."""
+"""Weights in a folder, which somebody may have cut short or made up; safetensors files that know their own digest."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from sslt import stored
 from sslt.errors import UserError
 from sslt.stored import shown
 
+_DIGEST = "sha256"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MOST = 100_000  # tensors of one network: thousands of layers have tens of thousands
 _ROOM = 1 << 30  # bytes beyond four times the weights on disk: those may be of half precision, without heads that are dropped again
@@ -25,16 +28,39 @@ _MAKERS = {
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises `UserError` where it is missing, unreadable or not whole."""
-    from safetensors import SafetensorError
+    """The tensors of a safetensors file. Raises `UserError` where it is missing, not whole, or not as `write_tensors` wrote it."""
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     stored.require_there(path)
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            wanted = (file.metadata() or {}).get(_DIGEST)
+        tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
         what = "a pointer of git-lfs" if path.stat().st_size < 1024 else "cut short or damaged"
         raise UserError(f"{shown(path)} is no whole safetensors file ({stored.first_line(e)}), perhaps {what}: copy it again") from e
+    if wanted is not None and wanted != _digest(tensors):
+        raise UserError(f"{shown(path)} is damaged: its weights are not as they were written")
+    return tensors
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file whole or not at all, which says itself what digest its tensors have."""
+    from safetensors.torch import save_file
+
+    tmp = path.with_name(f".{path.name}.tmp")
+    kept = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    save_file(kept, tmp, metadata={_DIGEST: _digest(kept)})
+    os.replace(tmp, path)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    h = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        h.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        h.update(x.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return h.hexdigest()
 
 
 def fill(module: nn.Module, path: Path) -> None:

@@ -10,10 +10,11 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from sslt import config, stored
+from sslt import config, stored, trusted
 from sslt.encoders import adapters
 from sslt.encoders.base import ADAPTER, FILE, Encoder, fingerprint
 from sslt.encoders.files import building, check_folder, fill, read_tensors, refuse_pickled
+from sslt.encoders.seals import check_seal
 from sslt.errors import UserError
 from sslt.runs import RUN_FILE, Run
 from sslt.stored import shown
@@ -93,14 +94,14 @@ def _own(path: Path, trust: list[str], weights: bool = True, base: str | None = 
     file = path / FILE
     about = stored.json_object(file)
     if "base" in about:
+        check_seal(path, FILE, about, weights)
         return _over_base(path, about, trust, weights, base)
     target, args = stored.value(about, "_target_", str, file), stored.value(about, "args", dict, file)
     processor = stored.value(about, "processor", dict, file)
-    package = target.split(".")[0]
-    if not target.startswith("sslt.encoders.") and package not in trust:
-        raise UserError(f"{path} asks for the class {target}, which is not part of sslt. If you know and trust it: trust=[{package}]")
+    trusted.check_trusted({"encoder": {"_target_": target}}, trust, shown(path))
     if "pretrained" in args or str(args.get("name")).startswith("local-dir:"):
         raise UserError(f"{shown(file)} asks for weights that are elsewhere, which sslt never writes there: the file was changed")
+    check_seal(path, FILE, about, weights)
     cls = _locate(target)
     config.check_arguments(f"{shown(file)}: args", target, args, given={"processor"})
     with building(path, FILE):

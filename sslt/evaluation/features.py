@@ -73,10 +73,10 @@ def cached_features(
     """
     name = precision.resolve(number_format, "gpu" if device.type == "cuda" else "cpu")
     entry_key = cache.digest(key or fingerprint(encoder), samples.fingerprint, name, FORMAT)
-    place = cache.cache_dir() / "features" / entry_key
-    there = distributed.broadcast_object((place / "meta.json").exists())
-    if there:
-        return torch.from_numpy(np.array(cache.Entry(place)["features"]))
+    found = cache.find("features", entry_key) if distributed.rank() == 0 else None
+    if distributed.broadcast_object(found is not None):
+        entry = found or cache.Entry(cache.cache_dir() / "features" / entry_key)
+        return torch.from_numpy(np.array(entry["features"]))
     x = encode(encoder, samples, device, batch_size, number_format)
 
     def make(folder: Path) -> dict[str, Any]:

@@ -34,6 +34,17 @@ class MetricsCSV:
             _drop_incomplete_line(f)
             f.write(_csv(rows if f.tell() else [COLUMNS, *rows]).encode())
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, size: int) -> bool:
+        """Drop what was written after the file had `size` bytes; returns whether it has as many."""
+        if self.size > size:
+            os.truncate(self.path, size)
+        return self.size == size
+
     def truncate_after(self, step: int) -> None:
         """Drop every line of a later step, atomically: a run that resumes at `step` repeats them."""
         if self.path.exists():

@@ -64,7 +64,7 @@ def _rows(cfg: Any, source: Any, split: str, samples: Samples | None) -> Rows | 
 
 
 def compared(ours: str, right: np.ndarray, others: Mapping[str, np.ndarray | None]) -> list[str]:
-    """In words, a line each: by how many points `ours`, right on the rows `right` [M], is ahead of or behind each other, with its interval."""
+    """A line for each other in words: by how many points `ours`, right on the rows `right` [M], is ahead or behind, with the interval."""
     lines = []
     for name, theirs in others.items():
         if theirs is None:

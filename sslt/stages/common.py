@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -22,8 +21,9 @@ from sslt.data.streams import Stream
 from sslt.encoders import adapters
 from sslt.encoders.base import Encoder
 from sslt.encoders.dropout import set_dropout
-from sslt.encoders.files import building, fill, read_tensors
+from sslt.encoders.files import building, fill, read_tensors, write_tensors
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
+from sslt.encoders.seals import check_seal, seal
 from sslt.errors import UserError
 from sslt.execute import accelerator
 from sslt.learner import Learner, Term
@@ -156,12 +156,10 @@ def save_head(run: Run, objective: Any, node: Any, classes: list[str]) -> None:
     """Write `head/`: the classifier that belongs to the encoder."""
     if not run.is_main:
         return
-    from safetensors.torch import save_file
-
     (run / "head").mkdir(exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in objective.state_dict().items()}, run / "head" / "model.safetensors")
+    write_tensors(run / "head" / "model.safetensors", objective.state_dict())
     about = {"objective": OmegaConf.to_container(node, resolve=True), "classes": classes}
-    (run / "head" / "head.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    seal(run / "head", "head.json", about)
 
 
 def load_head(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, list[str]]:
@@ -172,6 +170,7 @@ def load_head(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, li
     if not classes or not all(isinstance(c, str) for c in classes):
         raise UserError(f"{stored.shown(file)} is damaged: 'classes' are not the names of classes")
     check_trusted({"objective": node}, trust, stored.shown(folder))
+    check_seal(folder, file.name, about)
     with building(folder, file.name):
         objective = build(OmegaConf.create(node), encoder, n_classes=len(classes))
         if not isinstance(objective, Objective):
@@ -199,18 +198,17 @@ def labels_of(samples: Samples) -> torch.Tensor:
 def save_best(path: Path, encoder: Encoder, objective: torch.nn.Module, run: Run) -> None:
     """Keep the weights as they are now."""
     if run.is_main:
-        from safetensors.torch import save_file
-
         path.parent.mkdir(exist_ok=True)
-        tmp = path.with_name(f".{path.name}.tmp")
         parts = {**{f"e.{k}": v for k, v in encoder.state_dict().items()}, **{f"o.{k}": v for k, v in objective.state_dict().items()}}
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in parts.items()}, tmp)
-        os.replace(tmp, path)
+        write_tensors(path, parts)
 
 
 def load_best(path: Path, encoder: Encoder, objective: torch.nn.Module) -> None:
-    """Take back what `save_best` kept."""
-    state = read_tensors(path)
+    """Take back what `save_best` kept. Raises `UserError` where it is damaged."""
+    try:
+        state = read_tensors(path)
+    except UserError as e:
+        raise UserError(f"{e}: the best epoch is lost; go on with report=last to have the last one's") from e
     parts: dict[str, torch.nn.Module] = {"e.": encoder, "o.": objective}
     for prefix, module in parts.items():
         module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

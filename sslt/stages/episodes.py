@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -15,7 +14,8 @@ from sslt.config import build
 from sslt.data.episodes import ClassSet, Episodes, EpisodeStream, split_classes, test_draws
 from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import recalibrate
-from sslt.encoders.files import fill
+from sslt.encoders.files import fill, write_tensors
+from sslt.encoders.seals import check_seal, seal
 from sslt.errors import UserError
 from sslt.evaluation.episodes import episode_accuracies, episode_metrics
 from sslt.learner import Term
@@ -173,13 +173,11 @@ def _save(run: Run, method: Objective, encoder: Encoder, node: Any, way: int) ->
     """Write `episodes/`: the head that is adapted to every episode, and what of the encoder is not. Nothing, where there is no head."""
     if not run.is_main or not method.state_dict():
         return
-    from safetensors.torch import save_file
-
     (run / FOLDER).mkdir(exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}, run / FOLDER / "model.safetensors")
+    write_tensors(run / FOLDER / "model.safetensors", method.state_dict())
     frozen = [name for name, p in encoder.named_parameters() if not p.requires_grad]
     about = {"method": OmegaConf.to_container(node, resolve=True), "way": way, "frozen": frozen}
-    (run / FOLDER / "episodes.json").write_text(json.dumps(about, indent=1) + "\n")
+    seal(run / FOLDER, "episodes.json", about)
 
 
 def _load(cfg: Any, method: Any, encoder: Encoder, plan: Episodes) -> None:
@@ -197,6 +195,7 @@ def _load(cfg: Any, method: Any, encoder: Encoder, plan: Episodes) -> None:
     way, kind = stored.value(about, "way", int, file), stored.value(stored.value(about, "method", dict, file), "_target_", str, file)
     frozen = set(map(str, stored.value({"frozen": [], **about}, "frozen", list, file)))
     check_trusted(about, list(cfg.trust), str(folder))
+    check_seal(folder, "episodes.json", about)
     if way != plan.way:
         raise UserError(f"from={cfg['from']} has learned {way}-way episodes: set episodes.way={way}")
     if kind != cfg.episodes.method["_target_"]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -18,7 +19,7 @@ from sslt import cpu_kernels, distributed, precision
 from sslt.adaptation.adapters import Adapter
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
-from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, StreamedCheckpoints, signals_restored
+from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, Signals, StreamedCheckpoints, newest
 from sslt.callbacks.curves import Clock, Curves
 from sslt.callbacks.progress import Progress
 from sslt.config import build
@@ -29,7 +30,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
 from sslt.execute import Interrupted, accelerator
-from sslt.learner import Learner, Term
+from sslt.learner import Learner, Term, seed_step
 from sslt.objectives.base import Objective
 from sslt.objectives.momentum import Teacher
 from sslt.runs import Run
@@ -87,7 +88,8 @@ def fit(
     )
     primary = next(iter(streams.values()))
     curves = Curves(run, primary.batch_size * world)
-    checkpoint = Checkpoint(run / "checkpoints", cfg.checkpoint.every_minutes, cfg.checkpoint.keep_every_n_epochs)
+    start = distributed.broadcast_object(newest(run / "checkpoints") if distributed.rank() == 0 else None)
+    signals, checkpoint = Signals(), Checkpoint(run / "checkpoints", cfg.checkpoint.every_minutes, cfg.checkpoint.keep_every_n_epochs)
     progress = Progress(budget, curves, str(cfg.name or run.info.get("verb", "train")))
     own = watchers(curves) if watchers else []
     yours = [build(c) for c in cfg.callbacks]
@@ -102,10 +104,11 @@ def fit(
         max_epochs=budget.max_epochs or -1,
         max_steps=budget.max_steps or -1,
         logger=loggers or False,
-        callbacks=[curves, budget, *own, *yours, progress, NaNGuard(checkpoint), checkpoint, Clock(curves)],
+        callbacks=[signals, curves, budget, *own, *yours, progress, NaNGuard(checkpoint), checkpoint, Clock(curves)],
         default_root_dir=run.path,
         **_OFF,
     )
+    trainer.fit_loop.__class__ = _WholeFit
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     groups = adaptation.parameter_groups(encoder, learner.objectives, 0.0)
@@ -117,21 +120,25 @@ def fit(
     if len(streams) > 1:
         log.info("%s", sampling.describe({name: len(stream) for name, stream in streams.items()}))
     log.info("%s of %s parameters move; %s on %s", f"{moving:,}", f"{whole:,}", number_format, kind)
-    if run.checkpoint is not None:
-        log.info("going on from %s", run.checkpoint)
+    if start is not None:
+        log.info("going on from %s", start)
     if kind == "gpu":
         torch.cuda.reset_peak_memory_stats()
     try:
-        with signals_restored(), cpu_kernels.replaced(kind, str(number_format)):
-            trainer.fit(learner, ckpt_path=run.checkpoint, weights_only=True)
+        with cpu_kernels.replaced(kind, str(number_format)):
+            trainer.fit(learner, ckpt_path=start, weights_only=True)
     except RuntimeError as e:
         if "state_dict" not in str(e):
             raise
         raise UserError(f"the checkpoint of {run} does not fit these settings: go on with those it was made with") from e
     finally:
         progress.close()
-    if learner.interrupted:
-        raise Interrupted(learner.batches_seen)
+        signals.restore()
+    if learner.interrupted or checkpoint.watch.came is not None:
+        raise Interrupted(learner.batches_seen, checkpoint.watch.came)
+    if start is not None:
+        learner.see_first_views()
+    seed_step(learner.seed, learner.batches_seen, 2)  # what is random from here on is the same after a training that was interrupted
     rate = round(curves.throughput, 2)
     now = {"train/loss": learner.scalars()["loss"], "throughput/samples_per_second": rate} if learner.last else {}
     learner.run_metrics = now | {
@@ -144,6 +151,14 @@ def fit(
     }
     learner.loggers_used = loggers
     return learner
+
+
+class _WholeFit(_FitLoop):
+    """Starts and ends training also where nothing is left to train: a run that was killed at its end is probed and saved as any other."""
+
+    @property
+    def skip(self) -> bool:
+        return False
 
 
 def _check_numbers(cfg: Any) -> None:

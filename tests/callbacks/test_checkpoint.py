@@ -1,7 +1,11 @@
-"""Protects the writing of checkpoints: in little memory, and with a full disk known as one."""
+"""Protects checkpoints: written in little memory, with a full disk known as one; read only where they are as they were written."""
 
 from __future__ import annotations
 
+import logging
+import os
+import pickle
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +14,10 @@ import pytest
 import torch
 from conftest import TINY_IMAGES
 
-from sslt.callbacks.checkpoint import StreamedCheckpoints
+from sslt.callbacks.checkpoint import LAST, PREVIOUS, Damaged, StreamedCheckpoints, newest, read
+from sslt.errors import UserError
 from sslt.execute import _disk_is_full, _find
+from sslt.runs import Run
 
 MEMORY = """
 import sys
@@ -60,3 +66,122 @@ def test_a_run_saves_so(sslt, here, monkeypatch):
     sslt("pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=1", "hydra.run.dir=a")
     sslt("pretrain", "resume=a", "trainer.max_steps=2")
     assert [Path(path).name for path in written] == [".last.ckpt.tmp"] * 2
+
+
+# ---------------------------------------------------------------- what is damaged
+ONE = ["pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=2", "checkpoint.every_minutes=1e-9", "online_probe.every_n_epochs=0"]
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory, cache):
+    """The bytes of last.ckpt (step 2) and previous.ckpt (step 1) of a run."""
+    from sslt.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("run"))
+        patch.setenv("SSLT_CACHE", str(cache))
+        assert main([*ONE, "hydra.run.dir=a"]) == 0
+        return {name: Path("a/checkpoints", name).read_bytes() for name in (LAST, PREVIOUS)}
+
+
+@pytest.fixture
+def folder(two_checkpoints, tmp_path):
+    for name, content in two_checkpoints.items():
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 16
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a flipped bit": lambda p: flip(p, p.stat().st_size // 2),
+    "cut short": lambda p: os.truncate(p, p.stat().st_size - 1000),
+    "empty": lambda p: os.truncate(p, 0),
+    "garbage": lambda p: p.write_bytes(b"garbage" * 1000),
+    "a pickle": lambda p: p.write_bytes(pickle.dumps({"state_dict": 1})),
+    "code": lambda p: torch.save({"state_dict": Evil()}, p),
+    "something else": lambda p: torch.save([1, 2], p),
+    "another's checkpoint": lambda p: torch.save({"state_dict": {}}, p),
+    "a pipe": lambda p: (p.unlink(), os.mkfifo(p)),
+    "a folder": lambda p: (p.unlink(), p.mkdir()),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_checkpoint_falls_back(folder, monkeypatch, caplog, what):
+    """To the one before it, with a line that says what is lost; where that is damaged, too, it ends in one line."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(logging.getLogger("sslt"), "propagate", True)
+    assert newest(folder) == folder / LAST
+    DAMAGES[what](folder / LAST)
+    assert newest(folder) == folder / PREVIOUS
+    (line,) = {r.getMessage() for r in caplog.records}
+    assert "last.ckpt.damaged is damaged" in line and "of step 1" in line and "weights_only" not in line
+    assert newest(folder) == folder / PREVIOUS and not (folder / LAST).exists()
+    DAMAGES[what](folder / PREVIOUS)
+    with pytest.raises(UserError, match=r"previous\.ckpt is damaged") as caught:
+        newest(folder)
+    assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+    assert not (folder / "owned").exists() and (folder / PREVIOUS).exists()
+
+
+def test_every_byte_counts(folder, two_checkpoints):
+    """A flipped bit anywhere is noticed, or stands where nothing reads it (in a zip's padding and time stamps)."""
+    path, whole = folder / LAST, two_checkpoints[LAST]
+    before = pickle.dumps(_plain(read(path)))
+    noticed = 0
+    for at in random.Random(0).sample(range(len(whole)), 60):
+        flip(path, at)
+        try:
+            assert pickle.dumps(_plain(read(path))) == before, f"byte {at}"
+        except Damaged:
+            noticed += 1
+        path.write_bytes(whole)
+    assert noticed > 40
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), value.tolist()
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def test_resuming_from_the_one_before(sslt, here, two_checkpoints):
+    """Ends with the same weights; without any checkpoint that can be read the command ends with 2."""
+    sslt(*ONE, "hydra.run.dir=a")
+    run, whole = here / "a", (here / "a" / "encoder" / "model.safetensors").read_bytes()
+    Run(run).update(status="interrupted")
+    flip(run / "checkpoints" / LAST, 5000)
+    (run / "encoder" / "model.safetensors").unlink()
+    sslt("pretrain", "resume=a")
+    assert (run / "encoder" / "model.safetensors").read_bytes() == whole
+    assert read(run / "checkpoints" / LAST)["batches_seen"] == 2
+    assert read(run / "checkpoints" / PREVIOUS)["batches_seen"] == 1
+    Run(run).update(status="interrupted")
+    for name in (LAST, PREVIOUS):
+        (run / "checkpoints" / name).write_bytes(b"garbage")
+    sslt("pretrain", "resume=a", code=2)
+
+
+def test_a_damaged_best_epoch_is_noticed(tmp_path):
+    from torch import nn
+
+    from sslt.stages.common import load_best, save_best
+
+    best, parts = tmp_path / "c" / "best.safetensors", [nn.Linear(3, 4), nn.Linear(2, 2)]
+    save_best(best, *parts, Run(tmp_path))
+    load_best(best, *parts)
+    flip(best, -3)
+    with pytest.raises(UserError, match="report=last"):
+        load_best(best, *parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -179,4 +180,109 @@ def test_cache_dir_comes_from_the_setting_then_the_environment(monkeypatch, tmp_
 def test_meta_is_plain_json(own_cache):
     """Entries can be read by anything, in any later version."""
     entry = cache.get_or_make("kind", "key", write_numbers)
-    assert json.loads((entry.path / "meta.json").read_text()) == {"count": 10}
+    meta = json.loads((entry.path / "meta.json").read_text())
+    assert meta.pop("checksums").keys() == {"numbers.npy", "meta.json"} and meta == {"count": 10}
+
+
+# ---------------------------------------------------------------- what is damaged
+def write_much(folder: Path) -> dict[str, int]:
+    np.save(folder / "numbers.npy", np.arange(1_000_000))  # 8 MB: eight blocks of the size below
+    (folder / "words.json").write_text('["one"]')
+    return {"count": 10}
+
+
+def flip(path: Path, at: int) -> None:
+    """Change one bit, and nothing that `stat` tells."""
+    stat = path.stat()
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    with path.open("r+b") as f:
+        f.write(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def damages(place: Path) -> dict[str, object]:
+    numbers, meta = place / "numbers.npy", place / "meta.json"
+    return {
+        "a bit in the middle": lambda: flip(numbers, 5_000_000),
+        "a bit in the last block": lambda: flip(numbers, numbers.stat().st_size - 1),
+        "a bit of the header": lambda: flip(numbers, 30),
+        "a bit of a small file": lambda: flip(place / "words.json", 3),
+        "a number in meta.json": lambda: meta.write_text(meta.read_text().replace('"count": 10', '"count": 12')),
+        "a checksum": lambda: meta.write_text(meta.read_text().replace('"numbers.npy": [', '"numbers.npy": [1')),
+        "no JSON": lambda: meta.write_bytes(b"\xff\x00 not JSON"),
+        "another JSON": lambda: meta.write_text("[1, 2]"),
+        "checksums of another kind": lambda: meta.write_text('{"count": 10, "checksums": [3]}'),
+        "cut short": lambda: os.truncate(numbers, 4_000_000),
+        "emptied": lambda: os.truncate(numbers, 0),
+        "too long": lambda: numbers.open("ab").write(b"more"),
+        "missing": numbers.unlink,
+        "no meta.json": meta.unlink,
+        "a pipe": lambda: (meta.unlink(), os.mkfifo(meta)),
+        "a pipe for data": lambda: (numbers.unlink(), os.mkfifo(numbers)),
+        "no folder": lambda: (shutil.rmtree(place), place.write_text("a file")),
+    }
+
+
+@pytest.mark.parametrize("what", damages(Path()))
+def test_a_damaged_entry_is_made_again(own_cache, monkeypatch, caplog, what):
+    """With a line, in the next run; the file's time tells nothing. What was damaged is gone, and the new one is whole."""
+    monkeypatch.setattr(cache, "BLOCK", 1 << 20)
+    monkeypatch.setattr(cache.log, "propagate", True)
+    made = []
+    make = lambda folder: (made.append(1), write_much(folder))[1]  # noqa: E731
+    place = cache.get_or_make("kind", "key", make).path
+    damages(place)[what]()
+    cache.set_cache_dir(own_cache)  # another run
+    for _ in range(2):
+        entry = cache.get_or_make("kind", "key", make)
+        assert entry["numbers"].tolist() == list(range(1_000_000)) and entry.meta == {"count": 10}
+    assert made == [1, 1]
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert line.startswith("kind/key in the cache is damaged and made again: ") and "\n" not in line
+    assert everything_in(own_cache) == [".lock", "key", "kind", "meta.json", "numbers.npy", "words.json"]
+
+
+def test_an_entry_is_read_once_a_run(own_cache, monkeypatch):
+    """Opening it again costs a look at its files; what this run made is not read at all."""
+    read, sums = [], cache._sums
+    cache.get_or_make("kind", "key", write_much)
+    monkeypatch.setattr(cache, "_sums", lambda path: read.append(path.name) or sums(path))
+    cache.get_or_make("kind", "key", write_much)
+    assert read == []
+    cache.set_cache_dir(own_cache)
+    for _ in range(3):
+        cache.get_or_make("kind", "key", write_much)
+    assert sorted(read) == ["numbers.npy", "words.json"]
+
+
+def test_an_entry_without_checksums_is_made_again_silently(own_cache, caplog):
+    """As earlier versions wrote it; where nothing can be written it is taken as it is."""
+    place = own_cache / "kind" / "key"
+    place.mkdir(parents=True)
+    (place / "meta.json").write_text('{"count": 3}')
+    assert cache.get_or_make("kind", "key", write_numbers).meta == {"count": 10}
+    assert caplog.records == []
+
+
+def _open_damaged(root: str, started, answers) -> None:
+    cache.set_cache_dir(root)
+    started.wait(20)
+    entry = cache.get_or_make("kind", "key", write_much)
+    answers.put(int(np.array(entry["numbers"]).sum()))
+
+
+def test_processes_that_find_the_same_damage(own_cache):
+    """All end with the whole entry, though one may take away what another is about to look at."""
+    place = cache.get_or_make("kind", "key", write_much).path
+    flip(place / "numbers.npy", 5_000_000)
+    context = multiprocessing.get_context("fork")
+    started, answers = context.Barrier(4), context.Queue()
+    readers = [context.Process(target=_open_damaged, args=(str(own_cache), started, answers)) for _ in range(4)]
+    for r in readers:
+        r.start()
+    got = [answers.get(timeout=30) for _ in readers]
+    for r in readers:
+        r.join(30)
+    assert got == [499_999_500_000] * 4
+    assert everything_in(own_cache) == [".lock", "key", "kind", "meta.json", "numbers.npy", "words.json"]
