@@ -92,9 +92,10 @@ def show(result: dict[str, Any], root: Path) -> None:
 
 def conclude(results: list[dict[str, Any]], seed: int) -> None:
     """The table of outcomes, and what was bad by its cause, worst first."""
+    import sslt
     from sslt.report.tables import markdown_table
 
-    print(f"\nseed {seed}\n")
+    print(f"\nseed {seed}, {Path(sslt.__file__).parent}\n")
     print(markdown_table([dict(zip(("kind", "cases", *GOOD, *BAD), row, strict=True)) for row in summary(results)]))
     for outcome, cause, found in by_cause(results):
         print(f"{len(found):4d} × {outcome}: {cause}    ({found[0]['name']})")

@@ -6,7 +6,7 @@ Each attack gets the folder `bad`, the case's place and the seed, and says in wo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -64,14 +64,18 @@ def _structured(bad: Path, rng: Random) -> tuple[Path, Any] | None:
     return path, _read(path)
 
 
+def _next(known: Sequence[Any], turn: int) -> Any:
+    return known[turn % len(known)]
+
+
 def _name(path: Path, place: Place) -> str:
     return str(path.relative_to(place.root if path.is_relative_to(place.cache) else place.work))
 
 
 # ---------------------------------------------------------------- attacks
-def _node(bad: Path, place: Place, rng: Random) -> str:
+def _node(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """A node that names code, where a node stands or could."""
-    name, node = rng.choice(list(hostile.nodes(place, bad).items()))
+    name, node = _next(list(hostile.nodes(place, bad).items()), turn)
     known = {"config.yaml": ("encoder", "objective", "data", "views", "optimizer", "schedule", "trainer", "logger", "adaptation",
     "callbacks",
                              "joint", "shift", "episodes", "test_time", "corruption", "sampling", "checkpoint"),
@@ -98,10 +102,10 @@ def _node(bad: Path, place: Place, rng: Random) -> str:
     return f"{_name(path, place)}: {name} at {'.'.join(map(str, at)) or 'the top'}: {json.dumps(node)}"
 
 
-def _value(bad: Path, place: Place, rng: Random) -> str:
+def _value(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """Another value somewhere, a key more or a key less."""
     if not (found := _structured(bad, rng)):
-        return _raw(bad, place, rng)
+        return _raw(bad, place, rng, turn)
     path, content = found
     at = rng.choice([*(p for p in _paths(content) if p), ()])
     parent = _get(content, at[:-1]) if at else None
@@ -123,7 +127,7 @@ def _value(bad: Path, place: Place, rng: Random) -> str:
     return f"{_name(path, place)}: {told}"
 
 
-def _interpolation(bad: Path, place: Place, rng: Random) -> str:
+def _interpolation(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """A value that Hydra or OmegaConf would compute."""
     node = f"{{_target_:os.system,command:'{place.shell}'}}"
     text = rng.choice([
@@ -139,12 +143,13 @@ def _interpolation(bad: Path, place: Place, rng: Random) -> str:
     return f"{_name(path, place)}: {'.'.join(map(str, at))} = {text}"
 
 
-def _override(bad: Path, place: Place, rng: Random) -> str:
+def _override(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """Hostile overrides in run.json, of which a run that goes on is told."""
     path = rng.choice(_files(bad, "run.json"))
     about = _read(path)
-    chosen: list[Any] = rng.sample(hostile.overrides(place, bad), rng.choice([1, 1, 1, 2]))
-    if rng.random() < 0.1:
+    known = hostile.overrides(place, bad)
+    chosen: list[Any] = [_next(known, turn), *rng.sample(known, rng.choice([0, 0, 0, 1]))]
+    if rng.random() < 0.05:
         chosen = [rng.choice(hostile.odd_values(place, rng))]
     kept = about.get("overrides", [])
     about["overrides"] = rng.choice([[*kept, *chosen], [*chosen, *kept], chosen])
@@ -154,24 +159,24 @@ def _override(bad: Path, place: Place, rng: Random) -> str:
     return f"{_name(path, place)}: overrides {chosen!r:.400}, config_dir {about.get('config_dir')!r}"
 
 
-def _raw(bad: Path, place: Place, rng: Random) -> str:
+def _raw(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """Another content for a small file."""
     files = _files(bad, ".json", ".yaml", ".csv", ".txt") or _files(bad)
     path = rng.choice(files)
-    name, content = rng.choice(list(hostile.raw_contents(place).items()))
+    name, content = _next(list(hostile.raw_contents(place).items()), turn)
     path.write_bytes(content)
     return f"{_name(path, place)} holds {name}"
 
 
-def _no_file(bad: Path, place: Place, rng: Random) -> str:
+def _no_file(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """What is no file where a file or folder stood."""
     path = rng.choice(_files(bad) * 2 + sorted(p for p in bad.rglob("*") if p.is_dir() and not p.is_symlink()))
-    kind = rng.choice(hostile.NO_FILES)
+    kind = _next(hostile.NO_FILES, turn)
     hostile.no_file(kind, path, place)
     return f"{_name(path, place)} is {kind}"
 
 
-def _pickle(bad: Path, place: Place, rng: Random) -> str:
+def _pickle(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """A pickle where weights or arrays stand, or beside them under a name that a library looks for."""
     files = _files(bad, ".safetensors", ".ckpt", ".npy", ".npz", ".parquet", ".pt")
     extra = [
@@ -198,7 +203,7 @@ def _pickle(bad: Path, place: Place, rng: Random) -> str:
     return f"{_name(path, place)} is a pickle"
 
 
-def _checkpoint(bad: Path, place: Place, rng: Random) -> str:
+def _checkpoint(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """A checkpoint in which something is of another kind."""
     import torch
 
@@ -222,13 +227,13 @@ def _checkpoint(bad: Path, place: Place, rng: Random) -> str:
     return f"{_name(path, place)}: {'.'.join(map(str, at))} = {value!r:.200}"
 
 
-def _bytes(bad: Path, place: Place, rng: Random) -> str:
+def _bytes(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """Damaged bytes."""
     path = rng.choice([p for p in _files(bad) if p.stat().st_size])
     return f"{_name(path, place)}: {damage.damage(path, rng)}"
 
 
-def _place_of_a_run(bad: Path, place: Place, rng: Random) -> str:
+def _place_of_a_run(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """Places in a stored config that lie elsewhere."""
     path = rng.choice([p for p in _files(bad, "config.yaml") if p.parent.name != ".hydra"] or _files(bad, "run.json"))
     content = _read(path)
@@ -244,13 +249,9 @@ def _place_of_a_run(bad: Path, place: Place, rng: Random) -> str:
     return f"{_name(path, place)}: {key} = {values[key]}"
 
 
-def _links_out(bad: Path, place: Place, rng: Random) -> str:
+def _links_out(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """Links in the places that a run that goes on writes to."""
-    name = rng.choice(["metrics.json", "metrics.csv", "command.txt", "logs/sslt.log", "logs", "checkpoints", "checkpoints/.last.ckpt.tmp",
-    "plots",
-                       "encoder", "head", "config.yaml", "versions.json", ".lock", "config.0.yaml", "predictions.csv", "logs/workers.yaml",
-                       "checkpoints/last.ckpt", "pictures", "README.md", "confusion_test.json", "encoder/README.md",
-                       "head/head.json"])  # fmt: skip
+    name = _next(_WRITTEN, turn)
     path = bad / name
     path.parent.mkdir(exist_ok=True)
     kind = "outside" if "." not in path.name else "victim"
@@ -258,7 +259,7 @@ def _links_out(bad: Path, place: Place, rng: Random) -> str:
     return f"{_name(path, place)} is a link to {kind}"
 
 
-def _zip(bad: Path, place: Place, rng: Random) -> str:
+def _zip(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """Archives whose members lie elsewhere or are bombs, in place of arrays and checkpoints."""
     import zipfile
 
@@ -270,7 +271,7 @@ def _zip(bad: Path, place: Place, rng: Random) -> str:
     return f"{_name(path, place)} is an archive of {member}"
 
 
-def _itself(bad: Path, place: Place, rng: Random) -> str:
+def _itself(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """An encoder whose base is itself, a run that is its own parent, a chain that holds itself."""
     path = rng.choice(_files(bad, "sslt.json", "run.json") or _files(bad, ".json"))
     content = _read(path)
@@ -288,8 +289,24 @@ def _itself(bad: Path, place: Place, rng: Random) -> str:
     return f"{_name(path, place)}: its base is {where!r}, {content.get('base')!r}"
 
 
-ATTACKS: dict[str, Callable[[Path, Place, Random], str]] = {
-    "node": _node, "override": _override, "value": _value, "no file": _no_file, "raw": _raw, "pickle": _pickle, "node again": _node,
-    "interpolation": _interpolation, "links out": _links_out, "checkpoint": _checkpoint, "override again": _override, "value again": _value,
-    "place of a run": _place_of_a_run, "bytes": _bytes, "zip": _zip, "itself": _itself,
+_WRITTEN = (
+    "logs/sslt.log", "command.txt", "config.0.yaml", "logs", "checkpoints", "metrics.csv", "encoder", ".lock", "metrics.json", "plots", "head",
+    "config.yaml", "checkpoints/.last.ckpt.tmp", "versions.json", "predictions.csv", "logs/workers.yaml", "checkpoints/last.ckpt",
+    "pictures", "confusion_test.json", "encoder/README.md", "head/head.json",
+)  # fmt: skip
+Attack = Callable[[Path, Place, Random, int], str]
+ATTACKS: dict[str, Attack] = {
+    "node": _node, "override": _override, "value": _value, "no file": _no_file, "raw": _raw, "pickle": _pickle,
+    "interpolation": _interpolation, "links out": _links_out,
+    "checkpoint": _checkpoint, "place of a run": _place_of_a_run, "bytes": _bytes,
+    "zip": _zip, "itself": _itself,
 }  # fmt: skip
+ORDER = ("node", "override", "value", "no file", "raw", "pickle", "node", "override", "interpolation", "links out", "value", "checkpoint",
+         "override", "place of a run", "no file", "bytes", "zip", "itself")  # fmt: skip
+
+
+def turn(number: int) -> tuple[str, int]:
+    """Which attack the case of a number is, and how many of its kind came before: from lists it takes one after the other."""
+    rounds, at = divmod(number, len(ORDER))
+    name = ORDER[at]
+    return name, rounds * ORDER.count(name) + ORDER[:at].count(name)

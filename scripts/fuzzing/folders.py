@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from fuzzing import damage, hostile
-from fuzzing.attacks import ATTACKS
+from fuzzing import attacks, damage, hostile
 from fuzzing.case import Case, Place
 from fuzzing.goods import FINETUNE, HERE, MEASURE, PRETRAIN, Goods, interrupt
 
@@ -75,9 +74,9 @@ def needs(way: Way) -> list[str]:
 
 
 def plan(number: int, seed: int, goods: Goods) -> Callable[[Place], Case]:
-    """The case of a number: attacks take turns, and each meets every way that it fits."""
+    """The case of a number: attacks take turns, and each comes by one of the ways that fit it."""
     rng = Random(f"{seed} folders {number}")
-    name, attack = list(ATTACKS.items())[number % len(ATTACKS)]
+    name, turn = attacks.turn(number)
     way = rng.choice([w for w in WAYS if _fits(name, w)])
     goods.need(*needs(way))
 
@@ -87,7 +86,7 @@ def plan(number: int, seed: int, goods: Goods) -> Callable[[Place], Case]:
         texts = ["text", *(f"a text of number {i} about rooms" for i in range(6))]
         (place.work / "texts.csv").write_text("\n".join(texts) + "\n")
         hostile.plant(place.work / "bad" if (place.work / "bad").is_dir() else place.work, place, rng)
-        told = attack(bad, place, rng)
+        told = attacks.ATTACKS[name](bad, place, rng, turn)
         argv = [a.format(**{n: goods[n] for n in needs(way)[:-1]}) if "{" in a else a for a in way.argv]
         argv += [] if way.resumed or way.run == "listed" else ["hydra.run.dir=new"]
         untouched = [] if way.resumed or way.run in ("cached", "listed") else ["work/bad"]
@@ -98,7 +97,6 @@ def plan(number: int, seed: int, goods: Goods) -> Callable[[Place], Case]:
 
 
 def _fits(attack: str, way: Way) -> bool:
-    attack = attack.removesuffix(" again")
     if attack in ("override", "place of a run", "links out"):
         return way.resumed or way.run == "listed"
     if attack in ("node", "interpolation"):

@@ -184,31 +184,40 @@ def overrides(place: Place, bad: Path) -> list[str]:
     hub = f"{{_target_:torch.hub.load,repo_or_dir:{bad}/h,model:x,source:local}}"
     up = "../" * 12 + "proc/self/cwd/bad"
     logging = f"{{version:1,handlers:{{f:{{class:logging.FileHandler,filename:{place.victim},mode:w}}}},root:{{handlers:[f]}}}}"
-    return [
-        f"+target={up}/x", f"+task={up}/x", f"+joint={up}/x", f"+shift={up}/x", f"+logger={up}/x", f"logger={up}/x", f"data={up}/x",
-        f"+objective@callbacks={up}/x", f"+x@_global_={up}/x", f"+../bad/x@_global_={up}/x", "+target=../../../bad/x", f"optimizer={up}/x",
-        f"callbacks=[{node}]", f"++callbacks=[{node}]", f"callbacks=[{hub}]", f"'callbacks'=[{node}]",
-        "callbacks=[{\"_target_\":os.system}]",
-        f"+callbacks.0={node}", f"objective={node}", f"++objective._target_=os.system ++objective.command='{place.shell}'",
-        f"+x={node}", "++encoder._target_=x.x", "++views.x._target_=os.system", f"logger={{csv:{node}}}", f"++logger.x={node}",
-        f"++hydra.job_logging={logging}", f"hydra.job_logging={logging}", f"+hydra.job_logging={logging}",
-        f"++hydra.hydra_logging={logging}",
-        "hydra/job_logging=default", "hydra/launcher=basic", f"hydra/launcher={up}/x", f"+hydra/callbacks={up}/x", "hydra/output=default",
-        f"hydra.searchpath=[file://{bad}]", f"++hydra.searchpath=[file://{bad}]", "hydra.sweeper._target_=os.system",
-        f"++hydra.callbacks.x={node}", f"++hydra.sweeper={node}", "hydra.mode=MULTIRUN", "hydra.verbose=true", "hydra.job.chdir=true",
-        f"++hydra.run.dir={place.outside}", f"hydra.run.dir={place.outside}/new", f"++hydra.output_subdir={place.outside}/new",
-        "++hydra.job.env_set.PYTHONPATH=bad", f"cache_dir={place.outside}/new", f"++cache_dir={place.outside}/new", "trust=[os]",
-        "++trust=[x,os]",
-        "+trust=[torch]", "'trust'=[os]", "resume=auto", "++resume=null", f"from={bad}", "from=x", "from=null", "data.path=/dev/zero",
-        f"data=text_files data.path={place.victim}", "logger=csv", f"++logger.csv.save_dir={place.outside}", "${oc.env:HOME}=1",
-        "seed=${oc.env:HOME}", "seed=${oc.decode:1}", "--config-dir=bad", "--multirun", "-m", "--cfg=job", "--help", "", "=", "==", "+",
-        "~",
-        "~trainer", "~objective", "x", "seed=", "seed=1 seed=2", "seed=[1", "seed='", "seed=\x00", "seed=\ud800", "seed=" + "9" * 5000,
-        "callbacks=" + "[" * 500, "trainer.devices=1000000", "trainer.devices=2", "trainer.max_steps=nan", "compare=scratch", "debug=true",
-        f"curve.overrides=[\"callbacks=[{node}]\"]", f"++stages.pretrain.values.callbacks=[{node}]", "++stages.evil.values.x=1",
-        f"++stages.finetune.choices.target={up}/x", f"++stages.pretrain.added.hydra={node}", "stages=null", "++_target_=os.system",
-        "+encoder.args.layers=${stages.pretrain.values.x}", f"++stages.pretrain.values.hydra.job_logging={logging}",
+    first = [  # what has run code or written elsewhere before, and its like
+        f"+target={up}/x", f"++hydra.job_logging={logging}", f"callbacks=[{node}]", f"+x@_global_={up}/x", f"hydra.searchpath=[file://{bad}]",
+        f"++hydra.run.dir={place.outside}", f"callbacks=[{hub}]", f"cache_dir={place.outside}/new", "trust=[os]",
+        f"++stages.pretrain.values.callbacks=[{node}]", f"++stages.finetune.choices.target={up}/x", f"+logger={up}/x",
+        f"logger={{csv:{node}}}", f"hydra.job_logging={logging}", f"optimizer={up}/x", "++trust=[x,os]", f"++hydra.callbacks.x={node}",
+        f"++logger.csv.save_dir={place.outside}", f"objective={node}", f"from={bad}",
     ]  # fmt: skip
+    groups = [
+        f"+task={up}/x", f"+joint={up}/x", f"+shift={up}/x", f"logger={up}/x", f"data={up}/x", f"+objective@callbacks={up}/x",
+        f"+../bad/x@_global_={up}/x", "+target=../../../bad/x", "hydra/job_logging=default", "hydra/launcher=basic",
+        f"hydra/launcher={up}/x",
+        f"+hydra/callbacks={up}/x", "hydra/output=default",
+    ]  # fmt: skip
+    nodes = [
+        f"++callbacks=[{node}]", f"'callbacks'=[{node}]", 'callbacks=[{"_target_":os.system}]', f"+callbacks.0={node}", f"+x={node}",
+        "++encoder._target_=x.x", "++views.x._target_=os.system", f"++logger.x={node}", "++_target_=os.system", f"++hydra.sweeper={node}",
+        f"++objective._target_=os.system ++objective.command='{place.shell}'", f'curve.overrides=["callbacks=[{node}]"]',
+    ]  # fmt: skip
+    settings = [
+        f"+hydra.job_logging={logging}", f"++hydra.hydra_logging={logging}", f"++hydra.searchpath=[file://{bad}]", "hydra.mode=MULTIRUN",
+        "hydra.sweeper._target_=os.system", "hydra.verbose=true", "hydra.job.chdir=true", f"hydra.run.dir={place.outside}/new",
+        f"++hydra.output_subdir={place.outside}/new", "++hydra.job.env_set.PYTHONPATH=bad", f"++cache_dir={place.outside}/new",
+        "+trust=[torch]", "'trust'=[os]", "resume=auto", "++resume=null", "from=x", "from=null", "data.path=/dev/zero",
+        f"data=text_files data.path={place.victim}", "logger=csv", "trainer.devices=1000000", "trainer.devices=2", "compare=scratch",
+        "debug=true", "++stages.evil.values.x=1", f"++stages.pretrain.added.hydra={node}", "stages=null",
+        f"++stages.pretrain.values.hydra.job_logging={logging}", "+encoder.args.layers=${stages.pretrain.values.x}",
+    ]  # fmt: skip
+    grammar = [
+        "${oc.env:HOME}=1", "seed=${oc.env:HOME}", "seed=${oc.decode:1}", "--config-dir=bad", "--multirun", "-m", "--cfg=job", "--help", "",
+        "=",
+        "==", "+", "~", "~trainer", "~objective", "x", "seed=", "seed=1 seed=2", "seed=[1", "seed='", "seed=\x00", "seed=\ud800",
+        "seed=" + "9" * 5000, "callbacks=" + "[" * 500, "trainer.max_steps=nan",
+    ]  # fmt: skip
+    return [*first, *groups, *nodes, *settings, *grammar]
 
 
 def raw_contents(place: Place) -> dict[str, bytes]:
