@@ -14,11 +14,20 @@ from typing import Any
 from fuzzing import damage, hostile
 from fuzzing.case import Place
 
+_READ = ("config.yaml", "run.json", "sslt.json", "head.json", "config.json", "meta.json", "tokenizer.json", "tokenizer_config.json",
+         "text_processor.json", "metrics.csv", "train.csv")  # fmt: skip
+
 
 # ---------------------------------------------------------------- places in files
 def _files(bad: Path, *endings: str) -> list[Path]:
     return sorted(p for p in bad.rglob("*") if p.is_file() and not p.is_symlink() and p.name not in hostile.PLANTED
                   and (not endings or p.name.endswith(endings)))  # fmt: skip
+
+
+def _likely(files: list[Path], rng: Random) -> Path:
+    """One of the files; mostly of those that sslt reads."""
+    read = [p for p in files if p.name in _READ or p.suffix in (".safetensors", ".ckpt", ".npy")]
+    return rng.choice(read if read and rng.random() < 0.85 else files)
 
 
 def _read(path: Path) -> Any:
@@ -59,8 +68,7 @@ def _structured(bad: Path, rng: Random) -> tuple[Path, Any] | None:
     found = [p for p in _files(bad, ".json", ".yaml") if p.stat().st_size < 200_000]
     if not found:
         return None
-    likely = [p for p in found if p.name in ("config.yaml", "run.json", "sslt.json", "head.json", "config.json", "meta.json")]
-    path = rng.choice([*found, *likely * 3])
+    path = _likely(found, rng)
     return path, _read(path)
 
 
@@ -81,7 +89,7 @@ def _node(bad: Path, place: Place, rng: Random, turn: int) -> str:
                              "joint", "shift", "episodes", "test_time", "corruption", "sampling", "checkpoint"),
              "head.json": ("objective",), "sslt.json": ("args", "processor", "adapter", "base"), "run.json": ("from", "data",
              "stages")}  # fmt: skip
-    files = [p for p in _files(bad, *known) if p.parent.name != ".hydra"] or _files(bad, ".json", ".yaml")
+    files = _files(bad, *known) or _files(bad, ".json", ".yaml")
     path = rng.choice(files)
     content = _read(path)
     if path.name == "config.yaml" and rng.random() < 0.4:
@@ -161,8 +169,7 @@ def _override(bad: Path, place: Place, rng: Random, turn: int) -> str:
 
 def _raw(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """Another content for a small file."""
-    files = _files(bad, ".json", ".yaml", ".csv", ".txt") or _files(bad)
-    path = rng.choice(files)
+    path = _likely(_files(bad, ".json", ".yaml", ".csv", ".txt") or _files(bad), rng)
     name, content = _next(list(hostile.raw_contents(place).items()), turn)
     path.write_bytes(content)
     return f"{_name(path, place)} holds {name}"
@@ -170,7 +177,8 @@ def _raw(bad: Path, place: Place, rng: Random, turn: int) -> str:
 
 def _no_file(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """What is no file where a file or folder stood."""
-    path = rng.choice(_files(bad) * 2 + sorted(p for p in bad.rglob("*") if p.is_dir() and not p.is_symlink()))
+    folders = sorted(p for p in bad.rglob("*") if p.is_dir() and not p.is_symlink())
+    path = rng.choice(folders) if folders and rng.random() < 0.2 else _likely(_files(bad), rng)
     kind = _next(hostile.NO_FILES, turn)
     hostile.no_file(kind, path, place)
     return f"{_name(path, place)} is {kind}"
@@ -229,13 +237,13 @@ def _checkpoint(bad: Path, place: Place, rng: Random, turn: int) -> str:
 
 def _bytes(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """Damaged bytes."""
-    path = rng.choice([p for p in _files(bad) if p.stat().st_size])
+    path = _likely([p for p in _files(bad) if p.stat().st_size], rng)
     return f"{_name(path, place)}: {damage.damage(path, rng)}"
 
 
 def _place_of_a_run(bad: Path, place: Place, rng: Random, turn: int) -> str:
     """Places in a stored config that lie elsewhere."""
-    path = rng.choice([p for p in _files(bad, "config.yaml") if p.parent.name != ".hydra"] or _files(bad, "run.json"))
+    path = rng.choice(_files(bad, "config.yaml") or _files(bad, "run.json"))
     content = _read(path)
     elsewhere = rng.choice([str(place.outside), "../outside", str(place.outside / "runs" / "one"), str(place.victim)])
     values: dict[str, Any] = {"cache_dir": elsewhere, "from": elsewhere, "trust": ["os", "x", "torch"], "name": elsewhere, "debug": "x",
@@ -290,7 +298,8 @@ def _itself(bad: Path, place: Place, rng: Random, turn: int) -> str:
 
 
 _WRITTEN = (
-    "logs/sslt.log", "command.txt", "config.0.yaml", "logs", "checkpoints", "metrics.csv", "encoder", ".lock", "metrics.json", "plots", "head",
+    "logs/sslt.log", "command.txt", "config.0.yaml", "logs", "checkpoints", "metrics.csv", "encoder", ".lock", "metrics.json", "plots",
+    "head",
     "config.yaml", "checkpoints/.last.ckpt.tmp", "versions.json", "predictions.csv", "logs/workers.yaml", "checkpoints/last.ckpt",
     "pictures", "confusion_test.json", "encoder/README.md", "head/head.json",
 )  # fmt: skip
@@ -298,7 +307,8 @@ Attack = Callable[[Path, Place, Random, int], str]
 ATTACKS: dict[str, Attack] = {
     "node": _node, "override": _override, "value": _value, "no file": _no_file, "raw": _raw, "pickle": _pickle,
     "interpolation": _interpolation, "links out": _links_out,
-    "checkpoint": _checkpoint, "place of a run": _place_of_a_run, "bytes": _bytes,
+    "checkpoint": _checkpoint,
+    "place of a run": _place_of_a_run, "bytes": _bytes,
     "zip": _zip, "itself": _itself,
 }  # fmt: skip
 ORDER = ("node", "override", "value", "no file", "raw", "pickle", "node", "override", "interpolation", "links out", "value", "checkpoint",

@@ -70,7 +70,8 @@ class Goods:
                     os.dup2(f.fileno(), 2)
                 os.environ["SSLT_CACHE"] = str(self.cache)
                 os.chdir(self.root)
-                code = self.act([*MAKERS[name], f"hydra.run.dir={name}"])
+                argv = [f"from={self[a.partition('=')[2]]}" if a.startswith("from=") else a for a in MAKERS[name]]
+                code = self.act([*argv, f"hydra.run.dir={name}"])
                 sys.stdout.flush()
                 sys.stderr.flush()
             except BaseException:
@@ -86,7 +87,7 @@ class Goods:
     def copy(self, name: str, to: Path) -> Path:
         """A copy of a run, to be damaged."""
         to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(self.root / name, to, ignore=shutil.ignore_patterns("*.png", ".lock"))
+        shutil.copytree(self.root / name, to, ignore=shutil.ignore_patterns("*.png", ".lock", ".hydra"))
         return to
 
     def fill(self, place: Place) -> None:

