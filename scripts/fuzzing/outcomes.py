@@ -10,7 +10,8 @@ from typing import Any
 from fuzzing.case import Case, command
 
 GOOD = ("ok", "user error", "interrupted")
-BAD = ("EXECUTED", "traceback", "exit 1", "hang", "crash", "bad message")
+# Of these "not made" is a defect of the fuzzer itself.
+BAD = ("EXECUTED", "traceback", "exit 1", "hang", "crash", "bad message", "not made")
 LINES, LETTERS = 3, 600  # of a message that somebody reads
 
 
@@ -45,6 +46,11 @@ def judge(name: str, case: Case, code: int | None, seconds: float, told: list[st
     shown = message if outcome in GOOD or (message and "Traceback" not in err) else err[-4000:]
     shown = f"{shown}\n{stack}" if code is None else shown
     return Result(name, outcome, cause, code, round(seconds, 2), case.argv, shlex.join(command(case)), case.made, shown[:6000], told[:20])
+
+
+def not_made(name: str, trace: str) -> Result:
+    """A case whose files could not be made."""
+    return Result(name, "not made", _last_frame(trace), None, 0.0, [], "", "", trace[-3000:], [])
 
 
 def said(err: str) -> str:

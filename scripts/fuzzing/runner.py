@@ -21,7 +21,7 @@ from typing import Any
 
 from fuzzing import case as cases
 from fuzzing.case import Place, Planned
-from fuzzing.outcomes import Result, judge
+from fuzzing.outcomes import Result, judge, not_made
 from fuzzing.watch import watch
 
 CONSOLE = str(Path(sys.executable).with_name("sslt"))
@@ -30,8 +30,10 @@ _MEMORY = 6 << 30  # bytes that a case may add to what this process has: what as
 _FILE = 256 << 20  # bytes of a file that a case writes
 _PATIENCE = 15.0  # seconds from an interrupt to the end of a run
 
-_LIBRARIES = ("hydra.main", "hydra.core.override_parser.overrides_parser", "timm", "transformers", "peft", "matplotlib.pyplot", "pyarrow.parquet",
-              "matplotlib.backends.backend_agg", "sklearn.datasets", "sklearn.decomposition", "sklearn.linear_model", "sklearn.manifold")  # fmt: skip
+_LIBRARIES = (
+    "hydra.main", "hydra.core.override_parser.overrides_parser", "timm", "transformers", "peft", "pyarrow.parquet", "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg", "sklearn.datasets", "sklearn.decomposition", "sklearn.linear_model", "sklearn.manifold",
+)  # fmt: skip
 
 Act = Callable[[list[str]], Any]
 
@@ -125,16 +127,13 @@ class Runner:
 
     def _stop(self, pid: int, job: _Running) -> None:
         """Interrupt a training as a user would; note where anything else stands, and kill it."""
-        waited = time.monotonic() - job.started - job.patience
-        if not job.stopped:
+        if not job.stopped and _may_be_long(job.place):
             job.stopped = True
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                if cases.load(job.place)[0].long:
-                    _kill(pid, signal.SIGINT)
-                    job.patience += _PATIENCE
-                    return
-        with contextlib.suppress(OSError):
-            if not waited > 0.5 and (job.place.root / "stack").exists():
+            job.patience += _PATIENCE
+            _kill(pid, signal.SIGINT)
+            return
+        if (job.place.root / "stack").exists():
+            with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGUSR2)  # faulthandler writes the stack
                 time.sleep(0.2)
         (job.place.root / "hung").touch()
@@ -143,7 +142,7 @@ class Runner:
     def _result(self, job: _Running, status: int) -> Result:
         place, code = job.place, os.waitstatus_to_exitcode(status)
         if code == UNMADE or not (place.root / "case.json").exists():
-            raise RuntimeError(f"{job.planned.name} could not be made: {_text(place.root / 'unmade')}")
+            return not_made(job.planned.name, _text(place.root / "unmade"))
         about, before = cases.load(place)
         told = [*_text(place.root / "events").splitlines(), *cases.changes(before, cases.snapshot(place, about))]
         if place.marker.exists():
@@ -175,8 +174,8 @@ def _child(planned: Planned, place: Place, act: Act) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.pop("SSLT_DEBUG", None)
     os.environ.update(place.environment() | case.env)
-    os.environ.pop("SSLT_DEBUG", None) if "SSLT_DEBUG" not in case.env else None
     os.chdir(place.work)
     _limit()
     if case.console:
@@ -208,6 +207,10 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _may_be_long(place: Place) -> bool:
+    return (place.root / "case.json").exists() and cases.load(place)[0].long
 
 
 def _kill(pid: int, number: int) -> None:
