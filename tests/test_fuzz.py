@@ -24,7 +24,14 @@ PLANTED = {
     "changed": ("import os; os.utime('victim.txt', (1, 1))", "EXECUTED", "work/victim.txt changed"),
     "came": ("import os; f = os.open('..', os.O_RDONLY); os.mkdir('outside/new', dir_fd=f)", "EXECUTED", "outside/new came"),
     "went": ("import os; f = os.open('../outside', os.O_RDONLY); os.remove('victim.txt', dir_fd=f)", "EXECUTED", "victim.txt went"),
-    "elsewhere": ("import os; os.symlink('/dev', 'd'); open('../x', 'w')", "EXECUTED", "wrote"),
+    "elsewhere": ("open('../x', 'w')", "EXECUTED", "wrote"),
+    "by a link": ("import os; os.symlink('../x', 'link'); open('link', 'a')", "EXECUTED", "/x"),
+    "a link": (
+        "import os; os.symlink('../outside/victim.txt', 'l'); open('n', 'w').close(); os.replace('n', 'l'); os.remove('l')",
+        "ok",
+        "",
+    ),
+    "moved": ("import os; os.rename('../outside/last.ckpt', 'mine')", "EXECUTED", "last.ckpt"),
     "traceback": ("raise ValueError('planted')", "traceback", "ValueError"),
     "swallowed": (
         "import traceback, sys\ntry: 1 / 0\nexcept ZeroDivisionError: traceback.print_exc()\ncode = 0",
@@ -66,7 +73,9 @@ def planted(tmp_path_factory) -> dict[str, list[str]]:
     (folder / "planted.json").write_text(json.dumps({name: code for name, (code, _, _) in PLANTED.items()}))
     subprocess.run([sys.executable, "-c", RUN.format(scripts=str(SCRIPTS))], cwd=folder, check=True, timeout=60)
     left = {p.name for p in (folder / "cases").iterdir()}
-    assert left == PLANTED.keys() - {"quiet", "mistake"}  # folders of bad cases are kept, of others not
+    assert left == {
+        name for name, (_, outcome, _) in PLANTED.items() if outcome not in ("ok", "user error")
+    }  # folders of bad cases are kept, of others not
     return json.loads((folder / "found.json").read_text())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from random import Random
@@ -10,12 +11,14 @@ from fuzzing.case import Case, Place
 from fuzzing.goods import FINETUNE, HERE, IMAGES, MEASURE, PRETRAIN, STEPS, TEXT, Goods
 from sslt import groups, guide
 
-VALUES = [
+NUMBERS = [
     "0", "1", "-1", "2", "0.5", "-0.5", "1e24", "1e-24", "1e400", "-1e400", "nan", "inf", "-inf", "99999999999999999999999",
-    "-9223372036854775809",
+    "-9223372036854775809", "true", "null", "'1'", "[]", "{}", "[1]", "{a:1}", "[0.5,2]", "[-1,nan]", "x", "''",
+]  # fmt: skip
+VALUES = [
     "0x10", "1_000", "01", "1.", ".5", "+1", "--1", "true", "false", "True", "yes", "null", "None", "~", "???", "", "''", '""', "' '",
     "x", "é",
-    "中文", "🙂", "\u202e", "\ud800", "a b", "a,b", "1,2", "[", "]", "[]", "[1]", "[1,2,3]", "[[]]", "[a,b]", "[1,", "{", "}", "{}",
+    "中文", "🙂", "\u202e", "\udcff", "a b", "a,b", "1,2", "[", "]", "[]", "[1]", "[1,2,3]", "[[]]", "[a,b]", "[1,", "{", "}", "{}",
     "{a:1}",
     "{a:{b:[1]}}", "{a", "{_target_:x}", "{_target_:os.system,command:true}", "'", '"', "'a", 'a"', "\\", "\\'", "a\\,b", "a=b", "=",
     "a:b", ":",
@@ -65,28 +68,42 @@ _FROM = ["{images}", "{tuned}", "{text}", "{adapter}", "scratch", "scratch:{imag
          "timm/resnet18", "bert-base-uncased", "hf://x", "https://x/y", "{tuned}/head", "{images}/", "../{images}"]  # fmt: skip
 
 
-def _starts(rng: Random) -> tuple[str, list[str]]:
-    """A verb and settings with which it would do something and end soon."""
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A verb and settings with which it does something and ends soon; chosen: the options whose keys it has, by group."""
+
+    verb: str
+    argv: list[str]
+    chosen: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _start(rng: Random) -> Start:
+    images = {"data": "image_folder", "encoder": "resnet_small", "optimizer": "adamw", "schedule": "cosine", "trainer": "default"}
+    texts = {**images, "data": "docs", "encoder": "bert_tiny"}
     kind = rng.choice(
         ["simclr"] * 3 + ["mlm", "task", "task", "finetune", "finetune", "finetune text", "evaluate", "predict", "merge", "run", "run"]
     )
     if kind == "simclr":
-        return "pretrain", ["+task=simclr", "data=digits", *IMAGES, *PRETRAIN]
+        argv = ["+task=simclr", "data=digits", *IMAGES, *PRETRAIN]
+        return Start("pretrain", argv, {**images, "objective": "ntxent", "views": "simclr"})
     if kind == "mlm":
-        return "pretrain", ["+task=mlm", "data=docs", *TEXT, *PRETRAIN]
+        argv = ["+task=mlm", "data=docs", *TEXT, *PRETRAIN]
+        return Start("pretrain", argv, {**texts, "objective": "masked_lm", "views": "mask_tokens"})
     if kind == "task":
-        return "pretrain", [f"+task={rng.choice(list(groups.options('task')))}", *PRETRAIN]
+        task = rng.choice(list(groups.options("task")))
+        return Start("pretrain", [f"+task={task}", *PRETRAIN], {**images, "objective": task})
     if kind == "finetune":
-        return "finetune", ["+target=digits", "from={images}", *FINETUNE]
+        chosen = {**images, "objective": "classification", "views": "light", "adaptation": "full"}
+        return Start("finetune", ["+target=digits", "from={images}", *FINETUNE], chosen)
     if kind == "finetune text":
-        return "finetune", ["+target=docs", "from={text}", *FINETUNE]
+        return Start("finetune", ["+target=docs", "from={text}", *FINETUNE], {**texts, "objective": "classification"})
     if kind == "evaluate":
-        return "evaluate", ["from={images}", *MEASURE] if rng.random() < 0.5 else ["from={tuned}", "trainer.accelerator=cpu"]
+        return Start("evaluate", ["from={images}", *MEASURE] if rng.random() < 0.5 else ["from={tuned}", "trainer.accelerator=cpu"])
     if kind == "predict":
-        return "predict", ["from={tuned}", "data=digits", "trainer.accelerator=cpu"]
+        return Start("predict", ["from={tuned}", "data=digits", "trainer.accelerator=cpu"])
     if kind == "merge":
-        return "merge", ["from={adapter}", "trainer.accelerator=cpu"]
-    return "run", [
+        return Start("merge", ["from={adapter}", "trainer.accelerator=cpu"])
+    argv = [
         "+task=simclr",
         "+target=digits",
         *IMAGES,
@@ -96,6 +113,7 @@ def _starts(rng: Random) -> tuple[str, list[str]]:
         "val_every_n_epochs=0",
         "finetune.labels_per_class=4",
     ]
+    return Start("run", argv, {**images, "objective": "ntxent"})
 
 
 @functools.cache
@@ -110,8 +128,17 @@ def keys(verb: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _key(verb: str, rng: Random) -> str:
-    key = rng.choice(keys(verb))
+def _own_keys(start: Start) -> list[str]:
+    """Keys of the verb itself and of the options that were chosen, which are there when the command is composed."""
+    values = [f"{group}.{key}" for group, option in start.chosen.items() for key in groups.own_values(group, option) if key != "_target_"]
+    nested = [f"{key}.{inner}" for key, value in groups.plain_values(start.verb).items() if isinstance(value, dict) for inner in value]
+    return sorted({*values, *nested, *groups.plain_values(start.verb)}) or ["seed"]
+
+
+def _key(start: Start, rng: Random) -> str:
+    if rng.random() < 0.5:
+        return rng.choice(_own_keys(start))
+    key = rng.choice(keys(start.verb))
     how = rng.random()
     if how < 0.6:
         return key
@@ -129,10 +156,10 @@ def _key(verb: str, rng: Random) -> str:
     ])  # fmt: skip
 
 
-def _setting(verb: str, rng: Random) -> str:
-    key = _key(verb, rng)
+def _setting(start: Start, rng: Random) -> str:
+    key = _key(start, rng)
     prefix = rng.choice([""] * 6 + ["+", "++", "~", "+++", "+~", "-", "~+", "@"])
-    value = rng.choice(VALUES)
+    value = rng.choice(NUMBERS if rng.random() < 0.5 else VALUES)
     if key.rpartition(".")[2] in _ENDS_SOON and value in _LONG:
         value = "0"
     if prefix == "~" and rng.random() < 0.6:
@@ -142,7 +169,7 @@ def _setting(verb: str, rng: Random) -> str:
     return f"{prefix}{key}{rng.choice(['='] * 12 + ['==', ' = ', ':', ''])}{value}"
 
 
-def _group(verb: str, rng: Random) -> str:
+def _group(rng: Random) -> str:
     group = rng.choice(groups.names())
     option = rng.choice(
         [*groups.options(group)] * 3 + ["x", "", "null", "[a,b]", "_common", "../common", "a/b", f"{group}.yaml", "none", "a,b", "'x y'"]
@@ -152,18 +179,18 @@ def _group(verb: str, rng: Random) -> str:
     return f"{prefix}{rng.choice(['', '', '', '/'])}{group}{where}={option}"
 
 
-def _mistake(verb: str, argv: list[str], rng: Random) -> list[str]:
+def _mistake(start: Start, argv: list[str], rng: Random) -> list[str]:
     """A command with one more thing that is wrong, or merely unusual."""
     kind = rng.choice(["setting"] * 8 + ["group"] * 3 + ["flag", "flag", "token", "twice", "without", "order", "from"])
     if kind == "setting":
-        return [*argv, _setting(verb, rng)]
+        return [*argv, _setting(start, rng)]
     if kind == "group":
-        return [*argv, _group(verb, rng)]
+        return [*argv, _group(rng)]
     if kind == "flag":
         at = rng.choice([0, len(argv)])
         return [*argv[:at], *rng.choice(_FLAGS).split(" "), *argv[at:]]
     if kind == "token":
-        return [*argv, rng.choice([*VALUES, "x", "pretrain", "=1", "seed", "seed=", "seed:1", "-seed=1", "seed =1", "é=é", "a" * 5000])]
+        return [*argv, rng.choice([*VALUES, "pretrain", "=1", "seed", "seed=", "seed:1", "-seed=1", "seed =1", "é=é", "a" * 5000])]
     if kind == "twice":
         return [*argv, rng.choice(argv or ["seed=1"])]
     if kind == "without":
@@ -183,9 +210,10 @@ def plan(number: int, seed: int, goods: Goods) -> Callable[[Place], Case]:
         if rng.random() < 0.5:
             argv.append(rng.choice([*VALUES, *_FLAGS]))
     else:
-        verb, rest = _starts(rng)
+        start = _start(rng)
+        verb, rest = start.verb, start.argv
         for _ in range(rng.choice([1, 1, 1, 2, 2, 3])):
-            rest = _mistake(verb, rest, rng)
+            rest = _mistake(start, rest, rng)
         if rng.random() < 0.08:
             verb = rng.choice([*guide.VERBS, "pretrian", "", "run ", "Pretrain", "é", "sslt", "pretrain=1", "+task=simclr", "-m"])
         argv = [verb, *rest]

@@ -10,8 +10,10 @@ from typing import Any
 from fuzzing.case import Place, inside
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = {"os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.symlink": 2, "os.link": 2, "os.truncate": 1, "os.chmod": 1,
-            "shutil.rmtree": 1, "shutil.move": 2}  # fmt: skip
+_CHANGES = {"os.remove": (0,), "os.rename": (0, 1), "os.mkdir": (0,), "os.rmdir": (0,), "os.symlink": (1,), "os.link": (1,),
+            "os.truncate": (0,),
+            "os.chmod": (0,), "shutil.rmtree": (0,), "shutil.move": (0, 1)}  # fmt: skip
+_FOLLOWS = ("open", "os.truncate", "os.chmod")  # a link to what it leads to; others change the link itself
 _PROGRAMS = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn"}
 _OURS = ("uname", "ldconfig", "gcc", "/sbin/ldconfig")  # what platform and ctypes ask when they are asked who they are
 _PICKLED = {"os", "posix", "nt", "subprocess", "pty", "runpy", "webbrowser", "code", "timeit"}
@@ -23,20 +25,20 @@ def watch(place: Place, tell: Callable[[str], None]) -> Callable[[], None]:
     devices = ("/dev/null", "/dev/tty", "/proc/self", f"/proc/{os.getpid()}")
     on = [True]
 
-    def written(path: Any) -> None:
+    def written(path: Any, event: str) -> None:
         if isinstance(path, bytes):
             path = os.fsdecode(path)
         if not isinstance(path, str):
             return
         whole = os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
-        if os.path.islink(whole):
+        if event in _FOLLOWS and os.path.islink(whole):
             whole = os.path.realpath(whole)
         if not any(inside(whole, folder) for folder in free) and not whole.startswith(devices):
             tell(f"wrote {whole}")
 
     def opened(args: tuple) -> None:
         if isinstance(args[2], int) and args[2] & _WRITES:
-            written(args[0])
+            written(args[0], "open")
 
     def ran(args: tuple) -> None:
         name = getattr(args[0], "co_filename", "")
@@ -54,8 +56,8 @@ def watch(place: Place, tell: Callable[[str], None]) -> Callable[[], None]:
                 ran(args)
             elif event in _CHANGES:
                 if not any(isinstance(a, int) and a != -1 for a in args[1:]):  # relative to an open folder, of which there was an event
-                    for path in args[: _CHANGES[event]]:
-                        written(path)
+                    for i in _CHANGES[event]:
+                        written(args[i], event)
             elif event in _PROGRAMS:
                 if not (words := str(args)[:200]).count("sslt.worker") and not str(args[0]).endswith(_OURS):
                     tell(f"started a program: {event} {words}")
