@@ -25,7 +25,7 @@ PLANTED = {
     "came": ("import os; f = os.open('..', os.O_RDONLY); os.mkdir('outside/new', dir_fd=f)", "EXECUTED", "outside/new came"),
     "went": ("import os; f = os.open('../outside', os.O_RDONLY); os.remove('victim.txt', dir_fd=f)", "EXECUTED", "victim.txt went"),
     "elsewhere": ("open('../x', 'w')", "EXECUTED", "wrote"),
-    "by a link": ("import os; os.symlink('../x', 'link'); open('link', 'a')", "EXECUTED", "/x"),
+    "by a link": ("import os; os.symlink('../x', 'link'); open('link', 'a')", "EXECUTED", "wrote x"),
     "a link": (
         "import os; os.symlink('../outside/victim.txt', 'l'); open('n', 'w').close(); os.replace('n', 'l'); os.remove('l')",
         "ok",

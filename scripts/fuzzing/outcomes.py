@@ -24,6 +24,7 @@ class Result:
     cause: str
     code: int | None
     seconds: float
+    cpu: float
     argv: list[str]
     typed: str
     made: str
@@ -34,23 +35,35 @@ class Result:
     def bad(self) -> bool:
         return self.outcome in BAD
 
-    @property
-    def kind(self) -> str:
-        return self.name.partition("-")[0]
 
+def judge(name: str, case: Case, code: int | None, seconds: float, cpu: float, told: list[str], out: str, err: str, stack: str) -> Result:
+    """The outcome of a case.
 
-def judge(name: str, case: Case, code: int | None, seconds: float, told: list[str], out: str, err: str, stack: str) -> Result:
-    """The outcome of a case. code: None where it was killed for its time. told: what the watch and the comparison of files say."""
+    code: None where it was killed for its time. seconds, cpu: on the clock, and of processors. told: what the watch and the comparison
+    of files say. stack: where one that hangs stood, or the traceback behind an exit code of 1.
+    """
     message = said(err)
     outcome, cause = _outcome(case, code, told, out, err, stack, message)
     shown = message if outcome in GOOD or (message and "Traceback" not in err) else err[-4000:]
-    shown = f"{shown}\n{stack}" if code is None else shown
-    return Result(name, outcome, cause, code, round(seconds, 2), case.argv, shlex.join(command(case)), case.made, shown[:6000], told[:20])
+    shown = f"{shown}\n{stack[-3000:]}" if code in (None, 1) else shown
+    return Result(
+        name,
+        outcome,
+        cause,
+        code,
+        round(seconds, 2),
+        round(cpu, 2),
+        case.argv,
+        shlex.join(command(case)),
+        case.made,
+        shown[:6000],
+        told[:20],
+    )
 
 
 def not_made(name: str, trace: str) -> Result:
     """A case whose files could not be made."""
-    return Result(name, "not made", _last_frame(trace), None, 0.0, [], "", "", trace[-3000:], [])
+    return Result(name, "not made", _last_frame(trace), None, 0.0, 0.0, [], "", "", trace[-3000:], [])
 
 
 def said(err: str) -> str:
@@ -73,6 +86,8 @@ def _outcome(case: Case, code: int | None, told: list[str], out: str, err: str, 
     if code in (0, 130):
         return ("ok" if code == 0 else "interrupted"), ""
     if code != 2:
+        if "Traceback" in stack:
+            return "exit 1", _last_frame(stack)
         return "exit 1", f"exit {code}: {_shape(message.splitlines()[0]) if message else 'no message'}"
     if fault := fault_of(message):
         return "bad message", f"{fault}: {_shape(message.splitlines()[0]) if message else _shape(err[-300:])}"
@@ -110,7 +125,7 @@ def _innermost(stack: str) -> str:
 
 def _last_frame(text: str) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', text)
-    last = next((line for line in reversed(text.rstrip().splitlines()) if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", line)), "")
+    last = next((line for line in reversed(text.rstrip().splitlines()) if re.match(r"[A-Za-z][\w.]*(:|$)", line)), "")
     ours = [f for f in frames if "/sslt/" in f[0]]
     return f"{last.partition(':')[0]} at " + " < ".join(f"{p.rpartition('/')[2]}:{n} {f}" for p, n, f in [*frames[-1:], *ours[-1:]])
 

@@ -59,9 +59,17 @@ def warm_up() -> Act:
     Image.init()
     TSNE.fit_transform = lambda self, x, y=None: x[:, :2]  # the map of features takes longest, and no mistake leads to it
     logging.getLogger("sslt").handlers.clear()
-    from sslt.cli import main
+    from sslt import cli
 
-    return main
+    told = cli._defect
+
+    def defect(e: Exception, args: list[str]) -> int:
+        """As ever, but the whole traceback goes where the report of the case finds it."""
+        Path(os.environ["SSLT_FUZZ_DEFECT"]).write_text("".join(traceback.format_exception(e)), errors="replace")
+        return told(e, args)
+
+    cli._defect = defect
+    return cli.main
 
 
 @dataclasses.dataclass
@@ -93,11 +101,11 @@ class Runner:
                     self._start(one, running)
                 if not running:
                     return
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
                 if pid in running:
                     job = running.pop(pid)
                     _kill(pid, signal.SIGKILL)  # what it left behind
-                    result = self._result(job, status)
+                    result = self._result(job, status, used.ru_utime + used.ru_stime)
                     if result.outcome == "hang" and not job.again:
                         self._start(job.planned, running, again=True)
                         continue
@@ -139,7 +147,7 @@ class Runner:
         (job.place.root / "hung").touch()
         _kill(pid, signal.SIGKILL)
 
-    def _result(self, job: _Running, status: int) -> Result:
+    def _result(self, job: _Running, status: int, cpu: float) -> Result:
         place, code = job.place, os.waitstatus_to_exitcode(status)
         if code == UNMADE or not (place.root / "case.json").exists():
             return not_made(job.planned.name, _text(place.root / "unmade"))
@@ -152,10 +160,11 @@ class Runner:
             case=about,
             code=None if (place.root / "hung").exists() else code,
             seconds=time.monotonic() - job.started,
-            told=list(dict.fromkeys(told)),
+            cpu=cpu,
+            told=[line.replace(f"{place.root}/", "") for line in dict.fromkeys(told)],
             out=_text(place.root / "stdout"),
             err=_text(place.root / "stderr"),
-            stack=_text(place.root / "stack"),
+            stack=_text(place.root / "stack") or _text(place.root / "defect"),
         )
 
 
@@ -175,7 +184,7 @@ def _child(planned: Planned, place: Place, act: Act) -> None:
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("SSLT_DEBUG", None)
-    os.environ.update(place.environment() | case.env)
+    os.environ.update(place.environment() | case.env | {"SSLT_FUZZ_DEFECT": str(place.root / "defect")})
     os.chdir(place.work)
     _limit()
     if case.console:
