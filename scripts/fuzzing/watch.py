@@ -21,7 +21,7 @@ _PICKLED = {"os", "posix", "nt", "subprocess", "pty", "runpy", "webbrowser", "co
 
 def watch(place: Place, tell: Callable[[str], None]) -> Callable[[], None]:
     """Report, from now on, what reaches out of the case's folder; gives what ends that. Reports are single lines."""
-    free = (place.work, place.cache, place.home, place.tmp)
+    free = (place.work, place.cache, place.home, place.tmp, place.root / "defect")  # the last is the runner's
     devices = ("/dev/null", "/dev/tty", "/proc/self", f"/proc/{os.getpid()}")
     on = [True]
 
