@@ -77,7 +77,9 @@ def plan(number: int, seed: int, goods: Goods) -> Callable[[Place], Case]:
     """The case of a number: attacks take turns, and each comes by one of the ways that fit it."""
     rng = Random(f"{seed} folders {number}")
     name, turn = attacks.turn(number)
-    way = rng.choice([w for w in WAYS if _fits(name, w)])
+    ways = [w for w in WAYS if _fits(name, w)]
+    trains = [w for w in ways if w.argv[0] in ("pretrain", "finetune", "run")]  # which read most of a config
+    way = rng.choice(trains if trains and rng.random() < 0.5 else ways)
     goods.need(*needs(way))
 
     def make(place: Place) -> Case:
@@ -99,7 +101,7 @@ def plan(number: int, seed: int, goods: Goods) -> Callable[[Place], Case]:
 def _fits(attack: str, way: Way) -> bool:
     if attack in ("override", "place of a run", "links out"):
         return way.resumed or way.run == "listed"
-    if attack in ("node", "interpolation"):
+    if attack in ("node", "interpolation", "itself"):
         return way.run not in ("pictures", "tables", "cached", "foreign")
     return attack != "checkpoint" or (way.resumed and way.argv[0] in ("pretrain", "finetune"))
 
