@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -186,6 +187,7 @@ def _child(planned: Planned, place: Place, act: Act) -> None:
     os.environ.pop("SSLT_DEBUG", None)
     os.environ.update(place.environment() | case.env | {"SSLT_FUZZ_DEFECT": str(place.root / "defect")})
     os.chdir(place.work)
+    tempfile.tempdir = None  # of the process that this one is forked from
     _limit()
     if case.console:
         os.execv(CONSOLE, [CONSOLE, *case.argv])
