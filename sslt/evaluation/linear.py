@@ -45,26 +45,37 @@ def linear_probe(
 
     Raises `UserError` for an empty split or grid and for features that are not finite.
     """
+    _check_features(test_x, "test")
+    weight, bias, l2 = probe_weights(train_x, train_y, (val_x, val_y), n_classes, l2_grid)
+    val_accuracy = accuracy(val_x.detach().to(weight.device).float() @ weight.T + bias, val_y)
+    logits = test_x.detach().to(weight.device).float() @ weight.T + bias
+    return ProbeResult(accuracy(logits, test_y), val_accuracy, l2, logits)
+
+
+def probe_weights(
+    x: Tensor, y: Tensor, val: tuple[Tensor, Tensor] | None, n_classes: int, l2_grid: Sequence[float]
+) -> tuple[Tensor, Tensor, float]:
+    """Weights [C, D] and bias [C] of `linear_probe`, for features as they are, and the `l2` that is best on `val` (x, y).
+
+    Without `val` the grid has one value. Raises `UserError` as `linear_probe` does.
+    """
     if not l2_grid:
         raise UserError("the linear probe needs at least one l2 value to try")
-    for split, x in (("train", train_x), ("val", val_x), ("test", test_x)):
-        _check_features(x, split)
-    device = train_x.device
-    mean, std = feature_statistics(train_x)
-    train_x, val_x, test_x = ((x.detach().to(device).float() - mean) / std for x in (train_x, val_x, test_x))
-    val_y, test_y = val_y.to(device), test_y.to(device)
-
+    for split, features in (("train", x), *((("val", val[0]),) if val is not None else ())):
+        _check_features(features, split)
+    mean, std = feature_statistics(x)
+    x = (x.detach().float() - mean) / std
+    held = None if val is None else ((val[0].detach().to(x.device).float() - mean) / std, val[1])
     best: tuple[float, float, Tensor, Tensor] | None = None
     fit: tuple[Tensor, Tensor] | None = None
     for l2 in sorted(l2_grid, reverse=True):
-        fit = fit_logistic(train_x, train_y, n_classes, l2, init=fit)
-        val_accuracy = accuracy(val_x @ fit[0].T + fit[1], val_y)
-        if best is None or val_accuracy > best[0]:
-            best = (val_accuracy, l2, *fit)
+        fit = fit_logistic(x, y, n_classes, l2, init=fit)
+        score = 0.0 if held is None else accuracy(held[0] @ fit[0].T + fit[1], held[1])
+        if best is None or score > best[0]:
+            best = (score, l2, *fit)
     assert best is not None
-    val_accuracy, l2, weight, bias = best
-    logits = test_x @ weight.T + bias
-    return ProbeResult(accuracy(logits, test_y), val_accuracy, l2, logits)
+    weight = best[2] / std  # standardising is linear, too
+    return weight, best[3] - weight @ mean, best[1]
 
 
 def fit_logistic(

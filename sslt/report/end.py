@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,8 @@ def _reported(what: str) -> Any:
         log.warning("the picture of the %s could not be drawn: %s", what, e)
 
 
-def say_next(run: Run, metrics: dict[str, Any], commands: list[str]) -> None:
-    """Print the headline numbers, where everything lies, and the next command to type."""
+def say_next(run: Run, metrics: dict[str, Any], commands: list[str], remarks: Sequence[str] = ()) -> None:
+    """Print the headline numbers, what there is to say of them, where everything lies, and the next command to type."""
     if not run.is_main:
         return
     from sslt.report.tables import print_table, summary
@@ -90,6 +91,8 @@ def say_next(run: Run, metrics: dict[str, Any], commands: list[str]) -> None:
     rows = summary(metrics)
     if rows:
         print_table(str(run), rows)
+    for remark in remarks:
+        print(f"  {remark}")
     where = [p for p in ("metrics.json", "plots/", "pictures/", "encoder/") if (run / p).exists()]
     print(f"{run}: {', '.join(where)}")
     for command in commands:

@@ -15,16 +15,21 @@ from sslt.data.base import Samples
 from sslt.data.subsets import label_rows
 from sslt.evaluation import baselines
 from sslt.evaluation.baselines import Baseline, Rows
-from sslt.runs import Run
 
 log = logging.getLogger("sslt")
 FORMAT = 1
 
 
-def cheap(cfg: Any, source: Any, samples: Mapping[str, Samples | None], split: str = "test") -> tuple[dict[str, Any], np.ndarray | None]:
+Labels = tuple[float, int | None, int]  # label_fraction, labels_per_class, seed
+
+
+def cheap(
+    cfg: Any, source: Any, samples: Mapping[str, Samples | None], labels: Labels, split: str = "test"
+) -> tuple[dict[str, Any], np.ndarray | None]:
     """`baseline/…` and `majority/accuracy` on the rows of `samples` (train, val or none, and `split`), and which rows it has right.
 
-    Kept on disk by the content of the rows. `baseline=false`: nothing. Called on one rank.
+    labels: which part of the training labels `samples` has. Kept on disk by the content of the rows; `baseline=false`: the majority
+    alone. Called on one rank.
     """
     train, test = samples["train"], samples[split]
     assert train is not None and test is not None and train.labels is not None and test.labels is not None
@@ -32,16 +37,16 @@ def cheap(cfg: Any, source: Any, samples: Mapping[str, Samples | None], split: s
     if not cfg.baseline:
         return found, None
     key = cache.digest("baseline", FORMAT, source.modality, [None if s is None else s.fingerprint for s in samples.values()])
-    entry = cache.get_or_make("baselines", key, lambda folder: _write(cfg, source, samples, split, folder))
+    entry = cache.get_or_make("baselines", key, lambda folder: _write(source, samples, labels, split, folder))
     found |= {"baseline/accuracy": entry.meta["accuracy"], "baseline/method": entry.meta["method"]}
     if entry.meta["val_accuracy"] is not None:
         found["baseline/val_accuracy"] = entry.meta["val_accuracy"]
     return found, np.array(entry["right"])
 
 
-def _write(cfg: Any, source: Any, samples: Mapping[str, Samples | None], split: str, folder: Path) -> dict[str, Any]:
+def _write(source: Any, samples: Mapping[str, Samples | None], labels: Labels, split: str, folder: Path) -> dict[str, Any]:
     log.info("the cheap methods on the same rows (baseline=false leaves them out)")
-    train, val, test = (_rows(cfg, source, name, samples[name]) for name in ("train", "val", split))
+    train, val, test = (_rows(source, name, samples[name], labels) for name in ("train", "val", split))
     assert train is not None and test is not None
     best: Baseline = baselines.strongest(source.modality, train, val, test, len(source.classes))
     np.save(folder / "right.npy", best.right)
@@ -49,7 +54,7 @@ def _write(cfg: Any, source: Any, samples: Mapping[str, Samples | None], split: 
     return {"method": best.method, "accuracy": best.accuracy, "val_accuracy": shown}
 
 
-def _rows(cfg: Any, source: Any, split: str, samples: Samples | None) -> Rows | None:
+def _rows(source: Any, split: str, samples: Samples | None, labels: Labels) -> Rows | None:
     """The rows of `samples`: images as they are prepared, texts as the source has them."""
     if samples is None:
         return None
@@ -57,7 +62,7 @@ def _rows(cfg: Any, source: Any, split: str, samples: Samples | None) -> Rows | 
         return Rows(samples, np.asarray(samples.labels))
     raw = source.get(split)
     index = np.arange(len(raw))
-    if split == "train" and (part := label_rows(raw.labels, cfg.label_fraction, cfg.labels_per_class, cfg.seed)) is not None:
+    if split == "train" and (part := label_rows(raw.labels, *labels)) is not None:
         index = part
     assert len(index) == len(samples)
     return Rows([raw.items[int(i)] for i in index], raw.labels[index])
@@ -80,9 +85,3 @@ def compared(ours: str, right: np.ndarray, others: Mapping[str, np.ndarray | Non
             bounds = sorted((abs(low), abs(high)))
             lines.append(f"{ours} is {size:.1f} points {way} {name}: {told} (95 %: {bounds[0]:.1f} to {bounds[1]:.1f})")
     return lines
-
-
-def say(lines: list[str], run: Run) -> None:
-    """Print the comparison under the table of a run."""
-    for line in lines if run.is_main else ():
-        print(f"  {line}")

@@ -17,7 +17,7 @@ def compare(cfg: Any, run: Run, overrides: list[str]) -> None:
 
     start = str(cfg["from"])
     baseline = Run(run / "scratch")
-    same = OmegaConf.merge(cfg, {"from": f"scratch:{run.path}", "compare": "baseline"})
+    same = OmegaConf.merge(cfg, {"from": f"scratch:{run.path}", "compare": "baseline", "baseline": False})
     if not baseline.finished:
         baseline.start("finetune", same, [o for o in overrides if not o.startswith(("from=", "compare="))] + [f"from=scratch:{run.path}"])
         perform("finetune", same, baseline)
@@ -30,4 +30,9 @@ def compare(cfg: Any, run: Run, overrides: list[str]) -> None:
             rows.append({"metric": key, "from": ours[key], "scratch": theirs[key], "difference": gain})
     run.add_metrics({f"scratch/{r['metric']}": r["scratch"] for r in rows} | {f"gain/{rows[0]['metric']}": rows[0]["difference"]})
     print_table(f"from {start}, against scratch", rows)
+    majority, scratch = ours.get("majority/accuracy"), theirs.get("test/accuracy")
+    if majority is not None and scratch is not None and scratch <= majority + 0.02:
+        share, steps = f"{100 * majority:.1f} %", theirs["train/steps"]
+        print(f"  from scratch it sits at the majority's share ({share}) after {steps} steps, too few to say what pretraining is worth;")
+        print("  raise trainer.max_steps for both")
     say_next(run, {}, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"])

@@ -9,12 +9,14 @@ from omegaconf import OmegaConf
 
 from sslt import stored
 from sslt.config import build, check_stored
+from sslt.data.subsets import label_subset
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError, nearest
 from sslt.report.end import say_next
 from sslt.runs import RUN_FILE, Run
 from sslt.stages import common, episodes, labels, measure
+from sslt.stages.beside import cheap, compared
 from sslt.trusted import check_trusted
 
 log = logging.getLogger("sslt")
@@ -32,7 +34,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         return episodes.evaluate(cfg, run, encoder, source)
     common.refuse_new_classes(source)
     common.require_two_classes(source)
-    device = common.device_of(cfg)
+    device, remarks = common.device_of(cfg), []
     batch = int(cfg.batch_size)
     if head is not None and not cfg.probes:
         if cfg.curve.target is not None:
@@ -45,19 +47,34 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         samples = common.prepare_labelled(encoder, source, cfg.split)
         if cfg.corruption is not None:
             samples = measure.corrupted(cfg, encoder, samples)
-        metrics = measure.classifier(encoder, objective, samples, device, batch, cfg.split, plots=run)
+        metrics, right = measure.classifier(encoder, objective, samples, device, batch, cfg.split, plots=run)
+        if cfg.corruption is None:
+            remarks = _beside(cfg, run, encoder, source, samples, metrics, right)
         if cfg.test_time is not None:
             metrics |= measure.test_time(cfg, encoder, objective, samples, device)
             metrics["test_time/gain"] = metrics["test_time/accuracy"] - metrics[f"{cfg.split}/accuracy"]
     elif cfg.corruption is not None or cfg.test_time is not None:
         raise UserError("corruption and test_time measure a classifier: give a fine-tuned run as from=, without probes=true")
     else:
-        metrics = measure.encoder_probes(cfg, run, encoder, source, device, batch)
+        metrics, remarks = measure.encoder_probes(cfg, run, encoder, source, device, batch)
         if metrics and source.classes is not None:
             metrics |= labels.saved(cfg, run, data, source, metrics)
     run.add_metrics(metrics)
-    say_next(run, metrics, [])
+    say_next(run, metrics, [], remarks)
     return metrics
+
+
+def _beside(cfg: Any, run: Run, encoder: Encoder, source: Any, samples: Any, metrics: dict[str, Any], right: Any) -> list[str]:
+    """Add the cheap methods to the metrics of a fine-tuned run, on the rows that it learned from; what they say of it, in words."""
+    made = Run(stored.located(str(cfg["from"]))).config
+    labels = (made.get("label_fraction", 1.0), made.get("labels_per_class"), made.get("seed", 0))
+    train = label_subset(common.prepare(encoder, source, "train"), *labels)
+    val = common.prepare(encoder, source, "val") if "val" in source.splits() else None
+    if train.labels is None or not run.is_main:
+        return []
+    found, theirs = cheap(cfg, source, {"train": train, "val": val, cfg.split: samples}, labels, cfg.split)
+    metrics |= found
+    return compared("this classifier", right, {str(found.get("baseline/method")): theirs})
 
 
 def data_of(cfg: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from sslt import distributed
 from sslt.callbacks.probes import Validation
@@ -19,7 +21,8 @@ from sslt.evaluation.features import MEASURED, cached_features, encode
 from sslt.learner import Term
 from sslt.report.end import say_next, write_map, write_plots
 from sslt.runs import Run
-from sslt.stages import common, episodes, fitting, joint, measure, shift
+from sslt.stages import common, episodes, fitting, heads, joint, measure, shift
+from sslt.stages.beside import cheap, compared
 from sslt.stages.common import Supervised
 
 log = logging.getLogger("sslt")
@@ -28,14 +31,7 @@ MAPPED = 600  # test samples on the map of features
 
 def main(cfg: Any, run: Run) -> dict[str, Any]:
     """Train on labels, measure on the test split once; write encoder/, head/, metrics.json, plots/. Returns the metrics."""
-    if cfg.data is None:
-        raise UserError("which task? Choose a target: +target=digits, +target=imdb, +target=text_csv data.path=FILE (`sslt list targets`)")
-    if cfg.compare not in (None, "scratch", "baseline"):
-        raise UserError(f"compare={cfg.compare}: what can be compared with is 'scratch'")
-    if cfg.compare == "scratch" and str(cfg["from"]).startswith("scratch"):
-        raise UserError("compare=scratch compares a start from weights with fresh ones: give from=RUN")
-    if cfg.report not in ("last", "best"):
-        raise UserError(f"report={cfg.report}: 'last' reports the last epoch's weights, 'best' those of the best validation accuracy")
+    _check(cfg)
     if cfg.episodes is not None:
         return episodes.main(cfg, run)
     source = build(cfg.data)
@@ -47,37 +43,36 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     adaptation = build(cfg.adaptation)
     domains = None if cfg.shift is None else shift.read(cfg, source)
     encoder = common.starting_encoder(cfg, source, None if domains is None else domains.corpus)
-    train = label_subset(common.prepare(encoder, source, "train"), cfg.label_fraction, cfg.labels_per_class, cfg.seed)
-    common.require_two_classes(source, train)
-    test = common.prepare_labelled(encoder, source, "test")
-    val = common.prepare_labelled(encoder, source, "val") if "val" in source.splits() else None
-    if val is None and (cfg.report == "best" or cfg.shift is not None):
-        raise UserError("there is no validation split to pick an epoch on: set data.val_fraction=0.1, or report=last")
+    splits = _splits(cfg, encoder, source)
     objective = build(cfg.objective, encoder, n_classes=len(source.classes))
     views = build(cfg.views)
     device, batch = common.device_of(cfg), common.eval_batch_size(cfg)
-    trained: Encoder = encoder
-    if adaptation.frozen and cfg.joint is None and domains is None:
-        log.info("the encoder stands still: its features are computed once, without augmentation")
-        trained, views = Precomputed(encoder), Plain(1)
-        key = fingerprint(encoder)
-        train, test = _features(cfg, encoder, key, train), _features(cfg, encoder, key, test)
-        val = None if val is None else _features(cfg, encoder, key, val)
+    frozen = adaptation.frozen and cfg.joint is None and domains is None
+    started = not str(cfg["from"] or "scratch").startswith("scratch") and domains is None
+    trained, seen, solved = encoder, splits, False
+    if frozen or (started and cfg.head == "probe"):
+        features = _features(cfg, encoder, splits, test=frozen)
+        if cfg.head == "probe":
+            solved = heads.solve(objective, *features.parts())
+    if frozen:
+        trained, views, seen = Precomputed(encoder), Plain(1), features
+        how = "the head on its features is solved, not trained" if solved else "its features are computed once, without augmentation"
+        log.info("the encoder stands still: %s", how)
 
     def validate(number_format: str) -> dict[str, float]:
-        if val is None:
+        if seen.val is None:
             return {}
-        return measure.classifier(trained, objective, val, device, batch, "val", detail=False, number_format=number_format)
+        return measure.classifier(trained, objective, seen.val, device, batch, "val", detail=False, number_format=number_format).metrics
 
-    stream = common.stream(cfg, train, common.batch_size(cfg, train), views, drop_last=objective.needs_full_batches)
+    stream = common.stream(cfg, seen.train, common.batch_size(cfg, seen.train), views, drop_last=objective.needs_full_batches)
     chosen_by = "val/accuracy" if cfg.report == "best" else None
     parts = Supervised(
         {"finetune": Term(objective, "finetune")},
         {"finetune": stream},
-        labels=len(train),
+        labels=len(seen.train),
         validate=validate,
         chosen_by=chosen_by,
-        test=test,
+        test=seen.test,
     )
     if domains is not None:
         shift.add(cfg, encoder, objective, adaptation, domains, views, parts)
@@ -89,18 +84,30 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     watchers: list[Validation] = []
 
     def watch(curves: Any) -> list[Validation]:
-        watchers.append(Validation(curves, parts.validate, cfg.val_every_n_epochs, parts.chosen_by, keep))
+        watchers.append(Validation(curves, parts.validate, _val_every(cfg, splits), parts.chosen_by, keep))
         return watchers
 
-    learner = fitting.fit(cfg, run, trained, parts.terms, parts.streams, adaptation, watch, build(cfg.sampling))
+    learner = fitting.fit(
+        cfg, run, trained, parts.terms, parts.streams, adaptation, watch, build(cfg.sampling),
+        least_steps=int(cfg.default_min_steps), nothing_to_train=frozen and solved,
+    )  # fmt: skip
     if watchers[0].best_epoch is not None:
         distributed.barrier()  # they are written by one rank
         common.load_best(best, trained, objective)
 
-    metrics = {**learner.run_metrics, "train/labels": parts.labels} | ({"data/skipped": train.skipped} if train.skipped else {})
+    metrics = {**learner.run_metrics, "train/labels": parts.labels} | (
+        {"data/skipped": splits.train.skipped} if splits.train.skipped else {}
+    )
     metrics |= parts.validate(MEASURED)
-    metrics |= measure.classifier(trained, objective, parts.test, device, batch, "test", plots=run)
+    scored = measure.classifier(trained, objective, parts.test, device, batch, "test", plots=run)
+    metrics |= scored.metrics
     metrics |= parts.after(metrics, watchers[0])
+    remarks: list[str] = []
+    if run.is_main and domains is None:
+        labels = (cfg.label_fraction, cfg.labels_per_class, cfg.seed)
+        found, theirs = cheap(cfg, source, splits._asdict(), labels)
+        metrics |= found
+        remarks = compared("this classifier", scored.right, {str(found.get("baseline/method")): theirs})
     common.save_result(run, encoder, cfg, source, metrics)
     common.save_head(run, objective, cfg.objective, source.classes)
     metrics["model/stored_bytes"] = common.stored_bytes(run)
@@ -110,11 +117,64 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     shown = some(parts.test, MAPPED, int(cfg.seed))
     write_map(run, encode(trained, shown, device, batch), shown)
     if cfg.compare is None:
-        say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"])
+        say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"], remarks)
     return metrics
 
 
-def _features(cfg: Any, encoder: Encoder, key: str, samples: Samples) -> Samples:
-    """A split as features of a frozen encoder with fingerprint `key`, from one pass that is kept on disk."""
-    x = cached_features(encoder, samples, common.device_of(cfg), common.eval_batch_size(cfg), key=key)
-    return FeatureSamples(x, samples)
+def _check(cfg: Any) -> None:
+    """Raise `UserError` for settings that do not go together."""
+    if cfg.data is None:
+        raise UserError("which task? Choose a target: +target=digits, +target=imdb, +target=text_csv data.path=FILE (`sslt list targets`)")
+    if cfg.compare not in (None, "scratch", "baseline"):
+        raise UserError(f"compare={cfg.compare}: what can be compared with is 'scratch'")
+    if cfg.compare == "scratch" and str(cfg["from"]).startswith("scratch"):
+        raise UserError("compare=scratch compares a start from weights with fresh ones: give from=RUN")
+    if cfg.report not in ("last", "best"):
+        raise UserError(f"report={cfg.report}: 'last' reports the last epoch's weights, 'best' those of the best validation accuracy")
+    if cfg.head not in ("probe", "fresh"):
+        raise UserError(f"head={cfg.head}: 'probe' starts from the linear probe of the encoder, 'fresh' at random")
+
+
+class _Splits(NamedTuple):
+    """What is learned from, chosen by and measured on."""
+
+    train: Samples
+    val: Samples | None
+    test: Samples
+
+    def parts(self) -> tuple[tuple[torch.Tensor, Samples], tuple[torch.Tensor, Samples] | None]:
+        """Features and samples of train and val, where these are `FeatureSamples`."""
+        assert isinstance(self.train, FeatureSamples)
+        held = (self.val.features, self.val) if isinstance(self.val, FeatureSamples) else None
+        return (self.train.features, self.train), held
+
+
+def _splits(cfg: Any, encoder: Encoder, source: Any) -> _Splits:
+    train = label_subset(common.prepare(encoder, source, "train"), cfg.label_fraction, cfg.labels_per_class, cfg.seed)
+    common.require_two_classes(source, train)
+    test = common.prepare_labelled(encoder, source, "test")
+    val = common.prepare_labelled(encoder, source, "val") if "val" in source.splits() else None
+    if val is None and (cfg.report == "best" or cfg.shift is not None):
+        raise UserError("there is no validation split to pick an epoch on: set data.val_fraction=0.1, or report=last")
+    return _Splits(train, val, test)
+
+
+def _features(cfg: Any, encoder: Encoder, splits: _Splits, test: bool) -> _Splits:
+    """The splits as features of the encoder as it is now, from one pass that is kept on disk; `test` only where it is asked for."""
+    key = fingerprint(encoder)
+
+    def of(samples: Samples) -> Samples:
+        return FeatureSamples(cached_features(encoder, samples, common.device_of(cfg), common.eval_batch_size(cfg), key=key), samples)
+
+    val = None if splits.val is None else of(splits.val)
+    return _Splits(of(splits.train), val, of(splits.test) if test else splits.test)
+
+
+def _val_every(cfg: Any, splits: _Splits) -> int:
+    """Epochs from one validation to the next: as asked for, or so many that validating costs less than training.
+
+    A sample that is learned from costs about three passes, one that is validated on one.
+    """
+    if cfg.val_every_n_epochs is not None:
+        return int(cfg.val_every_n_epochs)
+    return 0 if splits.val is None else -(-len(splits.val) // (3 * len(splits.train)))

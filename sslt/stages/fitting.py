@@ -47,10 +47,13 @@ def fit(
     adaptation: Adaptation,
     watchers: Any = None,
     sampling: Sampling | None = None,
+    least_steps: int = 0,
+    nothing_to_train: bool = False,
 ) -> Learner:
     """Train, or go on training, in a run folder. `watchers(curves)` gives the stage's own callbacks.
 
-    sampling: which streams a step draws from (None: all of them).
+    sampling: which streams a step draws from (None: all of them). least_steps: of a run without a bound, whose epochs may be short.
+    nothing_to_train: the run is measured and saved as any other, without a step.
     Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
     """
     settings = dict(cfg.trainer)
@@ -63,16 +66,17 @@ def fit(
             check(cfg, encoder, adaptation, term.objective, part.views, part.batch_size)
             term.objective.prepare(encoder, part.samples, part.batch_size * world)
     number_format = precision.resolve(settings.pop("precision"), kind)
-    budget = _budget(settings, cfg.default_max_epochs)
+    sampling = sampling or Together()
+    per_epoch = sampling.epoch({k: len(s) for k, s in streams.items()})
+    budget = _budget(settings, max(cfg.default_max_epochs, -(-least_steps * settings["accumulate_grad_batches"] // per_epoch)))
+    if nothing_to_train:
+        budget = Budget(None, 0, None)
     settings["sync_batchnorm"] = settings["sync_batchnorm"] and world > 1
     if settings["sync_batchnorm"] and kind == "cpu":  # torch's own refuses CPU tensors
         for module in (encoder, *(t.objective for t in terms.values())):
             distributed.span_batch_norm(module)
         settings["sync_batchnorm"] = False
-    sampling = sampling or Together()
-    adaptation.total_steps = _total_steps(
-        budget, sampling.epoch({k: len(s) for k, s in streams.items()}), settings["accumulate_grad_batches"]
-    )
+    adaptation.total_steps = _total_steps(budget, per_epoch, settings["accumulate_grad_batches"])
     learner = Learner(
         encoder,
         terms,
@@ -102,7 +106,7 @@ def fit(
         plugins=[StreamedCheckpoints(), *([LightningEnvironment()] if world > 1 else [])],  # ranks are ours, whatever scheduler started us
         precision=number_format,  # type: ignore[arg-type]
         max_epochs=budget.max_epochs or -1,
-        max_steps=budget.max_steps or -1,
+        max_steps=-1 if budget.max_steps is None else budget.max_steps,
         logger=loggers or False,
         callbacks=[signals, curves, budget, *own, *yours, progress, NaNGuard(checkpoint), checkpoint, Clock(curves)],
         default_root_dir=run.path,
@@ -116,7 +120,8 @@ def fit(
     whole = sum(p.numel() for p in learner.parameters()) + (encoder.parameters_behind if isinstance(encoder, Precomputed) else 0)
     ranks = f" × {world} ranks" if world > 1 else ""
     bound = _bound(budget, learner.steps_per_epoch)
-    log.info("%s samples, batches of %d%s, %s", f"{len(primary.samples):,}", primary.batch_size, ranks, bound)
+    if not nothing_to_train:
+        log.info("%s samples, batches of %d%s, %s", f"{len(primary.samples):,}", primary.batch_size, ranks, bound)
     if len(streams) > 1:
         log.info("%s", sampling.describe({name: len(stream) for name, stream in streams.items()}))
     log.info("%s of %s parameters move; %s on %s", f"{moving:,}", f"{whole:,}", number_format, kind)
