@@ -4,10 +4,11 @@
     python scripts/mutate.py --n 200 --seed 0
 
 Changes are drawn by the seed over all files of the package, so that none of its parts is left out. Each is put into a copy of the tree,
-where those tests run that reach the changed line, the cheapest files first and up to --budget seconds of them; --learn finds out which
-these are, by running each test file once under a tracer, and again after it has changed. What no test notices is printed as a diff.
-Results are kept in .mutations, one line of JSON each: a stopped run goes on where it was, and --again tries the survivors anew, after
-tests were added. Every test that noticed something is run on the code as it is: one that fails there too has noticed nothing.
+where those tests run that reach the changed line, the cheapest files first and up to --budget seconds of them. --learn finds out which
+these are, by running each test file once on code that notes what it reaches, and again when the file has changed. What no test notices
+is printed as a diff. Results are kept in .mutations, one line of JSON each: a stopped run goes on where it was, and --again tries the
+survivors anew, after tests were added. Every test that noticed something is run on the code as it is: one that fails there too has
+noticed nothing.
 
 Changes that make no difference stand in mutation/alike.txt with the reason; they are not counted.
 
@@ -151,9 +152,9 @@ def main() -> None:
         importlib.import_module(library)
     known, missing = learned(root, [t for pattern in args.tests for t in sorted(root.glob(pattern))], kept)
     with tempfile.TemporaryDirectory() as scratch:
-        children = Children(root, args.jobs, Path(scratch))
+        children = Children(root, args.jobs, Path(scratch), args.package if args.learn else None)
         if args.learn:
-            tasks = [(name, 600.0, lambda tree, name=name: learn(tree, name, args.package)) for name in missing]
+            tasks = [(name, 600.0, lambda tree, name=name: learn(tree, name)) for name in missing]
             for name, found, seconds in children.map(tasks):
                 if isinstance(found, dict):
                     missing[name].write_text(json.dumps(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import compileall
 import contextlib
 import gc
@@ -26,13 +27,19 @@ IGNORED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "out
 
 
 class Children:
-    """Runs functions of a tree in forks of this process, up to `jobs` at a time, each with a copy of the tree of its own."""
+    """Runs functions of a tree in forks of this process, up to `jobs` at a time, each with a copy of the tree of its own.
 
-    def __init__(self, root: Path, jobs: int, folder: Path):
+    marked: the package in it that is to note what it reaches.
+    """
+
+    def __init__(self, root: Path, jobs: int, folder: Path, marked: str | None = None):
         self.free: list[Path] = []
         self.running: dict[int, tuple[Any, Path, float, float]] = {}
         for i in range(jobs):
             shutil.copytree(root, tree := folder / f"{i}" / "tree", ignore=IGNORED)
+            if marked is not None:
+                shutil.copytree(tree / marked, tree.parent / "as it is" / marked)
+                mark(tree, marked)
             compileall.compile_dir(tree, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
             self.free.append(tree)
         gc.freeze()  # or the first collection of every child copies all pages
@@ -85,40 +92,67 @@ def _child(tree: Path, expected: float, function: Callable[[Path], Any]) -> None
         os._exit(1)
 
 
-class Watch:
-    """A pytest plugin: the tests that fail; and, of the folder `package`, the lines that each test reaches and the seconds it takes."""
+class Marked(ast.NodeTransformer):
+    """Before each statement of a function, a call that notes its lines (of the first line alone, where it holds other statements)."""
 
-    def __init__(self, package: Path | None = None):
-        self.prefix = None if package is None else f"{package}{os.sep}"
-        self.now: set[tuple[str, int]] = set()
-        self.reached: dict[str, set[tuple[str, int]]] = {"": set()}  # by test; "": by what the tests of the file share
+    def __init__(self, path: str):
+        self.path, self.inside = path, 0
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.inside += 1
+        self.generic_visit(node)
+        self.inside -= 1
+        return node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        for field in ("body", "orelse", "finalbody") if self.inside else ():
+            statements = getattr(node, field, None)
+            if isinstance(statements, list):
+                documented = field == "body" and isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None
+                rest = [x for s in statements[documented:] for x in (self._note(s), s)]
+                setattr(node, field, statements[:documented] + rest)
+        return node
+
+    def _note(self, statement: ast.stmt) -> ast.stmt:
+        inner = [n.lineno for n in ast.walk(statement) if isinstance(n, ast.stmt) and n is not statement and hasattr(n, "lineno")]
+        last = max(statement.lineno, min(inner) - 1) if inner else statement.end_lineno
+        return ast.parse(f"__reached__.add(({self.path!r}, {statement.lineno}, {last}))").body[0]
+
+
+def mark(tree: Path, package: str) -> None:
+    """Have the package note what it reaches, in the set `__reached__` of the process."""
+    for file in (tree / package).rglob("*.py"):
+        module = Marked(str(file.relative_to(tree))).visit(ast.parse(file.read_bytes()))
+        head = [isinstance(s, ast.ImportFrom) and s.module == "__future__" for s in module.body]
+        first = ast.parse('__import__("builtins").__dict__.setdefault("__reached__", set())').body
+        module.body[head.index(True) + 1 if any(head) else 0 : 0] = first
+        file.write_text(ast.unparse(ast.fix_missing_locations(module)))
+
+
+class Watch:
+    """A pytest plugin: the tests that fail, and what each test takes and reaches where the package is marked."""
+
+    def __init__(self) -> None:
+        self.reached: dict[str, set[tuple[str, int, int]]] = {"": set()}  # by test; "": by what the tests of the file share
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
 
-    def _trace(self, frame: Any, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(self.prefix):
-            return None
-        if event == "line":
-            self.now.add((frame.f_code.co_filename, frame.f_lineno))
-        return self._trace
-
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
-        began, self.now = sum(os.times()[:4]), set()  # of processor, with children that have ended
-        if self.prefix:
-            sys.settrace(self._trace)
+        began = sum(os.times()[:4])  # of processor, with children that have ended
+        builtins.__reached__ = set()  # type: ignore[attr-defined]
         result = yield
-        sys.settrace(None)
         self.seconds[item.nodeid] = round(sum(os.times()[:4]) - began, 3)
-        self.reached[item.nodeid] = self.now
+        self.reached[item.nodeid] = builtins.__reached__  # type: ignore[attr-defined]
         return result
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[Any]:
-        outer, self.now = self.now, set()
+        outer, builtins.__reached__ = builtins.__reached__, set()  # type: ignore[attr-defined]
         result = yield
-        (outer if fixturedef.scope == "function" else self.reached[""]).update(self.now)
-        self.now = outer
+        (outer if fixturedef.scope == "function" else self.reached[""]).update(builtins.__reached__)  # type: ignore[attr-defined]
+        builtins.__reached__ = outer  # type: ignore[attr-defined]
         return result
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -136,24 +170,24 @@ def run_tests(tree: Path, tests: list[str], watch: Watch, *options: str) -> bool
     return not pytest.main([*tests, *quiet, *options], plugins=[watch])
 
 
-def learn(tree: Path, test_file: str, package: str) -> dict[str, Any]:
-    """Seconds of each test that passes, and, by file of the package and place in it, the numbers of the tests that reach it.
+def learn(tree: Path, test_file: str) -> dict[str, Any]:
+    """Of a marked tree: seconds of each test that passes, and, by file and place in it, the numbers of the tests that reach it.
 
     A place is a function and the line in it; ":" stands for all that is in no function.
     """
-    watch = Watch(tree / package)
-    run_tests(tree, [test_file], watch)
+    run_tests(tree, [test_file], watch := Watch())
     tests = [t for t in watch.seconds if t not in watch.failed]
     places: dict[str, dict[str, set[int]]] = {}
     functions: dict[str, Any] = {}
     for name, lines in watch.reached.items():
         which = range(len(tests)) if name == "" else [tests.index(name)] if name in tests else []
-        for file, line in lines:
+        for file, first, last in lines:
             if file not in functions:
-                functions[file] = functions_of(ast.parse(Path(file).read_bytes()))
-            around, offset = place(functions[file], line)
-            inside = places.setdefault(str(Path(file).relative_to(tree)), {})
-            inside.setdefault(f"{around}:{offset}" if around else ":", set()).update(which)
+                functions[file] = functions_of(ast.parse((tree.parent / "as it is" / file).read_bytes()))
+            for line in range(first, last + 1):
+                around, offset = place(functions[file], line)
+                inside = places.setdefault(file, {})
+                inside.setdefault(f"{around}:{offset}" if around else ":", set()).update(which)
     found = {file: {at: sorted(which) for at, which in inside.items()} for file, inside in places.items()}
     return {"seconds": {t: watch.seconds[t] for t in tests}, "places": found}
 
@@ -162,7 +196,7 @@ def chosen(known: dict[str, Any], mutation: Mutation, offset: int, budget: float
     """Tests for a mutation `offset` lines into its function, a list for each file, and the seconds that they take.
 
     First the file that mirrors the module, then by cost. Tests that reach the line; those that reach the function, where none is known
-    to (a line that is new, or that the tracer passes over); and the whole mirroring file, since processes that it starts are not traced.
+    to (as a line that is new); and the whole mirroring file, since what it has other processes do is not known.
     """
     path = Path(mutation.path)
     mirror = str(Path("tests", *path.parts[1:-1], f"test_{path.name}"))
