@@ -131,6 +131,8 @@ class _Finder:
         """Of a node and all below it. returns: the annotation of the function around it; stored: names that have a value before."""
         if isinstance(node, (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)) or self._said(node) or self._device(node):
             return
+        if isinstance(node, ast.keyword) and node.arg in UNSEEN:
+            return
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             if node.name in ("__repr__", "draw", "__str__"):
                 return

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def _child(tree: Path, expected: float, function: Callable[[Path], Any]) -> None
         os.environ |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         sys.path[:] = [str(tree), *(p for p in sys.path if Path(p) != Path(__file__).parents[1])]
+        sys.modules["__main__"] = types.ModuleType("__main__")  # which processes that tests start would import
         sys.dont_write_bytecode = True
         (tree.parent / "out.json").write_text(json.dumps(function(tree)))
     finally:

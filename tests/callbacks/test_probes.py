@@ -21,14 +21,13 @@ from sslt.data.base import Samples
 class Points(Samples):
     """Vectors [N, 4] around one point a class."""
 
-    classes = ["a", "b"]
     fingerprint = "points"
 
     def __init__(self, n: int, seed: int = 0, labelled: bool = True):
         g = torch.Generator().manual_seed(seed)
         y = torch.arange(n) % 2
         self.x = torch.randn(n, 4, generator=g) + 6 * y[:, None] * torch.tensor([1.0, 0, 0, 0])
-        self.labels = y.numpy() if labelled else None
+        self.labels, self.classes = y.numpy() if labelled else None, ["a", "b"]
 
     def __len__(self) -> int:
         return len(self.x)
