@@ -53,7 +53,7 @@ class Children:
             tree, began = self.free.pop(), time.monotonic()
             if (pid := os.fork()) == 0:
                 _child(tree, expected, function)
-            self.running[pid] = key, tree, began, began + 60 + 10 * expected
+            self.running[pid] = key, tree, began, began + 300 + 20 * expected
         while self.running:
             yield from self._ended()
 
