@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,6 +108,42 @@ def test_what_is_recorded_of_a_step():
     train_one_step(learner)
     said = {name: pytest.approx(value) for name, value in {"main/loss": main, "side/loss": side, "loss": main + 0.5 * side}.items()}
     assert {name: float(value) for name, value in learner.last.items()} == said
+    assert not any(value.requires_grad for value in learner.last.values())
+
+
+def test_the_first_dozen_that_the_encoder_saw_is_kept():
+    """Of the first step alone: of each view, or of inputs that go in as they are; nothing of batches that hold neither."""
+    views, inputs = torch.randn(2, 20, 3), torch.randn(20, 3)
+    for made, kept in (({"views": {"x": views}}, views[:, :12]), ({"inputs": {"x": inputs}}, inputs[:12]), ({"features": inputs}, None)):
+        learner, _ = make_learner()
+        learner.trainer = SimpleNamespace(optimizers=[], accumulate_grad_batches=1)
+        learner.streams["main"].views = lambda batch, encoder: batch
+        learner.on_after_batch_transfer([{"main": made}], 0)
+        learner.on_after_batch_transfer([{"main": {"views": {"x": views + 1}}}], 0)
+        shown = learner.first_views["main"]
+        assert shown is None if kept is None else torch.equal(shown["x"], kept)
+
+
+class Draws(Units):
+    """Draws the samples it is given."""
+
+    def draw(self, encoder, batch):
+        assert not encoder.training and not self.training
+        return {"made": batch["x"] + torch.rand(())}
+
+
+def test_pictures_are_of_a_dozen_samples(monkeypatch):
+    """The first ones of the stream, all where there are fewer, in eval mode; named by the term where there are several."""
+    learner, _ = make_learner(objective=Draws())
+    samples = learner.streams["main"].samples
+    assert learner.pictures()["made"].shape[0] == 11 and learner.encoder.training
+    assert torch.equal(learner.pictures()["made"], learner.pictures()["made"])
+    monkeypatch.setattr(samples, "x", torch.randn(40, 6, 4))
+    monkeypatch.setattr(samples, "mask", torch.ones(40, 6, dtype=torch.bool))
+    with monkeypatch.context() as patch:
+        patch.setattr(Ragged, "__len__", lambda self: 40)
+        assert learner.pictures()["made"].shape[0] == 12
+    assert make_learner(0.5, objective=Draws())[0].pictures().keys() == {"main_made"} and make_learner()[0].pictures() == {}
 
 
 # -------------------------------------------------------------------- two real ranks

@@ -101,6 +101,14 @@ def test_a_format_of_training_is_used_and_comes_back_as_float32():
     assert seen == [torch.float32, torch.bfloat16]
 
 
+def test_the_encoder_is_brought_to_the_device(monkeypatch):
+    """Where its batches go."""
+    encoder, moved = Words(), []
+    monkeypatch.setattr(Words, "to", lambda self, device: moved.append(device) or self)
+    encode(encoder, texts(), CPU, 7)
+    assert moved == [CPU]
+
+
 def test_kept_features_depend_on_weights_samples_and_format(tmp_path, monkeypatch):
     """Read from the disk where all three are the same, computed where one is another."""
     monkeypatch.setattr(cache, "_root", tmp_path)

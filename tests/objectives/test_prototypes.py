@@ -220,6 +220,7 @@ def test_msns_anchors_are_the_other_views():
     assert torch.equal(target["image"], views[0]) and "visible" not in target
     assert torch.equal(anchors["image"], views[1:].flatten(0, 1)) and anchors["visible"].shape == (6, 12)
     assert torch.equal(small["image"], batch["local"]["image"].flatten(0, 1)) and "visible" not in small
+    assert not objective.targets(views[0]).requires_grad  # the prototypes they are found by move with the anchors alone
 
 
 # -------------------------------------------------------------------- SwAV, DeepCluster
