@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -36,7 +37,10 @@ from mutation.changes import Mutation, draw, functions_of, mutations_of, part_of
 from mutation.trials import Children, Watch, attempt, chosen, learn, run_tests
 
 HERE = Path(__file__).resolve().parent
-LIBRARIES = "numpy,torch,torchvision,pytorch_lightning,transformers,timm,hydra,sklearn.linear_model,scipy.stats,matplotlib.pyplot"
+LIBRARIES = (
+    "numpy,torch,torchvision,pytorch_lightning,timm,hydra,sklearn.linear_model,scipy.stats,matplotlib.pyplot,"
+    "transformers.models.bert.modeling_bert,transformers.models.modernbert.modeling_modernbert,peft,diffusers"
+)
 LEFT_OUT = ("__main__.py", "plots.py")  # pictures are looked at, not compared
 
 
@@ -149,7 +153,8 @@ def main() -> None:
     kept = root / ".mutations" / "reached"
     kept.mkdir(parents=True, exist_ok=True)
     for library in filter(None, args.libraries.split(",")):
-        importlib.import_module(library)
+        with contextlib.suppress(ImportError):  # some are extras
+            importlib.import_module(library)
     known, missing = learned(root, [t for pattern in args.tests for t in sorted(root.glob(pattern))], kept)
     with tempfile.TemporaryDirectory() as scratch:
         children = Children(root, args.jobs, Path(scratch), args.package if args.learn else None)
