@@ -113,11 +113,11 @@ class Trials:
             result = out if isinstance(out, dict) else {"status": "killed" if out == "died" else out}
             self.keep(m.name, {"name": m.name, "path": m.path, "line": m.line, "seconds": round(seconds, 1), **result})
             print(f"{i}/{len(todo)} {m.name} {result['status']} {m.path}:{m.line} {m.kind} {seconds:.0f} s", flush=True)
-        self.check([self.results[m.name] for m in todo])
+        self.check([r for m in self.drawn if (r := self.results.get(m.name)) and "by" in r and "sure" not in r])
 
     def check(self, results: list[dict[str, Any]]) -> None:
         """Take back what was noticed by tests that fail without any change."""
-        by = sorted({r["by"] for r in results if "by" in r and "::" in r["by"]})
+        by = sorted({r["by"] for r in results if "::" in r["by"]})
 
         def failing(tree: Path) -> list[str]:
             run_tests(tree, by, watch := Watch())
@@ -125,8 +125,8 @@ class Trials:
 
         for _, failed, _ in self.children.map([(None, 600.0, failing)] if by else []):
             for r in results:
-                if not isinstance(failed, list) or r.get("by") in failed:
-                    self.keep(r["name"], {**r, "status": "unsure"})
+                sure = isinstance(failed, list) and r["by"] not in failed
+                self.keep(r["name"], {**r, "sure": sure, "status": "killed" if sure else "unsure"})
 
     def report(self) -> str:
         status = {m: "alike" if m.name in self.reasons else self.results.get(m.name, {}).get("status") for m in self.drawn}
