@@ -89,7 +89,7 @@ class Trials:
     """Tries the changes that were drawn, and keeps what came of each in a file."""
 
     def __init__(self, children: Children, root: Path, drawn: list[Mutation], kept: Path):
-        self.children, self.drawn, self.kept = children, drawn, kept
+        self.children, self.root, self.drawn, self.kept = children, root, drawn, kept
         self.sources = {m.path: (root / m.path).read_bytes() for m in drawn}
         self.results = {r["name"]: r for r in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
         self.reasons = alike(HERE / "mutation" / "alike.txt")
@@ -106,7 +106,7 @@ class Trials:
         def tasks() -> Iterator[Any]:
             for m in todo:
                 first = next((f[0] for f in functions_of(ast.parse(self.sources[m.path])) if f[2] == m.function), 0)
-                groups, seconds = chosen(known, m, m.line - first, budget)
+                groups, seconds = chosen(self.root, known, m, m.line - first, budget)
                 yield m, seconds, lambda tree, m=m, groups=groups: attempt(tree, m, self.sources[m.path], groups)
 
         for i, (m, out, seconds) in enumerate(self.children.map(tasks()), 1):

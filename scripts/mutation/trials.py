@@ -194,11 +194,11 @@ def learn(tree: Path, test_file: str) -> dict[str, Any]:
     return {"seconds": {t: watch.seconds[t] for t in tests}, "places": found}
 
 
-def chosen(known: dict[str, Any], mutation: Mutation, offset: int, budget: float) -> tuple[list[list[str]], float]:
+def chosen(root: Path, known: dict[str, Any], mutation: Mutation, offset: int, budget: float) -> tuple[list[list[str]], float]:
     """Tests for a mutation `offset` lines into its function, a list for each file, and the seconds that they take.
 
     First the file that mirrors the module, then by cost. Tests that reach the line; those that reach the function, where none is known
-    to (as a line that is new); and the whole mirroring file, since what it has other processes do is not known.
+    to (as a line that is new); and the whole mirroring file, since what it has other processes do is not known, be it learned or not.
     """
     path = Path(mutation.path)
     mirror = str(Path("tests", *path.parts[1:-1], f"test_{path.name}"))
@@ -211,15 +211,16 @@ def chosen(known: dict[str, Any], mutation: Mutation, offset: int, budget: float
         rows = sorted((i not in reach, tests[i][1], tests[i][0]) for i in (range(len(tests)) if file == mirror else reach))
         if rows:
             found.append((file != mirror, sum(seconds for _, seconds, _ in rows), rows))
-    groups, total = [], 0.0
+    groups, total = ([[mirror]], 60.0) if mirror not in known and (root / mirror).exists() else ([], 0.0)
+    spent = 0.0
     for _, _, rows in sorted(found):
         group = []
         for _, seconds, name in rows:
-            if total + seconds <= budget or not (groups or group):
+            if spent + seconds <= budget or not (groups or group):
                 group.append(name)
-                total += seconds
+                spent += seconds
         groups += [group] if group else []
-    return groups, total
+    return groups, total + spent
 
 
 def attempt(tree: Path, mutation: Mutation, source: bytes, groups: list[list[str]]) -> dict[str, Any]:
