@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -191,3 +192,32 @@ def test_losses_are_those_of_the_peer(monkeypatch):
 
     monkeypatch.setitem(check_against_peers.COMPARISONS, "simclr", (wrong, "NTXentLoss"))
     assert not any(row["agrees"] for row in check_against_peers.compare("simclr", seeds=1))
+
+
+def test_mutations_that_are_noticed_and_that_are_not(tmp_path):
+    """In a toy package: what its tests pin down is noticed, what they do not is listed; results are kept and tried again when asked."""
+    for folder in ("toy", "tests"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "toy" / "__init__.py").touch()
+    (tmp_path / "toy" / "sums.py").write_text("def tight(a: int, b: int) -> int:\n    return a + b\n\n\ndef loose(x):\n    return x * 3\n")
+    noticing = "from toy.sums import loose, tight\n\n\ndef test_sums():\n    assert tight(2, 3) == 5 and loose({}) == {}\n"
+    (tmp_path / "tests" / "test_sums.py").write_text(noticing.format(0, 0))
+    (tmp_path / "tests" / "test_other.py").write_text("def test_nothing_of_it():\n    assert False\n")
+
+    def mutate(*args: str) -> str:
+        command = [sys.executable, SCRIPTS / "mutate.py", "--root", tmp_path, "--package", "toy", "--libraries", "", "--n", "50", *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
+
+    assert "tests/test_sums.py: 1 tests" in mutate("--learn") and mutate("--learn") == ""
+    first = mutate()
+    lines = dict(line.split(maxsplit=1) for line in first.splitlines() if "toy/sums.py:" in line)
+    assert len(lines) == 5
+    tight, loose = ([line.split() for line in lines.values() if f"sums.py:{n} " in line] for n in (2, 6))
+    assert sorted(line[3] for line in tight) == ["arithmetic", "sign"] and {line[1] for line in tight} == {"killed"}
+    assert sorted(line[3] for line in loose) == ["arithmetic", "constant", "constant"] and {line[1] for line in loose} == {"survived"}
+    assert "-    return x * 3\n+    return x / 3\n" in first and "a - b" not in first and first.splitlines()[-1].endswith("40.0 %")
+    assert "toy/sums.py:" not in mutate()
+    (tmp_path / "tests" / "test_sums.py").write_text(noticing.format(2, 6))
+    mutate("--learn")
+    again = mutate("--again")
+    assert again.count("killed toy/sums.py:6") == 3 and again.splitlines()[-1].endswith("100.0 %")

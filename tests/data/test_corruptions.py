@@ -79,3 +79,11 @@ def test_severity_is_one_to_five():
     """One line."""
     with pytest.raises(UserError, match=r"corruption\.severity=6"):
         corruptions.Blur(6)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, corruptions.DroppedWords])
+def test_each_severity_is_stronger_than_the_one_before(kind):
+    """Five strengths in order, none twice, each that of its number."""
+    steps = np.diff(kind.strengths)
+    assert len(steps) == 4 and ((steps > 0).all() or (steps < 0).all())
+    assert [kind(severity).strength for severity in range(1, 6)] == list(kind.strengths)

@@ -504,3 +504,17 @@ def test_real_sets(name: str, n: int) -> None:
     raw = source.read("train")
     assert len(raw) == n and raw.labels is not None and set(raw.labels.tolist()) == set(range(10))
     assert raw.items[n - 1].shape[0] == source.image_shape[0]
+
+
+def test_hf_classes_are_those_of_the_labelled_splits(tmp_path: Path) -> None:
+    """Labels of the unlabelled split, which may be anything, are none; a split may lack the column; names must agree."""
+    images = [noise(6, 6)] * 3
+    write_parquet(tmp_path / "data" / "train.parquet", images, ["b", "a", "b"])
+    write_parquet(tmp_path / "data" / "unlabeled.parquet", images, ["?", "?", "?"])
+    source = hf(tmp_path)
+    assert source.classes == ["a", "b"] and source.read("unlabeled").labels is None and source.read("train").labels.tolist() == [1, 0, 1]
+    bare = tmp_path / "bare"
+    write_parquet(bare / "train.parquet", images, [0, 1, 0], names=["x", "y"])
+    write_parquet(bare / "test.parquet", images, [0, 1, 1], names=["x", "z"])
+    with pytest.raises(UserError, match="differently"):
+        hf(bare).classes  # noqa: B018

@@ -122,6 +122,20 @@ def test_batch_against_plain_loop(processor):
     }  # fmt: skip
 
 
+def test_each_tokenizer_has_tokens_of_its_own(processor):
+    """The same texts by another tokenizer, or with another share held out, are another entry of the cache; by the same one, the same."""
+    source = Toy()
+    samples = processor.prepare(source, "train")
+    other = TextProcessor(train_tokenizer(source.texts, vocab_size=60, lowercase=True), max_length=19)
+    found, ids = other.prepare(source, "train"), other.tokenizer(source.get("train").items[0], add_special_tokens=False).input_ids
+    assert found.fingerprint != samples.fingerprint and found.tokens[: found.sizes[0]].tolist() == ids
+    assert samples.tokens[: samples.sizes[0]].tolist() != ids
+    source.val_fraction = 0.5
+    assert len(processor.prepare(source, "train")) < len(samples)
+    reads = source.reads
+    assert processor.prepare(Toy(), "train").fingerprint == samples.fingerprint and source.reads == reads
+
+
 def test_widths(processor):
     """The width is the longest row rounded up to 8, never above max_length."""
     samples = processor.prepare(Toy(), "train")

@@ -356,3 +356,45 @@ def test_real_tables():
         912,
         909,
     ]
+
+
+def names_of(found: dict[str, list[Path]]) -> dict[str, list[str]]:
+    return {split: [f.name for f in files] for split, files in found.items()}
+
+
+def test_which_tables_of_a_folder_are_which_split(tmp_path):
+    """By their names; shards of one together; a single table without a name of a split is train; tables may lie in `data`."""
+    for name in ("train-00000-of-00002.csv", "train-00001-of-00002.csv", "dev.csv", "notes.md"):
+        write(tmp_path / "named" / name, "text,label\na,b\n")
+    found = texts.find_tables(tmp_path / "named", None)
+    assert names_of(found) == {"train": ["train-00000-of-00002.csv", "train-00001-of-00002.csv"], "val": ["dev.csv"]}
+    write(tmp_path / "one" / "data" / "books.csv", "text\na\n")
+    write(tmp_path / "one" / "readme.txt", "about\n")
+    assert names_of(texts.find_tables(tmp_path / "one" / "data", None)) == {"train": ["books.csv"]}
+    assert names_of(texts.find_tables(tmp_path / "named" / "dev.csv", None)) == {"train": ["dev.csv"]}
+    assert names_of(texts.find_tables(tmp_path / "named" / "train*", None)) == {"train": names_of(found)["train"]}
+    write(tmp_path / "parquet" / "data" / "train.parquet", "")
+    write(tmp_path / "parquet" / "data" / "test.csv", "")
+    assert names_of(texts.find_tables(tmp_path / "parquet", None, "parquet")) == {"train": ["train.parquet"]}
+    assert names_of(texts.find_tables(tmp_path / "parquet", None)) == {"train": ["train.parquet"], "test": ["test.csv"]}
+
+
+def test_tables_of_which_none_or_several_could_be_train(tmp_path):
+    """No table, two without a split's name, two of one split that are no shards: what is there, and what to give."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no train file .*\(none\)"):
+        texts.find_tables(tmp_path / "empty", None)
+    for name in ("a.csv", "b.csv"):
+        write(tmp_path / "two" / name, "text\na\n")
+    with pytest.raises(UserError, match=r"\(a\.csv, b\.csv\); give a file"):
+        texts.find_tables(tmp_path / "two", None)
+    write(tmp_path / "notes" / "notes.txt", "a\tb\n")
+    with pytest.raises(UserError, match=r"\(none\)"):
+        texts.find_tables(tmp_path / "notes", None)
+    assert names_of(texts.find_tables(tmp_path / "notes", "\t")) == {"train": ["notes.txt"]}
+    for name in ("train_a.csv", "train_b.csv"):
+        write(tmp_path / "several" / name, "text\na\n")
+    with pytest.raises(UserError, match=r"several files for train \(train_a\.csv, train_b\.csv\)"):
+        texts.find_tables(tmp_path / "several", None)
+    with pytest.raises(UserError, match="no such file"):
+        texts.find_tables(tmp_path / "nowhere", None)

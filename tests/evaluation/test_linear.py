@@ -56,6 +56,21 @@ def test_l2_is_chosen_on_val_alone(monkeypatch):
     assert linear_probe(*train, *val, *test, n_classes=4, l2_grid=(0.1, 10.0, 1.0)).l2 == 10.0  # ties: the strongest
 
 
+def test_everything_is_standardised_by_the_statistics_of_train():
+    """So that a sample's logits do not depend on the samples that are scored with it, and val is measured as test is."""
+    train, val, test = _split(200, 1), _split(200, 2), _split(200, 3)
+    result = linear_probe(*train, *val, *test, n_classes=4)
+    few = linear_probe(*train, *val, test[0][:3], test[1][:3], n_classes=4)
+    torch.testing.assert_close(few.logits_test, result.logits_test[:3])
+    swapped = linear_probe(*train, *test, *test, n_classes=4)
+    assert swapped.val_accuracy == swapped.accuracy
+    mean, std = train[0].numpy().mean(0), train[0].numpy().std(0)
+    x, unseen = ((torch.from_numpy((s[0].numpy() - mean) / std)) for s in (train, test))
+    weight, bias = fit_logistic(x, train[1], 4, 0.1)
+    alone = linear_probe(*train, *val, *test, n_classes=4, l2_grid=(0.1,))
+    torch.testing.assert_close(alone.logits_test, unseen @ weight.T + bias, rtol=1e-3, atol=1e-3)
+
+
 def test_works_inside_inference_mode_and_with_constant_features():
     """Probes run where gradients are off; dead features must not become NaN."""
     (x, y) = _split(100, 0)

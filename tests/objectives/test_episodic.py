@@ -241,3 +241,21 @@ def test_the_outer_gradient_reaches_a_batch_normalised_body():
 def test_an_inner_loop_of_nothing_is_the_users_mistake(changed):
     with pytest.raises(UserError, match=next(iter(changed))):
         maml(tiny(), **changed)
+
+
+@pytest.mark.parametrize("make", [lambda e: Prototypes(e, 3), lambda e: maml(e, ANIL).float()])
+def test_features_of_a_narrow_format_are_widened_first(make):
+    """Under bfloat16, similarities and inner steps are float32's of the features that there are."""
+    encoder, batch = tiny(), batch_of()
+
+    class Narrow(VectorEncoder):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__(nn.Identity(), 4)
+            self.dtype = dtype
+
+        def forward(self, inputs):
+            found = encoder(inputs)
+            return found._replace(pooled=found.pooled.detach().bfloat16().to(self.dtype))
+
+    losses = [make(Narrow(dtype))(Narrow(dtype), dict(batch)).value for dtype in (torch.bfloat16, torch.float32)]
+    assert losses[0].dtype == torch.float32 and torch.equal(*losses)

@@ -20,12 +20,14 @@ def normal(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("pooled", ["avg", "token"])
-@pytest.mark.parametrize("beta", [0.0, 0.5])
-def test_data2vec_against_the_loop(monkeypatch, beta, pooled):
-    """Mean of the last blocks' normalised outputs; smooth L1 at hidden tokens, averaged over each sample, then over samples."""
+@pytest.mark.parametrize(("beta", "last"), [(0.0, 2), (0.5, 1)])
+def test_data2vec_against_the_loop(monkeypatch, beta, last, pooled):
+    """Mean of the last blocks' normalised outputs, of both or of one of two; smooth L1 at hidden tokens, averaged over each sample, then
+    over samples.
+    """
     monkeypatch.setattr(latent, "block_tokens", lambda *_: MASKED)
     encoder, batch = small_vit(pooled), images()
-    objective = Data2Vec(encoder, 0.2, True, [0.5, 2.0], 2, beta, 0.99)
+    objective = Data2Vec(encoder, 0.2, True, [0.5, 2.0], last, beta, 0.99)
     value = float(objective(encoder, batch).value.detach())
     x = batch["views"]["image"][0]
     with torch.no_grad():
@@ -36,7 +38,7 @@ def test_data2vec_against_the_loop(monkeypatch, beta, pooled):
             tokens = block(tokens)
             layers.append(normal(tokens[:, -16:].double().numpy()))
         guess = objective.predict(encoder(encoder.hide({"image": x}, MASKED, objective.token)).tokens).double().numpy()
-    target, rows = np.mean(layers, 0), []
+    target, rows = np.mean(layers[-last:], 0), []
     for b in range(3):
         gaps = np.abs(guess[b] - target[b])[MASKED[b].numpy()]
         each = gaps**2 if not beta else np.where(gaps < beta, gaps**2 / (2 * beta), gaps - beta / 2)
@@ -77,9 +79,12 @@ def test_blocks_are_rectangles_and_contexts_leave_them_out():
 
 
 def test_ijepa_predicts_the_normalised_features_of_the_teacher(monkeypatch):
-    """Smooth L1 against the loop over blocks; the teacher gets no gradient."""
+    """Smooth L1 against the loop over blocks; the teacher gets no gradient. Its last norm has a scale of its own, the targets have not."""
     torch.manual_seed(0)
     encoder, batch = small_vit(), images()
+    with torch.no_grad():
+        encoder.model.norm.weight.copy_(torch.linspace(0.5, 3, 16))
+        encoder.model.norm.bias.copy_(torch.linspace(-1, 2, 16))
     objective = IJEPA(encoder, **IJEPA_ARGS, momentum=0.9)
     context, blocks = objective.draw_blocks(3)
     monkeypatch.setattr(objective, "draw_blocks", lambda b: (context, blocks))

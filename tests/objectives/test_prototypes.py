@@ -207,6 +207,22 @@ def test_msn_against_the_loop():
     assert objective.prototypes.weight.grad.any() and all(p.grad is None for p in objective.teacher.parameters())
 
 
+def test_msns_anchors_are_the_other_views():
+    """The first view, whole, is the teacher's; the others, less the patches left out, the student's; small crops are seen whole."""
+    encoder, batch = small_vit("token"), images(3, 3) | {"local": images(3, 2, seed=5)["views"]}
+    objective = MSN(encoder, 0.25, 8, 6, K, 0.1, 0.025, 2.0, 0.9)
+    seen: dict[str, list[dict]] = {"student": [], "teacher": []}
+    encoder.register_forward_pre_hook(lambda module, args: seen["student"].append(args[0]))
+    objective.teacher["encoder"].register_forward_pre_hook(lambda module, args: seen["teacher"].append(args[0]))
+    objective(encoder, batch)
+    views = batch["views"]["image"]
+    (target,), (anchors, small) = seen["teacher"], seen["student"]
+    assert torch.equal(target["image"], views[0]) and "visible" not in target
+    assert torch.equal(anchors["image"], views[1:].flatten(0, 1)) and anchors["visible"].shape == (6, 12)
+    assert torch.equal(small["image"], batch["local"]["image"].flatten(0, 1)) and "visible" not in small
+    assert not objective.targets(views[0]).requires_grad  # the prototypes they are found by move with the anchors alone
+
+
 # -------------------------------------------------------------------- SwAV, DeepCluster
 def test_sinkhorn_gives_each_prototype_its_share():
     """Rows sum to 1, columns to N/K; against the plain iteration in numpy; equal scores give equal shares."""

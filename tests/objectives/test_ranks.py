@@ -96,7 +96,9 @@ def gradients(case: str, rank: int | None) -> dict[str, Any]:
     batch, v = batch_of(p.size, 3, cfg, rank)
     torch.manual_seed(1)
     with drawn_together(rank, v):
-        objective(encoder, batch).value.backward()
+        found = objective(encoder, batch)
+        found.value.backward()
+    assert not any(log.requires_grad for log in found.logs.values()), "what is logged would keep the graph"
     out: dict[str, Any] = {}
     for name, module in (("encoder", encoder), ("heads", objective)):
         found = [q.grad.flatten() for q in module.parameters() if q.grad is not None]

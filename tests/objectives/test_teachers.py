@@ -53,21 +53,27 @@ def value(encoder: Any, objective: Any, batch: dict) -> float:
 
 @pytest.mark.parametrize("task", TEACHERS)
 def test_a_teacher_is_asked_and_follows(task):
-    """With another teacher the loss is another; no gradient reaches it; after a step it is m·teacher + (1 - m)·student, to the number."""
+    """With another encoder, projector or prototypes of the teacher, each alone, the loss is another; no gradient reaches them; after a
+    step they are m·teacher + (1 - m)·student, to the number.
+    """
     encoder, objective, batch = made(task)
     (teacher,) = [m for m in objective.modules() if isinstance(m, Teacher)]
     assert not any(p.requires_grad for p in teacher.parameters())
-    before = value(encoder, objective, batch)
-    with torch.no_grad():
-        for p in teacher.parameters():
-            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
-    assert value(encoder, objective, batch) != before
-    old = {n: p.clone() for n, p in teacher["encoder"].named_parameters()}
+    for name, part in teacher.copies.items():
+        before = value(encoder, objective, batch)
+        with torch.no_grad():
+            for p in part.parameters():
+                p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
+        assert value(encoder, objective, batch) != before, name
+    students = {name: encoder if name == "encoder" else getattr(objective, name) for name in teacher.copies}
+    assert ("projector" in students) == hasattr(objective, "projector")
+    old = {n: p.clone() for n, p in teacher.copies.named_parameters()}
     objective.after_step(encoder)
     m = teacher.momentum_at(0.5)
     assert 0 < m < 1
-    for name, student in encoder.named_parameters():
-        assert torch.allclose(teacher["encoder"].get_parameter(name), m * old[name] + (1 - m) * student, atol=1e-6), name
+    for name, student in torch.nn.ModuleDict(students).named_parameters():
+        now = teacher.copies.get_parameter(name)
+        assert torch.allclose(now, m * old[name] + (1 - m) * student, atol=1e-6) and not torch.equal(now, old[name]), name
 
 
 @pytest.mark.parametrize("task", TEACHERS)

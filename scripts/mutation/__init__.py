@@ -1,0 +1,1 @@
+"""Mutation testing: which changes there are, and how one is tried."""
