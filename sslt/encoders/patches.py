@@ -19,29 +19,47 @@ ROOT = 1e-4  # added below the root, whose slope is infinite at 0
 
 
 class PatchEncoder(PixelEncoder):
-    """Rectified responses to whitened patches, pooled over cells (Coates, Lee & Ng, 2011; Coates & Ng, 2012).
+    """Rectified responses to whitened patches, pooled over cells and projected (Coates, Lee & Ng, 2011; Coates & Ng, 2012).
 
-    The features are √ of the mean response of each of `filters` filters (`FilterBank`) in each of `cells` × `cells` parts of the image,
-    standardised by a BatchNorm: [B, filters · cells²], which is the only token as well. The root keeps few large responses from drowning
-    the rest. Fresh filters are random and see patches that are not whitened; `objectives/patch_kmeans.py` learns all of it.
+    A map holds √ of the mean response of each of `filters` filters (`FilterBank`) in each of `cells` × `cells` parts of the image; the root
+    keeps few large responses from drowning the rest. The features [B, width], which are the only token as well, are a projection of the
+    map: its principal components, partly whitened, for in the map itself brightness and contrast are most of a distance. Fresh filters
+    and projections are random and see patches that are not whitened; `objectives/patch_kmeans.py` learns all of it.
 
     patch_size: pixels along a patch's side; at most half of the image's is taken. stride: pixels from patch to patch. contrast: see
-    `FilterBank`.
+    `FilterBank`. mirror: the map is averaged with that of the mirror image, so that both have the same features; None: for colour images,
+    as a mirrored photograph is one, and mirrored writing is none. width: at most filters · cells² is taken.
     """
 
     Processor = ImageProcessor
 
-    def __init__(self, processor: ImageProcessor, filters: int, patch_size: int, stride: int, cells: int, contrast: float):
-        super().__init__(processor, filters=filters, patch_size=patch_size, stride=stride, cells=cells, contrast=contrast)
-        for key, value in (("filters", filters), ("patch_size", patch_size), ("stride", stride), ("cells", cells)):
+    def __init__(
+        self,
+        processor: ImageProcessor,
+        filters: int,
+        patch_size: int,
+        stride: int,
+        cells: int,
+        contrast: float,
+        mirror: bool | None,
+        width: int,
+    ):
+        given = {"filters": filters, "patch_size": patch_size, "stride": stride, "cells": cells, "width": width}
+        super().__init__(processor, **given, contrast=contrast, mirror=mirror)
+        for key, value in given.items():
             if value < 1:
                 raise UserError(f"encoder.{key}={value}: give at least 1")
         if contrast <= 0:
             raise UserError(f"encoder.contrast={contrast}: give more than 0, as flat patches are divided by its root")
         self.bank = FilterBank(processor.channels, filters, min(patch_size, max(1, processor.size // 2)), stride, contrast)
         self.cells = min(cells, self.bank.places(processor.size))
-        self.norm = nn.BatchNorm2d(filters, affine=False)
-        self.dim = filters * self.cells**2
+        self.mirror = processor.channels == 3 if mirror is None else mirror
+        numbers = filters * self.cells**2
+        self.dim = min(width, numbers)
+        self.centre: Tensor
+        self.projection: Tensor
+        self.register_buffer("centre", torch.zeros(numbers))
+        self.register_buffer("projection", torch.randn(self.dim, numbers) / numbers**0.5)
 
     @classmethod
     def build(cls, source: Any, processor: dict[str, Any], **args: Any) -> PatchEncoder:
@@ -51,12 +69,22 @@ class PatchEncoder(PixelEncoder):
         return cls(ImageProcessor.fit(source, **{**processor, "size": size}), **args)
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        x = inputs["image"].contiguous(memory_format=torch.channels_last)
+        numbers = self.numbers(inputs["image"])
+        with torch.autocast(numbers.device.type, enabled=False):  # directions in which images differ little are scaled up
+            features = F.linear(numbers - self.centre, self.projection)
+        return Features(features, features.unsqueeze(1))
+
+    def numbers(self, x: Tensor) -> Tensor:
+        """The map of images [B, C, S, S], [B, filters · cells²]."""
+        x = x.contiguous(memory_format=torch.channels_last)
         whole = torch.is_grad_enabled() or x.device.type != "cpu"
         rows = len(x) if whole else max(1, CHUNK // (self.bank.places(x.shape[-1]) ** 2 * len(self.bank.filters)))
-        pooled = torch.cat([F.adaptive_avg_pool2d(self.bank(part), self.cells) for part in x.split(rows)])
-        features = self.norm((pooled + ROOT).sqrt()).flatten(1)
-        return Features(features, features.unsqueeze(1))
+        return torch.cat([self._map(part) for part in x.split(rows)]).flatten(1)
+
+    def _map(self, x: Tensor) -> Tensor:
+        ways = (x, x.flip(3)) if self.mirror else (x,)
+        roots = [(F.adaptive_avg_pool2d(self.bank(way), self.cells) + ROOT).sqrt() for way in ways]
+        return torch.stack(roots).mean(0)
 
     def block_names(self) -> list[str]:
         return ["bank"]

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from sslt import distributed
 from sslt.data.base import Samples
-from sslt.encoders.base import Encoder
-from sslt.encoders.batch_norm import recalibrate
+from sslt.encoders.base import Encoder, evaluating
 from sslt.encoders.patches import FilterBank, PatchEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
 from sslt.objectives.pixels import images_of
 
 IMAGES, PATCHES = 4096, 100_000  # that the whitening is measured on, at most
-STANDARDISED = 32  # images of a step that the features' mean and deviation are followed on
+SHRINK = 30.0  # added to the variances of principal components, of which the mean is 1
 PATIENCE = 20  # steps without a patch after which a filter is replaced
 DRAWN = 48  # filters of a picture
 
@@ -34,7 +33,8 @@ class PatchKMeans(Objective):
     energy that their filters leave unexplained.
 
     Before training, mean and ZCA whitening (Bell & Sejnowski, 1997) with `epsilon` on the eigenvalues are measured on patches of the
-    samples, and the filters of a fresh encoder become patches; an encoder that learned so before keeps its own. threshold: where a response
+    samples, and the filters of a fresh encoder become patches; an encoder that learned so before keeps its own. At the end the encoder's
+    projection becomes the principal components of its map of these images. threshold: where a response
     begins to count, in deviations of a filter's responses (the soft threshold of Coates & Ng). The encoder must be a `PatchEncoder`.
     """
 
@@ -58,9 +58,10 @@ class PatchKMeans(Objective):
                 f"{batch_size} images a step with objective.patches={self.patches} are fewer patches than the {k} filters: "
                 f"give more of either, or a smaller encoder.filters"
             )
+        self.samples, self.rows = samples, np.sort(np.random.default_rng(0).permutation(len(samples))[:IMAGES])
         if bank.learned:
             return
-        rows = np.sort(np.random.default_rng(0).permutation(len(samples))[:IMAGES])
+        rows = self.rows
         rng = torch.Generator().manual_seed(0)
         with torch.no_grad(), full_precision():
             found = []
@@ -73,14 +74,10 @@ class PatchKMeans(Objective):
             q = bank.whiten(patches)
             bank.filters.copy_(F.normalize(q[torch.randperm(len(q), generator=rng)[:k]], dim=1))
             bank.thresholds.copy_(self.threshold * (q @ bank.filters.T).std(0))
-            recalibrate(encoder, [encoder.inputs(samples.batch(rows[:256]))])
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         bank = cast(PatchEncoder, encoder).bank
         images = images_of(batch)
-        if self.training and encoder.training:
-            with torch.no_grad():
-                encoder({"image": images[:STANDARDISED]})
         with full_precision():
             d = wide(bank.filters)
             with torch.no_grad():
@@ -114,6 +111,20 @@ class PatchKMeans(Objective):
             self.idle.masked_fill_(late, 0)
         filters.copy_(F.normalize(filters, dim=1))
 
+    @torch.no_grad()
+    def finish(self, encoder: Encoder) -> None:
+        """Principal components of the map, of the images that the whitening was measured on; each rank makes its share of maps."""
+        patches = cast(PatchEncoder, encoder)
+        device = patches.centre.device
+        rows = np.array_split(self.rows, distributed.world_size())[distributed.rank()]
+        with evaluating(encoder), full_precision():
+            parts = (self.samples.batch(part)["image"].to(device) for part in np.array_split(rows, -(-len(rows) // 256)))
+            x = distributed.gather_rows(torch.cat([patches.numbers(encoder.inputs({"image": images})["image"]) for images in parts]))
+            mean = x.mean(0)
+            projection = principal(x - mean, patches.dim)
+        patches.centre.copy_(mean)
+        patches.projection.copy_(projection)
+
     def draw(self, encoder: Encoder, batch: dict) -> dict[str, Picture]:
         """Patches that the filters are, before whitening."""
         bank = cast(PatchEncoder, encoder).bank
@@ -125,6 +136,27 @@ class PatchKMeans(Objective):
         std = torch.tensor(list(p.std), device=patches.device).view(-1, 1, 1)
         shown = ((patches * half + middle) / std).repeat_interleave(4, 2).repeat_interleave(4, 3)
         return {"patch_filters": Picture({f"filters {i + 1}-{i + len(row)}": row for i, row in _rows(shown, 12)})}
+
+
+def principal(centred: Tensor, width: int) -> Tensor:
+    """Principal components of rows [N, D] of mean 0 with variances brought closer together, as a projection [width, D].
+
+    Of the numbers over their deviations the first components, each divided by √(λ + `SHRINK`): without the sum, directions that are
+    mostly noise would count as much as the first. They are turned at random in the end, as every feature then has about the same
+    variance: a probe that standardises features would otherwise undo the sum. Of N rows at most N / 2 components are taken.
+    """
+    n, d = centred.shape
+    deviation = centred.square().mean(0).sqrt()
+    scale = torch.where(deviation > 1e-6, 1 / deviation, 0)
+    x = centred * scale
+    small = x.T @ x if d <= n else x @ x.T  # the same eigenvalues, the smaller of two products
+    values, vectors = torch.linalg.eigh(small / n)
+    kept = max(1, min(width, n // 2))
+    values, vectors = values.flip(0)[:kept].clamp(min=0), vectors.flip(1)[:, :kept]
+    if d > n:
+        vectors = F.normalize(x.T @ vectors, dim=0)
+    turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))[0].to(x)
+    return (turn[:, :kept] * (values + SHRINK).rsqrt()) @ vectors.T * scale
 
 
 def _rows(images: Tensor, n: int) -> list[tuple[int, Tensor]]:

@@ -132,6 +132,7 @@ def fit(
         progress.close()
     if learner.interrupted:
         raise Interrupted(learner.batches_seen)
+    learner.finish()
     now = {"train/loss": float(learner.last["loss"]), "throughput/samples_per_second": round(curves.throughput, 2)} if learner.last else {}
     learner.run_metrics = now | {
         "train/steps": learner.batches_seen,

@@ -14,7 +14,7 @@ from sslt.errors import UserError
 
 def encoder(size: int = 13, channels: int = 3, **given) -> PatchEncoder:
     """One with everything that can be learned at random values."""
-    args = {"filters": 7, "patch_size": 4, "stride": 1, "cells": 2, "contrast": 0.05} | given
+    args = {"filters": 7, "patch_size": 4, "stride": 1, "cells": 2, "contrast": 0.05, "mirror": False, "width": 11} | given
     torch.manual_seed(0)
     found = PatchEncoder(ImageProcessor(size, channels, [0.4] * channels, [0.25] * channels), **args).eval()
     bank = found.bank
@@ -22,8 +22,7 @@ def encoder(size: int = 13, channels: int = 3, **given) -> PatchEncoder:
         bank.mean.normal_()
         bank.whitening.normal_()
         bank.thresholds.normal_()
-        found.norm.running_mean.uniform_()
-        found.norm.running_var.uniform_(0.5, 2)
+        found.centre.uniform_()
     return found
 
 
@@ -35,9 +34,9 @@ def images(size: int = 13, channels: int = 3, n: int = 3) -> torch.Tensor:
 
 def slow(model: PatchEncoder, x: np.ndarray) -> np.ndarray:
     """The same features in float64, patch by patch and filter by filter."""
-    bank, norm = model.bank, model.norm
-    w, m, d, t, mean, var = (
-        v.detach().double().numpy() for v in (bank.whitening, bank.mean, bank.filters, bank.thresholds, norm.running_mean, norm.running_var)
+    bank = model.bank
+    w, m, d, t, centre, projection = (
+        v.detach().double().numpy() for v in (bank.whitening, bank.mean, bank.filters, bank.thresholds, model.centre, model.projection)
     )
     places = (x.shape[2] - bank.side) // bank.stride + 1
     out = []
@@ -54,8 +53,7 @@ def slow(model: PatchEncoder, x: np.ndarray) -> np.ndarray:
         for i, (a, b) in enumerate(edge):
             for j, (e, f) in enumerate(edge):
                 cells[:, i, j] = answers[:, a:b, e:f].mean((1, 2))
-        cells = (np.sqrt(cells + ROOT) - mean[:, None, None]) / np.sqrt(var[:, None, None] + norm.eps)
-        out.append(cells.ravel())
+        out.append(projection @ (np.sqrt(cells + ROOT).ravel() - centre))
     return np.stack(out)
 
 
@@ -102,7 +100,7 @@ def test_all_of_it_learns():
     model, x = encoder().train(), images()
     with torch.no_grad():
         model.bank.thresholds[0] = 1e3
-    model({"image": x}).pooled.square().mul(torch.rand(3, model.dim)).sum().backward()
+    model({"image": x}).pooled.square().sum().backward()
     grads = [model.bank.filters.grad, model.bank.thresholds.grad]
     assert all(g.isfinite().all() for g in grads) and all(g[1:].abs().sum() > 0 for g in grads)
 
@@ -124,9 +122,18 @@ def test_large_images_are_brought_to_a_size_that_is_fast(tmp_path):
     class Photographs:
         modality, name, image_shape = "image", "photographs", (128, 3)
 
-    args = {"filters": 4, "patch_size": 6, "stride": 1, "cells": 2, "contrast": 0.01}
+    args = {"filters": 4, "patch_size": 6, "stride": 1, "cells": 2, "contrast": 0.01, "mirror": None, "width": 8}
     sizes = [PatchEncoder.build(Photographs(), {"size": s, "channels": None}, **args).processor.size for s in (None, 96)]
     assert sizes == [48, 96]
+
+
+def test_a_mirror_image_has_the_same_features():
+    """Where it is asked for, or images have colours: the mean of both."""
+    plain, both, x = encoder(), encoder(mirror=True), images()
+    assert [encoder(channels=c, mirror=None).mirror for c in (1, 3)] == [False, True]
+    found = both({"image": x}).pooled
+    assert torch.allclose(found, both({"image": x.flip(3)}).pooled, atol=1e-5)
+    assert torch.allclose(found, (plain({"image": x}).pooled + plain({"image": x.flip(3)}).pooled) / 2, atol=1e-5)
 
 
 @pytest.mark.parametrize("given", [{"filters": 0}, {"cells": 0}, {"contrast": 0.0}])

@@ -11,7 +11,7 @@ from sslt.data.image_processor import ImageProcessor, ImageSamples
 from sslt.data.images import Digits
 from sslt.encoders.patches import PatchEncoder
 from sslt.errors import UserError
-from sslt.objectives.patch_kmeans import PATIENCE, PatchKMeans, corners, zca
+from sslt.objectives.patch_kmeans import PATIENCE, SHRINK, PatchKMeans, corners, principal, zca
 
 
 def digits(n: int = 600) -> tuple[ImageSamples, ImageProcessor]:
@@ -22,7 +22,7 @@ def digits(n: int = 600) -> tuple[ImageSamples, ImageProcessor]:
 def made(filters: int = 24, patches: int = 16, prepare: bool = True) -> tuple[PatchEncoder, PatchKMeans, ImageSamples]:
     samples, processor = digits()
     torch.manual_seed(0)
-    encoder = PatchEncoder(processor, filters=filters, patch_size=4, stride=1, cells=2, contrast=0.01)
+    encoder = PatchEncoder(processor, filters=filters, patch_size=4, stride=1, cells=2, contrast=0.01, mirror=None, width=40)
     objective = PatchKMeans(encoder, patches=patches, epsilon=0.03, threshold=0.8)
     if prepare:
         objective.prepare(encoder, samples, 64)
@@ -144,6 +144,56 @@ def test_an_encoder_that_learned_goes_on():
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     objective.prepare(encoder, samples.subset(np.arange(100)), 64)
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("n", [300, 30])  # more rows than numbers, and fewer
+def test_the_projection_is_of_principal_components(n):
+    """Its inner products are those of scikit-learn's components, each divided by √(λ + SHRINK); features have about the same variance."""
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 8)) @ rng.normal(size=(8, 50)) * np.linspace(0.1, 5, 50) + 0.1 * rng.normal(size=(n, 50))
+    x[:, 7] = 3.0  # a number that never changes
+    x -= x.mean(0)
+    z = torch.from_numpy(x) @ principal(torch.from_numpy(x), 12).T
+    std = x.std(0)
+    pca = PCA(12).fit(x / np.where(std > 0, std, 1))
+    parts = pca.transform(x / np.where(std > 0, std, 1)) / np.sqrt(pca.explained_variance_ * (n - 1) / n + SHRINK)
+    np.testing.assert_allclose(z @ z.T, parts @ parts.T, atol=1e-6)
+    assert z.var(0).max() < 10 * z.var(0).min()
+
+
+def test_what_follows_the_last_step():
+    """The encoder's features become those components of its own map, of mean 0; what it had before was random."""
+    encoder, objective, samples = made()
+    x = encoder.inputs(samples.batch(np.arange(600)))
+    before = encoder(x).pooled
+    objective.finish(encoder)
+    after = encoder(x).pooled.detach()
+    assert after.shape == before.shape == (600, 40) and after.mean(0).abs().max() < 1e-3
+    numbers = encoder.numbers(x["image"]).detach()
+    assert torch.allclose(after, (numbers - numbers.mean(0)) @ principal(numbers - numbers.mean(0), 40).T, atol=1e-3)
+
+
+def test_features_of_digits_are_better_than_pixels(sslt, here):
+    """The task as it is learns and ends with its projection, whose neighbours are better than those of pixels."""
+    from sslt.evaluation.knn import knn_accuracy
+    from sslt.runs import Run
+
+    small = [
+        "encoder.filters=64",
+        "trainer.max_epochs=8",
+        "online_probe.every_n_epochs=0",
+        "trainer.precision=32",
+        "trainer.accelerator=cpu",
+    ]
+    sslt("pretrain", "+task=patch_kmeans", *small, "hydra.run.dir=run")
+    sslt("evaluate", "from=run", "shots=[5]", "draws=2", "trainer.accelerator=cpu", "hydra.run.dir=measured")
+    found = Run(here / "measured").metrics
+    processor = ImageProcessor.fit(Digits())
+    (x, y), (tx, ty) = ((s.images.reshape(len(s), -1), s.labels) for s in (processor.prepare(Digits(), p) for p in ("train", "test")))
+    pixels = knn_accuracy(*(torch.from_numpy(np.array(v)) for v in (x, y, tx, ty)), 10)
+    assert found["knn/accuracy"] > pixels and found["linear/accuracy"] > 0.98
 
 
 def test_mistakes_are_explained():
