@@ -32,7 +32,8 @@ class Budget(pl.Callback):
     """Ends training at `max_time` seconds of training time (kept across resumes) and tells the learner its progress.
 
     Progress is the largest of the shares of epochs, steps and time that are used up, so that the learning rate is
-    annealed when the first bound is reached; then what is to follow the last step is done, before others measure. The clock runs from the first step; under DDP it is rank 0's.
+    annealed when the first bound is reached; then what is to follow the last step is done, before others measure. The
+    clock runs from the first step; under DDP it is rank 0's.
     """
 
     def __init__(self, max_epochs: int | None, max_steps: int | None, max_time: float | None):
