@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parent)]  # a rank knows nothing of pytest's paths
+import two_processes
 from tiny_encoders import TinyEncoder
 
 from sslt.data.image_processor import ImageProcessor, ImageSamples
@@ -144,6 +150,19 @@ def test_an_encoder_that_learned_goes_on():
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     objective.prepare(encoder, samples.subset(np.arange(100)), 64)
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+def finished(rank: int) -> dict[str, torch.Tensor]:
+    encoder, objective, _ = made()
+    objective.finish(encoder)
+    return encoder.state_dict()
+
+
+def test_two_ranks_finish_as_one(tmp_path):
+    """Each makes the maps of half of the images, and all get what one makes of all."""
+    whole = finished(0)
+    for found in two_processes.run(finished, tmp_path):
+        assert all(torch.allclose(found[k], v, atol=1e-4) for k, v in whole.items())
 
 
 @pytest.mark.parametrize("n", [300, 30])  # more rows than numbers, and fewer
