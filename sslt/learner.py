@@ -84,6 +84,7 @@ class Learner(pl.LightningModule):
         self.optimizer_steps = 0
         self.progress_now = 0.0
         self.interrupted = False  # somebody stopped the run before its bound
+        self.finished = False  # `finish` was called
         self.last: dict[str, Tensor] = {}  # scalars of the last batch, of this rank's share
         self._parts: dict[str, Tensor] = {}  # of several ranks: what this one's share adds to a scalar of the joined batch
         self.first_views: dict[str, Any] | None = None  # by stream: what the encoder saw in the first step
@@ -225,6 +226,13 @@ class Learner(pl.LightningModule):
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"] * group.get("lr_scale", 1.0)
         return optimizer
+
+    def finish(self) -> None:
+        """What objectives do after the last step; once, also where a resumed run had no step left."""
+        if not self.finished:
+            for term in self.terms.values():
+                term.objective.finish(self.encoder)
+            self.finished = True
 
     def pictures(self) -> dict[str, Any]:
         """What the objectives draw (`Objective.draw`) from the first samples of their streams."""

@@ -11,6 +11,7 @@ TASKS = sorted(groups.options("task"))
 TINY = {
     "TextEncoder": TINY_TEXT,
     "UNetEncoder": ["encoder.channels=[8,16]", "encoder.processor.size=16", "trainer.precision=32", "trainer.accelerator=cpu"],
+    "PatchEncoder": ["encoder.filters=16", "trainer.precision=32", "trainer.accelerator=cpu"],
     "RBMEncoder": ["encoder.hidden=16", "trainer.precision=32", "trainer.accelerator=cpu"],
 }
 SMALLER = {

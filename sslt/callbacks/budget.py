@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 
@@ -32,7 +32,8 @@ class Budget(pl.Callback):
     """Ends training at `max_time` seconds of training time (kept across resumes) and tells the learner its progress.
 
     Progress is the largest of the shares of epochs, steps and time that are used up, so that the learning rate is
-    annealed when the first bound is reached. The clock runs from the first step; under DDP it is rank 0's.
+    annealed when the first bound is reached; then what is to follow the last step is done, before others measure. The
+    clock runs from the first step; under DDP it is rank 0's.
     """
 
     def __init__(self, max_epochs: int | None, max_steps: int | None, max_time: float | None):
@@ -40,6 +41,10 @@ class Budget(pl.Callback):
         self.before = 0.0
         self.started: float | None = None
         self._agreed = 0.0  # seconds, by rank 0's clock
+
+    @property
+    def _time_is_up(self) -> bool:
+        return bool(self.max_time) and self._agreed >= cast(float, self.max_time) * (1 - 1e-6)
 
     @property
     def elapsed(self) -> float:
@@ -67,8 +72,12 @@ class Budget(pl.Callback):
             trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self.max_time and self._agreed >= self.max_time * (1 - 1e-6):
+        if self._time_is_up:
             trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if not pl_module.interrupted and (self._time_is_up or self.share(pl_module, 0.0) >= 1):  # the last of them
+            pl_module.finish()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.before, self.started = self.elapsed, None

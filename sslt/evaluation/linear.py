@@ -1,6 +1,7 @@
 """The linear probe: multinomial logistic regression on frozen features.
 
-The problem is convex and small, so it is solved rather than trained: full-batch L-BFGS, no learning rate to tune.
+The problem is convex and small, so it is solved rather than trained: full-batch L-BFGS, no learning rate to tune. Where samples outnumber
+features, it runs in coordinates in which the loss is about equally curved along all of them, and needs a fraction of the steps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 from sslt.errors import UserError
 
 L2_GRID = (1.0, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5)
+WIDEST = 8192  # features up to which their Gram matrix is made
+WORSE = 2  # weaker fits in a row below the best one, after which none weaker is tried
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ def linear_probe(
     Features [N, D] are standardised by the mean and deviation of train; labels [N] are class indices. The chosen
     weights are scored as they are: there is no refit on train and val together. Of equal validation accuracies the
     stronger regularisation wins. Fits go from strong to weak, each from the one before, which costs fewer iterations
-    than starting afresh. Runs on the device of `train_x`.
+    than starting afresh, until `WORSE` of them in a row are below the best. Runs on the device of `train_x`.
 
     Raises `UserError` for an empty split or grid and for features that are not finite.
     """
@@ -68,11 +71,17 @@ def probe_weights(
     held = None if val is None else ((val[0].detach().to(x.device).float() - mean) / std, val[1])
     best: tuple[float, float, Tensor, Tensor] | None = None
     fit: tuple[Tensor, Tensor] | None = None
+    n, d = x.shape
+    gram = x.T @ x / n if d <= min(n, WIDEST) else None
+    worse = 0
     for l2 in sorted(l2_grid, reverse=True):
-        fit = fit_logistic(x, y, n_classes, l2, init=fit)
+        fit = fit_logistic(x, y, n_classes, l2, init=fit, gram=gram)
         score = 0.0 if held is None else accuracy(held[0] @ fit[0].T + fit[1], held[1])
+        worse = worse + 1 if best is not None and score < best[0] else 0
         if best is None or score > best[0]:
             best = (score, l2, *fit)
+        if worse == WORSE:
+            break
     assert best is not None
     weight = best[2] / std  # standardising is linear, too
     return weight, best[3] - weight @ mean, best[1]
@@ -85,12 +94,16 @@ def fit_logistic(
     l2: float,
     init: tuple[Tensor, Tensor] | None = None,
     max_iter: int = 100,
+    gram: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weights [C, D] and bias [C] that minimise mean cross-entropy + l2/2 · ||W||² on `x` [N, D], `y` [N].
 
     The bias is free. In the terms of scikit-learn's `LogisticRegression`, C = 1 / (N · l2). L-BFGS with a strong-Wolfe
     line search, from `init` or from zero, until the gradient is below 1e-5 or `max_iter` iterations are done; with weak
     `l2` the latter may come first and then acts as early stopping. `x` is used as given (standardise it first).
+
+    gram: xᵀx / N [D, D]. With it, steps are taken on V = W L, where L Lᵀ = gram / C + l2 is the curvature of the loss at W = 0 (Böhning,
+    1992), and a rounding's worth: the way is shorter, the end is the same.
     """
     # Outside inference mode, because the optimiser needs ordinary tensors; with gradients written out, because features
     # computed in inference mode cannot enter autograd.
@@ -101,8 +114,10 @@ def fit_logistic(
         if init is not None:
             weight.copy_(init[0])
             bias.copy_(init[1])
+        root = None if gram is None else _root_of_curvature(gram, n_classes, l2)
+        moved = weight if root is None else (weight @ root).contiguous()
         optimizer = torch.optim.LBFGS(
-            [weight, bias],
+            [moved, bias],
             max_iter=max_iter,
             tolerance_grad=1e-5,
             tolerance_change=1e-9,
@@ -112,17 +127,29 @@ def fit_logistic(
         rows = torch.arange(len(x), device=x.device)
 
         def objective() -> Tensor:
+            if root is not None:
+                weight.copy_(torch.linalg.solve_triangular(root, moved, upper=False, left=False))
             log_p = (torch.addmm(bias, x, weight.T)).log_softmax(1)
             loss = -log_p[rows, y].mean() + l2 / 2 * weight.square().sum()
             error = log_p.exp_()
             error[rows, y] -= 1
             error /= len(x)
-            weight.grad = error.T @ x + l2 * weight
+            slope = error.T @ x + l2 * weight
+            moved.grad = (slope if root is None else torch.linalg.solve_triangular(root.T, slope, upper=True, left=False)).contiguous()
             bias.grad = error.sum(0)
             return loss
 
         optimizer.step(objective)  # type: ignore[arg-type]
+        if root is not None:
+            weight = torch.linalg.solve_triangular(root, moved, upper=False, left=False)
         return weight, bias
+
+
+def _root_of_curvature(gram: Tensor, n_classes: int, l2: float) -> Tensor:
+    """Lower triangular L [D, D] of L Lᵀ = gram / C + l2, made safe against what float32 rounds off."""
+    diagonal = gram.diagonal()
+    least = 1e-6 * float(diagonal.mean()) * len(gram) / n_classes
+    return torch.linalg.cholesky(gram / n_classes + max(l2, least) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
 
 
 def feature_statistics(x: Tensor) -> tuple[Tensor, Tensor]:

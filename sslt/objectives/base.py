@@ -75,6 +75,9 @@ class Objective(nn.Module, abc.ABC):
     def after_step(self, encoder: Encoder) -> None:
         """Called after every optimizer step: what moves without a gradient (a momentum teacher) moves now."""
 
+    def finish(self, encoder: Encoder) -> None:
+        """Called once when the run's bound is reached, before anything is measured or saved: what is fitted to the trained encoder."""
+
     def units(self, batch: dict) -> int | Tensor:
         """Over how many samples (or tokens) of `batch` the loss is a mean.
 

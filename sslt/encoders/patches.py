@@ -1,0 +1,146 @@
+"""A dictionary of whitened patches as an encoder: one convolution, rectified and pooled over a few cells of the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslt.data.image_processor import ImageProcessor
+from sslt.encoders.base import Features, require
+from sslt.encoders.pixels import PixelEncoder
+from sslt.errors import UserError
+
+LARGEST = 48  # pixels a side that larger images are brought to where nobody says another size
+CHUNK = 1 << 20  # responses at a time on a CPU, so that they stay in its cache
+ROOT = 1e-4  # added below the root, whose slope is infinite at 0
+
+
+class PatchEncoder(PixelEncoder):
+    """Rectified responses to whitened patches, pooled over cells and projected (Coates, Lee & Ng, 2011; Coates & Ng, 2012).
+
+    A map holds √ of the mean response of each of `filters` filters (`FilterBank`) in each of `cells` × `cells` parts of the image; the root
+    keeps few large responses from drowning the rest. The features [B, width], which are the only token as well, are a projection of the
+    map: its principal components, partly whitened, for in the map itself brightness and contrast are most of a distance. Fresh filters
+    and projections are random and see patches that are not whitened; `objectives/patch_kmeans.py` learns all of it.
+
+    patch_size: pixels along a patch's side; at most half of the image's is taken. stride: pixels from patch to patch. contrast: see
+    `FilterBank`. mirror: the map is averaged with that of the mirror image, so that both have the same features; None: for colour images,
+    as a mirrored photograph is one, and mirrored writing is none. width: at most filters · cells² is taken.
+    """
+
+    Processor = ImageProcessor
+
+    def __init__(
+        self,
+        processor: ImageProcessor,
+        filters: int,
+        patch_size: int,
+        stride: int,
+        cells: int,
+        contrast: float,
+        mirror: bool | None,
+        width: int,
+    ):
+        given = {"filters": filters, "patch_size": patch_size, "stride": stride, "cells": cells, "width": width}
+        super().__init__(processor, **given, contrast=contrast, mirror=mirror)
+        for key, value in given.items():
+            if value < 1:
+                raise UserError(f"encoder.{key}={value}: give at least 1")
+        if contrast <= 0:
+            raise UserError(f"encoder.contrast={contrast}: give more than 0, as flat patches are divided by its root")
+        self.bank = FilterBank(processor.channels, filters, min(patch_size, max(1, processor.size // 2)), stride, contrast)
+        self.cells = min(cells, self.bank.places(processor.size))
+        self.mirror = processor.channels == 3 if mirror is None else mirror
+        numbers = filters * self.cells**2
+        self.dim = min(width, numbers)
+        self.centre: Tensor
+        self.projection: Tensor
+        self.register_buffer("centre", torch.zeros(numbers))
+        self.register_buffer("projection", torch.randn(self.dim, numbers) / numbers**0.5)
+
+    @classmethod
+    def build(cls, source: Any, processor: dict[str, Any], **args: Any) -> PatchEncoder:
+        """An encoder for `source`'s images, of at most `LARGEST` pixels a side unless `processor` says another size."""
+        require("image", source, "encoder patches")
+        size = processor.get("size") or min(source.image_shape[0], LARGEST)
+        return cls(ImageProcessor.fit(source, **{**processor, "size": size}), **args)
+
+    def forward(self, inputs: dict[str, Tensor]) -> Features:
+        numbers = self.numbers(inputs["image"])
+        with torch.autocast(numbers.device.type, enabled=False):  # directions in which images differ little are scaled up
+            features = F.linear(numbers - self.centre, self.projection)
+        return Features(features, features.unsqueeze(1))
+
+    def numbers(self, x: Tensor) -> Tensor:
+        """The map of images [B, C, S, S], [B, filters · cells²]."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        whole = torch.is_grad_enabled() or x.device.type != "cpu"
+        rows = len(x) if whole else max(1, CHUNK // (self.bank.places(x.shape[-1]) ** 2 * len(self.bank.filters)))
+        return torch.cat([self._map(part) for part in x.split(rows)]).flatten(1)
+
+    def _map(self, x: Tensor) -> Tensor:
+        ways = (x, x.flip(3)) if self.mirror else (x,)
+        roots = [(F.adaptive_avg_pool2d(self.bank(way), self.cells) + ROOT).sqrt() for way in ways]
+        return torch.stack(roots).mean(0)
+
+    def block_names(self) -> list[str]:
+        return ["bank"]
+
+
+class FilterBank(nn.Module):
+    """Rectified responses of K filters to whitened patches, [B, C, S, S] → [B, K, P, P] at the P = ⌊(S - side) / stride⌋ + 1 places a side.
+
+    A patch p of side² pixels and C channels becomes (p - mean p) / √(var p + contrast), then q = W (p - m) by a whitening W [D, D] and the
+    mean m [D] of patches; a filter d_k [D] answers max(0, d_k·q - t_k) with its threshold t_k. As one convolution: W is multiplied into
+    the filters, and a patch's mean and variance are box filters, so that no patch is cut out. contrast: in squares of normalised pixels.
+    """
+
+    def __init__(self, channels: int, filters: int, side: int, stride: int, contrast: float):
+        super().__init__()
+        self.channels, self.side, self.stride, self.contrast = channels, side, stride, contrast
+        d = channels * side**2
+        self.filters = nn.Parameter(F.normalize(torch.randn(filters, d), dim=1))
+        self.thresholds = nn.Parameter(torch.zeros(filters))
+        self.mean: Tensor
+        self.whitening: Tensor
+        self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("whitening", torch.eye(d))
+
+    @property
+    def learned(self) -> bool:
+        """Whether a whitening was learned."""
+        return bool(self.mean.any())
+
+    def places(self, size: int) -> int:
+        """Patches along a side of `size` pixels."""
+        return (size - self.side) // self.stride + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded = self.filters @ self.whitening
+        weight = folded - folded.mean(1, keepdim=True)  # the part of a filter that sees a patch less its mean
+        weight = weight.unflatten(1, (self.channels, self.side, self.side)).contiguous(memory_format=torch.channels_last)
+        offset = (folded @ self.mean + self.thresholds).view(-1, 1, 1)
+        gain = self._gain(x)
+        responses = F.conv2d(x, weight, stride=self.stride).to(gain.dtype)
+        return torch.addcmul(-offset, responses, gain).relu_()
+
+    def _gain(self, x: Tensor) -> Tensor:
+        """1 / √(var + contrast) of every patch, [B, 1, P, P]; not in bfloat16, whose 8 bits a difference of squares would lose."""
+        x = x if x.dtype == torch.float64 else x.float()
+        mean, square = (F.avg_pool2d(m.mean(1, keepdim=True), self.side, self.stride) for m in (x, x.square()))
+        return (square - mean.square()).clamp(min=0).add(self.contrast).rsqrt()
+
+    def cut(self, x: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        """Patches of images [B, C, S, S] at the corners `top`, `left` [B, N], less their mean and over their contrast: [B · N, D]."""
+        windows = x.unfold(2, self.side, 1).unfold(3, self.side, 1)  # [B, C, …, side, side], nothing copied
+        rows = torch.arange(len(x), device=x.device).unsqueeze(1)
+        patches = windows[rows, :, top, left].flatten(0, 1).flatten(1)
+        variance, mean = torch.var_mean(patches, 1, correction=0, keepdim=True)
+        return (patches - mean) * (variance + self.contrast).rsqrt()
+
+    def whiten(self, patches: Tensor) -> Tensor:
+        """q [N, D] of patches that `cut` made."""
+        return (patches - self.mean) @ self.whitening.T
