@@ -13,7 +13,7 @@ PACKAGE = Path(sslt.__file__).parent
 
 # Bottom to top. A name is a module of sslt or a whole subpackage.
 FLOORS = [
-    {"errors", "stored", "groups", "signatures", "runs", "schedules", "precision", "cpu_kernels", "distributed", "config"},
+    {"errors", "stored", "groups", "signatures", "runs", "schedules", "precision", "cpu_kernels", "distributed", "config", "optimizers"},
     {"data"},
     {"encoders"},
     {"objectives", "adaptation"},
