@@ -1,4 +1,4 @@
-"""Protects the shipped optimizers: what decays, what LARS adapts, which rows of a table move, and that each takes a step through the command line."""
+"""Protects the shipped optimizers: what decays, what LARS adapts, which rows of a table move; each takes a step by the command line."""
 
 from __future__ import annotations
 

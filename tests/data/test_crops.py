@@ -78,7 +78,7 @@ def test_views_are_disjoint_parts(kind, piece, n, request):
 
 def test_pieces_stay_whole(bag):
     """Words of one piece go to one view: a break lies only between pieces of so many words."""
-    batch, rows = batch_for(bag)
+    batch, _ = batch_for(bag)
     torch.manual_seed(0)
     views = Crops(n=2, piece=4)(batch, bag)["views"]
     whose = [int(views["tokens"][1, 8, i] > 0) for i in range(100)]
@@ -120,5 +120,5 @@ def test_same_seed_same_views(bag):
 
 
 def test_piece_of_nothing_is_refused():
-    with pytest.raises(UserError, match="views.piece=0"):
+    with pytest.raises(UserError, match=r"views\.piece=0"):
         Crops(n=2, piece=0)
