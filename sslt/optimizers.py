@@ -19,6 +19,9 @@ class AdamW(torch.optim.AdamW):
 
     takes_sparse = True
 
+    def __init__(self, params: Any, lr: float, weight_decay: float, betas: tuple[float, float], eps: float, fused: bool):
+        super().__init__(params, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), eps=eps, fused=fused)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step; gradients stay where they are."""

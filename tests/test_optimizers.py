@@ -63,6 +63,7 @@ def tables(sparse: bool) -> tuple[nn.Embedding, nn.Linear]:
     return nn.Embedding(9, 4, sparse=sparse), nn.Linear(4, 2)
 
 
+USUAL: dict = {"lr": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "fused": True}
 READ = [[1, 2, 1], [2, 5], [2, 8, 8], [1], [5, 2, 2]]
 
 
@@ -76,9 +77,8 @@ def test_rows_that_were_read_move_by_their_own_clock():
     """Against loops over rows in Python: each has one second moment, corrected by how often it was read; others stay where they are."""
     table, head = tables(sparse=True)
     rate, beta, decay = 0.1, 0.9, 0.2
-    optimizer = AdamW(
-        [{"params": table.parameters(), "weight_decay": decay}, {"params": head.parameters()}], lr=rate, betas=(0.5, beta), fused=True
-    )
+    parts = [{"params": table.parameters(), "weight_decay": decay}, {"params": head.parameters()}]
+    optimizer = AdamW(parts, lr=rate, weight_decay=0.0, betas=(0.5, beta), eps=1e-8, fused=True)
     rows = {i: table.weight[i].tolist() for i in range(9)}
     square, steps = dict.fromkeys(range(9), 0.0), dict.fromkeys(range(9), 0)
     for read in READ:
@@ -101,7 +101,7 @@ def test_dense_gradients_are_torchs_own():
     found = []
     for kind in (torch.optim.AdamW, AdamW):
         table, head = tables(sparse=False)
-        optimizer = kind([*table.parameters(), *head.parameters()], lr=0.1, weight_decay=0.1, fused=True)
+        optimizer = kind([*table.parameters(), *head.parameters()], **USUAL)
         for read in READ:
             gradients(table, head, read)
             optimizer.step()
@@ -114,7 +114,7 @@ def test_rows_go_on_from_a_checkpoint():
     whole, part = [], []
     for stop in (False, True):
         table, head = tables(sparse=True)
-        make = lambda table=table, head=head: AdamW([*table.parameters(), *head.parameters()], lr=0.1, fused=True)  # noqa: E731
+        make = lambda table=table, head=head: AdamW([*table.parameters(), *head.parameters()], **USUAL)  # noqa: E731
         optimizer = make()
         for i, read in enumerate(READ):
             if stop and i == 3:

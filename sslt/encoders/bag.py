@@ -15,6 +15,7 @@ from sslt.encoders.files import read_tensors
 from sslt.errors import UserError
 
 WEIGHTS = "model.safetensors"
+TABLE_RATE = 20.0  # rates are those of layers that every sample moves; a row moves only when its word is read
 
 
 class BagEncoder(Encoder):
@@ -36,6 +37,8 @@ class BagEncoder(Encoder):
         self.dim, self.pair_weight = dim, pair_weight
         self.words = nn.Embedding(processor.vocab_size, dim)
         self.pairs = nn.Embedding(pairs, dim) if pairs else None
+        for table in self.tables():
+            nn.init.normal_(table.weight, std=0.1)
         self.dropout = nn.Dropout(dropout)
         self.rarity: Tensor
         self.register_buffer("rarity", torch.from_numpy(processor.rarity()), persistent=False)  # the vocabulary's, which is saved
@@ -60,6 +63,9 @@ class BagEncoder(Encoder):
             summed = summed + _sum(self.pairs, ids, torch.full_like(ids, self.pair_weight, dtype=summed.dtype), both.sum(1))
         pooled = self.dropout(F.rms_norm(summed, (self.dim,), eps=1e-12))
         return Features(pooled, pooled.unsqueeze(1))
+
+    def rate_of(self, parameter: str) -> float:
+        return TABLE_RATE
 
     def tables(self) -> list[nn.Embedding]:
         return [self.words] if self.pairs is None else [self.words, self.pairs]

@@ -77,6 +77,10 @@ class Encoder(nn.Module, abc.ABC):
         """Large tables of which a batch reads few rows: their gradients are sparse where the optimizer takes such."""
         return []
 
+    def rate_of(self, parameter: str) -> float:
+        """Learning rate of a parameter, by its name, as a multiple of the optimizer's."""
+        return 1.0
+
     # ---------------------------------------------------------------- tokens that are hidden
     def require_tokens(self, pooled: bool) -> None:
         """Raise `UserError` if this encoder's tokens cannot be hidden one by one. pooled: whether the loss trains the pooled features."""

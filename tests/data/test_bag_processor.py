@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import zlib
@@ -105,7 +106,7 @@ def test_ids_are_the_same_in_another_process(tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONHASHSEED": "7"},
+        env={**os.environ, "PYTHONHASHSEED": "7"},
     )
     assert json.loads(out.stdout) == [processor.digest, list(processor.encode(["zebra xylophone the 我"]))]
 

@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sslt.adaptation.adapters import LoRA
+from sslt.adaptation.base import Full
 from sslt.data.bag_processor import BagProcessor
-from sslt.encoders.bag import BagEncoder, hashed_pairs
+from sslt.encoders.bag import TABLE_RATE, BagEncoder, hashed_pairs
 from sslt.encoders.base import fingerprint
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError
@@ -143,3 +145,25 @@ def test_what_needs_a_transformer_says_so():
         MaskedLM(e)
     with pytest.raises(UserError, match="hides tokens"):
         e.require_tokens(pooled=True)
+
+
+def test_rows_move_faster_than_heads():
+    """A row moves only when its word is read: its rate is a multiple of the optimizer's, on top of which the adaptation's factors go."""
+    e, head = encoder(), nn.Linear(DIM, 2)
+    groups = Full(0.5).parameter_groups(e, head, 0.1)
+    rates = {p: group["lr_scale"] for group in groups for p in group["params"]}
+    assert rates[e.words.weight] == rates[e.pairs.weight] == 0.5 * TABLE_RATE and rates[head.weight] == 1
+    assert all(group["weight_decay"] == (0.1 if group["params"][0].dim() > 1 else 0) for group in groups)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_gradients_are_sparse_where_the_optimizer_takes_them(optimizer, sslt, here):
+    """On one CPU process with AdamW only the rows read are touched; with another optimizer gradients are whole, and it learns as well."""
+    small = ["encoder.dim=8", "encoder.pairs=100", "encoder.processor.vocab_size=300", "trainer.precision=32", "trainer.accelerator=cpu"]
+    args = ["pretrain", "+task=crops", *small, f"optimizer={optimizer}", "batch_size=16", "trainer.max_steps=2"]
+    sslt(*args, "online_probe.every_n_epochs=0", "trainer.gradient_clip_val=1.0", "hydra.run.dir=run")
+    state = torch.load("run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    assert all(("row_square" in kept) == (optimizer == "adamw") for kept in state.values()) and len(state) == 2
+    if optimizer == "adamw":
+        words = next(kept for kept in state.values() if len(kept["row_steps"]) > 300)
+        assert {0.0, 1.0, 2.0} == set(words["row_steps"].tolist())
