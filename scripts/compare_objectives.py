@@ -59,6 +59,7 @@ REASONS: dict[tuple[str, float, str], dict[str, str]] = {
     },
 }
 # the number whose fall is progress, where it is not the loss
+TEXT = ("sslt.encoders.text.", "sslt.encoders.bag.")
 CURVES = {"rbm": "reconstruction", "bigan": "reconstruction"}
 # the step from which on a loss is compared with itself: until then MoCo's queue holds random vectors (4,096, of which a step replaces 128)
 # and the centre of DINO and iBOT is near the 0 it starts at (a step renews a tenth of it), which makes the task easier than it is
@@ -92,7 +93,7 @@ BEST = 5
 
 def tasks() -> list[str]:
     """Every pretraining task on images."""
-    return [name for name in groups.options("task") if ".text." not in encoder_class(encoder_of(name))]
+    return [name for name in groups.options("task") if not encoder_class(encoder_of(name)).startswith(TEXT)]
 
 
 def encoder_of(task: str) -> str:

@@ -21,6 +21,7 @@ from sslt.data.streams import Loader, Stream
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 from sslt.objectives.base import Objective
+from sslt.optimizers import values_of
 from sslt.schedules import Schedule
 
 log = logging.getLogger("sslt")
@@ -209,13 +210,16 @@ class Learner(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        if not gradient_clip_val:
+        if not gradient_clip_val:  # Lightning's own refuses fused optimizers for the sake of a loss scaler, which bfloat16 does not have
             return
+        grads = values_of([p for g in optimizer.param_groups for p in g["params"]])
         if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val)
-        else:  # Lightning refuses fused optimizers here for the sake of a loss scaler, which bfloat16 does not have
-            params = [p for g in optimizer.param_groups for p in g["params"]]
-            self.last["grad_norm"] = torch.nn.utils.clip_grad_norm_(params, gradient_clip_val).detach()
+            for grad in grads:
+                grad.clamp_(-gradient_clip_val, gradient_clip_val)
+        else:
+            norm = torch.stack([grad.norm() for grad in grads]).norm()
+            torch._foreach_mul_(grads, (gradient_clip_val / (norm + 1e-6)).clamp(max=1))
+            self.last["grad_norm"] = norm.detach()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = self.adaptation.parameter_groups(self.encoder, self.objectives, self.weight_decay)
@@ -257,6 +261,11 @@ class Learner(pl.LightningModule):
     def setup(self, stage: str) -> None:
         if distributed.active():  # before DDP is made
             self.adaptation.thaw(self.encoder)
+        kind = getattr(self.make_optimizer, "func", self.make_optimizer)
+        # a GPU updates whole tables in no time, and DDP's sums over ranks are of whole tables
+        by_row = getattr(kind, "takes_sparse", False) and not distributed.active() and self.trainer.strategy.root_device.type == "cpu"
+        for table in self.encoder.tables():
+            table.sparse = by_row
 
     def on_train_start(self) -> None:
         if distributed.active():

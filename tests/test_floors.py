@@ -14,7 +14,7 @@ PACKAGE = Path(sslt.__file__).parent
 # Bottom to top. A name is a module of sslt or a whole subpackage.
 FLOORS = [
     {"errors", "stored", "signals", "ranges", "groups", "signatures", "trusted", "runs", "config"},
-    {"schedules", "precision", "cpu_kernels", "distributed"},
+    {"schedules", "precision", "cpu_kernels", "distributed", "optimizers"},
     {"data"},
     {"encoders"},
     {"objectives", "adaptation"},

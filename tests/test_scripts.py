@@ -97,7 +97,7 @@ def test_tasks_compared_are_those_on_images():
 
     from sslt import groups
 
-    assert set(groups.options("task")) - set(tasks()) == {"mlm", "simcse"}
+    assert set(groups.options("task")) - set(tasks()) == {"mlm", "simcse", "crops"}
     assert encoder_of("simclr") == "resnet_small"
 
 

@@ -10,6 +10,13 @@ from sslt.config import compose
 TASKS = sorted(groups.options("task"))
 TINY = {
     "TextEncoder": TINY_TEXT,
+    "BagEncoder": [
+        "encoder.dim=16",
+        "encoder.pairs=500",
+        "encoder.processor.vocab_size=500",
+        "trainer.precision=32",
+        "trainer.accelerator=cpu",
+    ],
     "UNetEncoder": ["encoder.channels=[8,16]", "encoder.processor.size=16", "trainer.precision=32", "trainer.accelerator=cpu"],
     "PatchEncoder": ["encoder.filters=16", "trainer.precision=32", "trainer.accelerator=cpu"],
     "RBMEncoder": ["encoder.hidden=16", "trainer.precision=32", "trainer.accelerator=cpu"],

@@ -95,7 +95,7 @@ class Adaptation(abc.ABC):
         made: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, p in encoder.named_parameters():
             if self.ever_moves(name, groups[name], depth):
-                scale = self.layer_decay ** (depth + 1 - groups[name])
+                scale = self.layer_decay ** (depth + 1 - groups[name]) * encoder.rate_of(name)
                 made.setdefault((scale, self.decay_of(p, weight_decay, head=False)), []).append(p)
         for p in heads.parameters():
             if p.requires_grad:

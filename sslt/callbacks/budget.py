@@ -79,7 +79,9 @@ class Budget(pl.Callback):
         if not pl_module.interrupted and (self._time_is_up or self.share(pl_module, 0.0) >= 1):  # the last of them
             pl_module.finish()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if not pl_module.interrupted:
+            pl_module.finish()
         self.before, self.started = self.elapsed, None
 
     def state_dict(self) -> dict[str, Any]:

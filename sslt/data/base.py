@@ -244,6 +244,10 @@ class Samples(abc.ABC):
     def subset(self, index: np.ndarray) -> Samples:
         """The rows `index`, sharing storage."""
 
+    def uncut(self) -> Samples:
+        """The same rows, texts among them at their full length, for views that choose their own parts of them."""
+        return self
+
     def packed(self, length: int) -> Samples:
         """The same tokens in rows of `length` without padding. Text only."""
         raise UserError("pack=true joins texts into rows: images have none to join, set pack=false")

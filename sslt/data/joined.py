@@ -62,6 +62,9 @@ class Joined(Samples):
     def subset(self, index: np.ndarray) -> Joined:
         return Joined(self.parts, self.rows[np.asarray(index)])
 
+    def uncut(self) -> Joined:
+        return Joined([p.uncut() for p in self.parts], self.chosen)
+
     def packed(self, length: int) -> Joined:
         if self.chosen is None:
             return Joined([p.packed(length) for p in self.parts])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -35,15 +37,78 @@ TRAINING_CHARACTERS = 50_000_000  # a tokenizer learned from more text than this
 SETTINGS = "text_processor.json"
 
 
-class TextProcessor:
+class TokenProcessor(abc.ABC):
+    """Turns a source's splits into `TextSamples`, through the cache; a subclass says which token ids a text has.
+
+    Attributes: `max_length`, to which texts are cut when batched; `digest` of all that the ids depend on; `special`: the ids that
+    start a text, end it (None: nothing does) and pad it.
+    """
+
+    modality = "text"
+    max_length: int
+    digest: str
+    special: tuple[int | None, int | None, int]
+    unknown_id: int  # what a word is replaced by that must not be read
+
+    @abc.abstractmethod
+    def encode(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[int]]]:
+        """Ids of `CHUNK` texts at a time: whole texts, without the ids that start and end them."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """What ids stand for, to be looked at."""
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text that a row of `max_length` holds."""
+        return self.max_length - sum(mark is not None for mark in self.special[:2])
+
+    def prepare(self, source: Source, split: str) -> TextSamples:
+        """The tokens of a split, from the cache or put there. Raises what reading the source raises."""
+        key = cache.digest(content_of(source), split, self.digest, SPLITS_FORMAT)
+        entry = cache.get_or_make("text", key, lambda folder: self._tokenize(source, split, folder))
+        if skipped := entry.meta["skipped"]:
+            log.warning("%s, %s: %d rows left out, the first: %s", source.name, split, len(skipped), skipped[0])
+        copies.tell(entry.meta["remarks"])
+        copies.tell_shared(source, split, np.asarray(entry["contents"]))
+        offsets = np.asarray(entry["offsets"])
+        return TextSamples(
+            tokens=entry["tokens"],
+            starts=offsets[:-1],
+            sizes=np.diff(offsets),
+            labels=np.array(entry["labels"]) if "labels" in entry else None,
+            classes=entry.meta["classes"],
+            fingerprint=key,
+            special=self.special,
+            max_length=self.max_length,
+            skipped=len(skipped),
+        )
+
+    def _tokenize(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
+        raw = source.get(split)
+        if not len(raw):
+            raise UserError(f"{source.name}: the {split} split is empty")
+        sizes: list[int] = []
+        with (folder / "tokens.raw").open("wb") as f, _progress(f"tokenizing {source.name} {split}", len(raw)) as done:
+            for ids in self.encode(raw.items):
+                sizes.extend(map(len, ids))
+                np.fromiter(chain.from_iterable(ids), dtype=np.int32).tofile(f)
+                done(len(ids))
+        _raw_to_npy(folder / "tokens.raw", folder / "tokens.npy", sum(sizes))
+        np.save(folder / "offsets.npy", np.cumsum([0, *sizes], dtype=np.int64))
+        if raw.labels is not None:
+            np.save(folder / "labels.npy", raw.labels.astype(np.int64))
+        np.save(folder / "contents.npy", copies.contents_of(raw.items) if raw.contents is None else raw.contents)
+        return {"classes": source.classes if raw.labels is not None else None, "skipped": raw.skipped, "remarks": raw.remarks}
+
+
+class TextProcessor(TokenProcessor):
     """Turns a source's splits into `TextSamples` of one tokenizer, cut to `max_length` tokens when batched.
 
     Attributes: `cls_id`, `sep_id`, `pad_id`; `mask_id` (None where there is no mask token); `special_ids` (sorted ids
     of tokens that stand for no text); `vocab_size` (largest id + 1). Raises `UserError` for a tokenizer without a
     fast backend, or without tokens to start and end a text with.
     """
-
-    modality = "text"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
         if max_length < 3:
@@ -54,6 +119,8 @@ class TextProcessor:
         self.cls_id = _first_id(tokenizer, "cls", "bos")
         self.sep_id = _first_id(tokenizer, "sep", "eos")
         self.pad_id = _first_id(tokenizer, "pad", "eos")
+        self.special = self.cls_id, self.sep_id, self.pad_id
+        self.unknown_id = tokenizer.unk_token_id or 0
         self.mask_id: int | None = tokenizer.mask_token_id
         self.special_ids = special_ids(tokenizer)
         self.vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
@@ -66,12 +133,12 @@ class TextProcessor:
         """
 
         def train(folder: Path) -> dict[str, Any]:
-            texts = _sample(source.get("unlabeled").items, TRAINING_CHARACTERS)
+            texts = some_texts(source.get("unlabeled").items, TRAINING_CHARACTERS)
             log.info("training a tokenizer on %d texts", len(texts))
             train_tokenizer(texts, vocab_size, lowercase).save_pretrained(str(folder))
             return {"texts": len(texts)}
 
-        key = cache.digest(_content(source), vocab_size, lowercase, TRAINING_CHARACTERS, FORMAT)
+        key = cache.digest(content_of(source), vocab_size, lowercase, TRAINING_CHARACTERS, FORMAT)
         return cls(_load_tokenizer(cache.get_or_make("tokenizers", key, train).path), max_length)
 
     def save(self, folder: Path) -> None:
@@ -92,49 +159,15 @@ class TextProcessor:
         with stored.blaming(folder / "tokenizer.json"):
             return cls(_load_tokenizer(folder), length)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens among it."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
     def continues_word(self) -> np.ndarray:
         """bool [vocab_size]: entries that continue the word before them (see `tokenizers.continues_word`)."""
         return continues_word(self.tokenizer)
 
-    def prepare(self, source: Source, split: str) -> TextSamples:
-        """The tokens of a split, from the cache or put there. Raises what reading the source raises."""
-        key = cache.digest(_content(source), split, self.digest, SPLITS_FORMAT)
-        entry = cache.get_or_make("text", key, lambda folder: self._tokenize(source, split, folder))
-        if skipped := entry.meta["skipped"]:
-            log.warning("%s, %s: %d rows left out, the first: %s", source.name, split, len(skipped), skipped[0])
-        copies.tell(entry.meta["remarks"])
-        copies.tell_shared(source, split, np.asarray(entry["contents"]))
-        offsets = np.asarray(entry["offsets"])
-        return TextSamples(
-            tokens=entry["tokens"],
-            starts=offsets[:-1],
-            sizes=np.diff(offsets),
-            labels=np.array(entry["labels"]) if "labels" in entry else None,
-            classes=entry.meta["classes"],
-            fingerprint=key,
-            special=(self.cls_id, self.sep_id, self.pad_id),
-            max_length=self.max_length,
-            skipped=len(skipped),
-        )
-
-    def _tokenize(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
-        raw = source.get(split)
-        if not len(raw):
-            raise UserError(f"{source.name}: the {split} split is empty")
-        sizes: list[int] = []
-        with (folder / "tokens.raw").open("wb") as f, _progress(f"tokenizing {source.name} {split}", len(raw)) as done:
-            for ids in self._encode(raw.items):
-                sizes.extend(map(len, ids))
-                np.fromiter(chain.from_iterable(ids), dtype=np.int32).tofile(f)
-                done(len(ids))
-        _raw_to_npy(folder / "tokens.raw", folder / "tokens.npy", sum(sizes))
-        np.save(folder / "offsets.npy", np.cumsum([0, *sizes], dtype=np.int64))
-        if raw.labels is not None:
-            np.save(folder / "labels.npy", raw.labels.astype(np.int64))
-        np.save(folder / "contents.npy", copies.contents_of(raw.items) if raw.contents is None else raw.contents)
-        return {"classes": source.classes if raw.labels is not None else None, "skipped": raw.skipped, "remarks": raw.remarks}
-
-    def _encode(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[int]]]:
+    def encode(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[int]]]:
         """Ids of `CHUNK` texts at a time: whole texts, without special tokens."""
         # Said explicitly, so that worker processes forked later do not warn about threads they never use.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -151,7 +184,7 @@ class TextSamples(Samples):
     """Tokenized texts of different lengths, in one flat array.
 
     `tokens` int32 [T]; row i is `tokens[starts[i] : starts[i] + sizes[i]]`, without special tokens and not cut;
-    `special`: the ids that start a text, end it, and pad it.
+    `special`: the ids that start a text, end it (None: nothing does), and pad it; `max_length` None cuts nothing.
     """
 
     def __init__(
@@ -162,8 +195,8 @@ class TextSamples(Samples):
         labels: np.ndarray | None,
         classes: list[str] | None,
         fingerprint: str,
-        special: tuple[int, int, int],
-        max_length: int,
+        special: tuple[int | None, int | None, int],
+        max_length: int | None,
         skipped: int,
     ):
         self.tokens, self.starts, self.sizes = tokens, starts, sizes
@@ -176,7 +209,8 @@ class TextSamples(Samples):
     @property
     def lengths(self) -> np.ndarray:
         """Tokens per row [N] in a batch: with start and end, at most `max_length`."""
-        return np.minimum(self.sizes + 2, self.max_length)
+        whole = self.sizes + sum(mark is not None for mark in self.special[:2])
+        return whole if self.max_length is None else np.minimum(whole, self.max_length)
 
     @property
     def padding(self) -> dict[str, int]:
@@ -190,14 +224,18 @@ class TextSamples(Samples):
         """
         index = np.asarray(index, dtype=np.int64)
         cls, sep, pad = self.special
+        before, after = int(cls is not None), int(sep is not None)
         lengths = self.lengths[index]
-        width = min(-(-int(lengths.max(initial=3)) // 8) * 8, self.max_length)
+        width = -(-int(lengths.max(initial=3)) // 8) * 8
+        width = width if self.max_length is None else min(width, self.max_length)
         place = np.arange(width)
         tokens = np.full((len(index), width), pad, dtype=np.int64)
-        inner = (place > 0) & (place < lengths[:, None] - 1)
-        tokens[inner] = self.tokens[(self.starts[index, None] + place - 1)[inner]]
-        tokens[:, 0] = cls
-        tokens[np.arange(len(index)), lengths - 1] = sep
+        inner = (place >= before) & (place < lengths[:, None] - after)
+        tokens[inner] = self.tokens[(self.starts[index, None] + place - before)[inner]]
+        if cls is not None:
+            tokens[:, 0] = cls
+        if sep is not None:
+            tokens[np.arange(len(index)), lengths - 1] = sep
         result = {"tokens": tokens, "mask": place < lengths[:, None], "index": index}
         if self.labels is not None:
             result["label"] = self.labels[index]
@@ -216,9 +254,16 @@ class TextSamples(Samples):
             skipped=self.skipped,
         )
 
+    def uncut(self) -> TextSamples:
+        whole = copy.copy(self)
+        whole.max_length = None
+        return whole
+
     def packed(self, length: int) -> PackedSamples:
         """All texts one after the other, in rows of exactly `length` tokens (see `PackedSamples`)."""
         cls, sep, _ = self.special
+        if cls is None or sep is None:
+            raise UserError("pack=true joins texts into rows for a transformer, and this encoder reads each text whole: set pack=false")
         key = cache.digest(self.fingerprint, "packed", sep, FORMAT)
         stream = cache.get_or_make("packed", key, self._write_stream)["stream"]
         packed = PackedSamples(stream, length, cls, cache.digest(key, cls, length))
@@ -236,7 +281,7 @@ class TextSamples(Samples):
                 ends = np.cumsum(sizes)
                 within = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
                 tokens = self.tokens[np.repeat(starts, sizes) + within]
-                f.write(np.insert(tokens, ends, self.special[1]).astype(np.int32).data)
+                f.write(np.insert(tokens, ends, cast(int, self.special[1])).astype(np.int32).data)
         return {"tokens": total}
 
 
@@ -274,7 +319,7 @@ class PackedSamples(Samples):
         return PackedSamples(self.stream, self.length, self.cls_id, fingerprint, self.rows[index])
 
 
-def _content(source: Source) -> list[Any]:
+def content_of(source: Source) -> list[Any]:
     """What the rows of a split depend on: the content, and how much of train is held out."""
     return [source.fingerprint(), source.val_fraction, source.test_fraction]
 
@@ -293,7 +338,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
 
 
-def _sample(texts: Sequence[Any] | np.ndarray, characters: int) -> list[str]:
+def some_texts(texts: Sequence[Any] | np.ndarray, characters: int) -> list[str]:
     """The texts, or a seeded random choice of about `characters` in all, in their order."""
     sizes = np.array([len(text) for text in texts])
     if sizes.sum() <= characters:

@@ -1,4 +1,4 @@
-"""Views of text: which words are hidden."""
+"""Views of text: which words are hidden, and which parts of a document are seen."""
 
 from __future__ import annotations
 
@@ -80,3 +80,50 @@ class MaskTokens(Views):
             self._special, self._continues = special.to(device), torch.from_numpy(continues).to(device)
         assert self._special is not None and self._continues is not None
         return self._special, self._continues
+
+
+class Crops(Views):
+    """`n` disjoint parts of one document: `views` [n, B, ...].
+
+    piece: None gives each view one span of neighbouring tokens, as long as the encoder takes (DeCLUTR: Giorgi et al., 2021; Contriever:
+    Izacard et al., 2022). A number cuts the document into pieces of so many tokens and deals all of them out at random, to every view
+    as many: for encoders that do not mind holes between them. Pieces of a short text are smaller, so that each view has one. A text of
+    fewer than `n` tokens is whole in every view.
+    """
+
+    modality = "text"
+    n_setting = "views.n"
+    whole_texts = True
+
+    def __init__(self, n: int, piece: int | None):
+        super().__init__()
+        if piece is not None and piece < 1:
+            raise UserError(f"views.piece={piece}: give at least 1 token, or null for one span a view")
+        self.n, self.piece = n, piece
+
+    def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
+        inputs = encoder.inputs(batch)
+        words = encoder.hideable(inputs)
+        count = words.sum(1, keepdim=True)
+        place = words.cumsum(1) - 1  # among the words of the text
+        kept = self._spans(place, count, encoder.processor.room) if self.piece is None else self._dealt(place, count, self.piece)
+        return {**batch, "views": encoder.pick(inputs, (kept | (count < self.n)) & words)}
+
+    def _spans(self, place: Tensor, count: Tensor, longest: int) -> Tensor:
+        """[n, B, T], True where a view sees a token: n spans of equal size, in random order, with random gaps."""
+        size = (count // self.n).clamp(max=longest)
+        gaps = (torch.rand(len(count), self.n, device=count.device) * (count - self.n * size + 1)).long().sort(1).values
+        starts = gaps + size * torch.arange(self.n, device=count.device)
+        order = torch.rand(starts.shape, device=count.device).argsort(1)
+        starts = starts.gather(1, order).T.unsqueeze(2)
+        return (place >= starts) & (place < starts + size)
+
+    def _dealt(self, place: Tensor, count: Tensor, piece: int) -> Tensor:
+        """[n, B, T], True where a view sees a token: of pieces in a random order each view takes every n-th."""
+        size = ((count + self.n - 1) // self.n).clamp(min=1, max=piece)
+        pieces = max(-(-place.shape[1] // piece), self.n)  # at most
+        score = torch.rand(len(count), pieces, device=count.device)
+        score = score.masked_fill(torch.arange(pieces, device=count.device) * size >= count, 2.0)
+        view = score.argsort(1).argsort(1) % self.n
+        seen_by = view.gather(1, (place.clamp(min=0) // size).clamp(max=pieces - 1))
+        return seen_by == torch.arange(self.n, device=count.device).view(-1, 1, 1)

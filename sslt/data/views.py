@@ -16,6 +16,7 @@ class Views(nn.Module):
     modality: str | None = None  # None: any
     n = 1  # views of a sample, of full size
     n_setting: str | None = None  # what makes them more
+    whole_texts = False  # whether they choose their own parts of texts, which then come uncut
 
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
         raise NotImplementedError

@@ -30,6 +30,8 @@ def inject(encoder: Encoder, spec: dict[str, Any]) -> None:
     """Put the adapter of `spec` ({"kind": …, settings}) into `encoder`. Raises `UserError` where the pair makes no sense."""
     if encoder.adapter is not None:
         raise UserError(f"this encoder carries an adapter ({encoder.adapter['kind']}) already: merge it first (sslt merge from=RUN)")
+    if encoder.modality == "text" and not hasattr(encoder, "model"):
+        raise UserError(f"adaptation={spec['kind']} adapts a transformer, and this encoder is none: choose adaptation=full, l2sp or probe")
     encoder.base_fingerprint = fingerprint_of(encoder)
     kind, settings = spec["kind"], {k: v for k, v in spec.items() if k != "kind"}
     if kind in ("lora", "adalora", "ia3"):

@@ -73,6 +73,14 @@ class Encoder(nn.Module, abc.ABC):
         """Pixels that an image's side must be a multiple of: a ViT's patch; 1 where any will do."""
         return 1
 
+    def tables(self) -> list[nn.Embedding]:
+        """Large tables of which a batch reads few rows: their gradients are sparse where the optimizer takes such."""
+        return []
+
+    def rate_of(self, parameter: str) -> float:
+        """Learning rate of a parameter, by its name, as a multiple of the optimizer's."""
+        return 1.0
+
     # ---------------------------------------------------------------- tokens that are hidden
     def require_tokens(self, pooled: bool) -> None:
         """Raise `UserError` if this encoder's tokens cannot be hidden one by one. pooled: whether the loss trains the pooled features."""
@@ -85,6 +93,10 @@ class Encoder(nn.Module, abc.ABC):
 
     def hide(self, inputs: dict[str, Tensor], masked: Tensor, token: Tensor) -> dict[str, Tensor]:
         """`inputs` with the tokens `masked` [B, T] hidden: words by the mask word, patches by the vector `token` [D]."""
+        raise NotImplementedError
+
+    def pick(self, inputs: dict[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
+        """Views [V, B, ...] of `inputs`, of which each has only the tokens `kept` [V, B, T] of a text, in their order."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------- layers in order

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt.data.hub import ask_once
@@ -97,6 +98,17 @@ class TextEncoder(Encoder):
 
     def hide(self, inputs: dict[str, Tensor], masked: Tensor, token: Tensor) -> dict[str, Tensor]:
         return {**inputs, "tokens": inputs["tokens"].masked_fill(masked, self.processor.mask_id)}
+
+    def pick(self, inputs: dict[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
+        p = self.processor
+        sizes = kept.sum(2).clamp(max=p.room)
+        width = min(-(-(int(sizes.max()) + 2) // 8) * 8, p.max_length)
+        order = kept.int().argsort(dim=2, descending=True, stable=True)[:, :, : width - 2]
+        chosen = inputs["tokens"].expand_as(kept).gather(2, order)
+        chosen = F.pad(chosen, (1, width - 1 - chosen.shape[2]), value=p.cls_id)
+        place, ends = torch.arange(width, device=kept.device), sizes.unsqueeze(2) + 1
+        tokens = chosen.masked_fill(place > ends, p.pad_id).masked_fill(place == ends, p.sep_id)
+        return {"tokens": tokens, "mask": place <= ends}
 
     @property
     def token_embeddings(self) -> nn.Embedding:

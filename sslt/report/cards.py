@@ -44,7 +44,7 @@ def _usage(encoder: Any) -> str:
     if encoder.adapter is not None:
         where = f"over `{encoder.origin}`, which `base=` may name elsewhere" if encoder.origin else "with the weights it was made over"
         return f"An adapter ({encoder.adapter['kind']}) {where}; `sslt merge from=RUN` folds it in where that can be."
-    if encoder.modality == "text":
+    if "model_type" in encoder.args:
         return "    transformers.AutoModel.from_pretrained(FOLDER); transformers.AutoTokenizer.from_pretrained(FOLDER)"
     if str(encoder.args.get("name", "")).startswith("torchvision/"):
         return "Weights: `model.safetensors`, in torchvision's names without the classifier."

@@ -32,7 +32,7 @@ def write_plots(run: Run, learner: Any) -> None:
                 shown = to_pixels(views["image"][:, :12].cpu(), list(p.mean), list(p.std))
                 views_grid(shown, run / "plots" / f"views_{name}.png")
             elif "tokens" in views:
-                _write_texts(run, learner.encoder.processor.tokenizer, views["tokens"], name)
+                _write_texts(run, learner.encoder.processor, views["tokens"], name)
 
 
 def write_pictures(run: Run, learner: Any) -> dict[str, Path]:
@@ -67,10 +67,10 @@ def write_map(run: Run, features: Any, samples: Any) -> None:
         embedding_map(features[some], labels, samples.classes, run / "plots" / "embeddings.png", seed=0)
 
 
-def _write_texts(run: Run, tokenizer: Any, tokens: Any, name: str) -> None:
+def _write_texts(run: Run, processor: Any, tokens: Any, name: str) -> None:
     """The first rows of text as the encoder saw them; tokens [B, L], or [V, B, L] for views."""
     rows = tokens.reshape(-1, tokens.shape[-1])[:8].cpu()
-    shown = "\n\n".join(tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in rows)
+    shown = "\n\n".join(processor.decode(row.tolist()) for row in rows)
     (run / "plots" / f"views_{name}.txt").write_text(shown + "\n", encoding="utf-8")
 
 

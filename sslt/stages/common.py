@@ -126,8 +126,9 @@ def batch_size(cfg: Any, samples: Samples) -> int:
 
 
 def stream(cfg: Any, samples: Samples, batch_size: int, views: Any, *, drop_last: bool) -> Stream:
-    """This rank's share of `samples`."""
+    """This rank's share of `samples`, as the views need them."""
     rank, world = distributed.rank(), distributed.world_size()
+    samples = samples.uncut() if getattr(views, "whole_texts", False) else samples
     return Stream(samples, batch_size, seed=cfg.seed, rank=rank, world=world, drop_last=drop_last, views=views)
 
 

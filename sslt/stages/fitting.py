@@ -141,7 +141,6 @@ def fit(
         signals.restore()
     if learner.interrupted or checkpoint.watch.came is not None:
         raise Interrupted(learner.batches_seen, checkpoint.watch.came)
-    learner.finish()
     if start is not None:
         learner.see_first_views()
     seed_step(learner.seed, learner.batches_seen, 2)  # what is random from here on is the same after a training that was interrupted

@@ -62,7 +62,7 @@ def corrupted(cfg: Any, encoder: Encoder, samples: Samples) -> Samples:
     if corruption.modality != encoder.modality:
         raise UserError(f"corruption {corruption.name} is for {corruption.modality}s, but from={cfg['from']} reads {encoder.modality}s")
     if encoder.modality == "text":
-        corruption.unknown = encoder.processor.tokenizer.unk_token_id or 0
+        corruption.unknown = encoder.processor.unknown_id
     return Corrupted(samples, corruption, cfg.seed)
 
 

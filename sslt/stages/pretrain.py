@@ -22,7 +22,7 @@ log = logging.getLogger("sslt")
 def main(cfg: Any, run: Run) -> dict[str, Any]:
     """Train; write encoder/, metrics.json and plots/. Returns the metrics."""
     if cfg.objective is None:
-        raise UserError("what shall be learned? Choose a task: +task=simclr (images), +task=mlm or +task=simcse (text)")
+        raise UserError("what shall be learned? Choose a task: +task=simclr (images), +task=crops or +task=mlm (text)")
     source = build(cfg.data)
     run.update(data=source.fingerprint())
     views: Views = build(cfg.views)
@@ -30,7 +30,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if views.modality not in (None, source.modality):
         way = "choose another data= (`sslt list data`) or +task="
         if source.modality == "text" and kind.modality is None and kind.least_views > 1:
-            way = f"add encoder=bert_mini views=plain views.n={kind.least_views} dropout=0.1, or {way}"
+            way = f"add encoder=bag views=crops{'' if kind.least_views == 2 else f' views.n={kind.least_views}'}, or {way}"
         raise UserError(
             f"{cfg.get('name') or 'this task'} makes views of {views.modality}s, but {source.name} holds {source.modality}s: {way}"
         )

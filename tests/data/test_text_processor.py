@@ -11,7 +11,7 @@ import torch
 
 from sslt.data import cache
 from sslt.data.base import Raw, Source
-from sslt.data.text_processor import PackedSamples, TextProcessor, TextSamples, _sample
+from sslt.data.text_processor import PackedSamples, TextProcessor, TextSamples, some_texts
 from sslt.data.tokenizers import continues_word, train_tokenizer
 from sslt.errors import UserError
 
@@ -231,8 +231,8 @@ def test_fit_save_load(tmp_path):
 def test_sample_of_much_text():
     """Of too much text, a seeded choice of about the size wanted, in order."""
     texts = [f"{i:010}" for i in range(1000)]
-    some = _sample(texts, 2000)
-    assert 190 <= len(some) <= 200 and some == sorted(some) and some == _sample(texts, 2000)
+    some = some_texts(texts, 2000)
+    assert 190 <= len(some) <= 200 and some == sorted(some) and some == some_texts(texts, 2000)
     assert some[-1] > texts[900]
 
 

@@ -26,6 +26,7 @@ from sslt.data.image_processor import ImageSamples
 from sslt.stages.common import starting_encoder
 
 N = 19  # images per rank: no width and no number of anything else is a multiple of it
+WORDS = ("crops",)  # learns from bags of words, which float64 can compute
 TEXT = ("mlm", "simcse")  # the latter is simclr's loss; batches of words are weighed in tests/test_distributed.py
 VARIANTS = {
     "inpainting": [["objective.mask=blocks"], ["objective.mask=irregular"]],
@@ -63,6 +64,14 @@ def drawn_together(rank: int | None, v: int) -> Iterator[None]:
         yield
 
 
+def texts_of(vocab_size: int, v: int, rank: int | None) -> dict[str, torch.Tensor]:
+    """Random rows of words of different length, and holes in them."""
+    g = torch.Generator().manual_seed(7)
+    tokens = torch.randint(1, vocab_size, (v, 2 * N, 30), generator=g)
+    read = torch.rand(tokens.shape, generator=g) < torch.linspace(0.2, 1, 2 * N).view(1, -1, 1)
+    return {"tokens": (tokens * read)[:, slice(None) if rank is None else slice(rank * N, (rank + 1) * N)]}
+
+
 def batch_of(size: int, channels: int, cfg: Any, rank: int | None) -> tuple[dict, int]:
     """Random images as the task's views come, and how many there are of each; a rank's are those of its half."""
     multi = "MultiCrop" in cfg.views["_target_"]
@@ -80,20 +89,26 @@ def batch_of(size: int, channels: int, cfg: Any, rank: int | None) -> tuple[dict
 def gradients(case: str, rank: int | None) -> dict[str, Any]:
     """Of the encoder and of the heads, by one process with all images or by a rank with its half (DDP's mean over ranks); what it keeps."""
     task, args = CASES[case]
-    cfg = compose("pretrain", [f"+task={task}", *tiny(task), "data=digits", "encoder.processor.channels=3", *args])
+    images = [] if task in WORDS else ["data=digits", "encoder.processor.channels=3"]
+    cfg = compose("pretrain", [f"+task={task}", *tiny(task), *images, *args])
     torch.manual_seed(0)
     encoder = starting_encoder(cfg, build(cfg.data))
     objective = build(cfg.objective, encoder)
     p = encoder.processor
-    pixels = np.random.default_rng(0).integers(0, 255, (2 * N + 64, p.size, p.size, 3), dtype=np.uint8)
-    objective.prepare(encoder, ImageSamples(pixels, None, None, "random"), 2 * N)
+    if images:
+        pixels = np.random.default_rng(0).integers(0, 255, (2 * N + 64, p.size, p.size, 3), dtype=np.uint8)
+        objective.prepare(encoder, ImageSamples(pixels, None, None, "random"), 2 * N)
     if task == "swav":
         objective.filled += 1000  # its queue counts as full
     for module in (encoder.double(), objective.double()):
         distributed.span_batch_norm(module)
     encoder.register_forward_pre_hook(lambda module, args: ({k: x.double() if x.is_floating_point() else x for k, x in args[0].items()},))
     objective.progress = 0.5  # past every warm-up and freeze
-    batch, v = batch_of(p.size, 3, cfg, rank)
+    if images:
+        batch, v = batch_of(p.size, 3, cfg, rank)
+    else:
+        v = cfg.views.n
+        batch = {"views": texts_of(p.vocab_size, v, rank)}
     torch.manual_seed(1)
     with drawn_together(rank, v):
         found = objective(encoder, batch)

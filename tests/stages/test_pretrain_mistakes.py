@@ -15,7 +15,7 @@ MISTAKES = [
     # images
     (["+task=mae", "encoder.processor.size=30"], "encoder.processor.size=28 or 32"),
     (["+task=rotation", "data=docs"], "docs holds texts: choose another data="),
-    (["+task=vicreg", "data=docs"], "add encoder=bert_mini views=plain views.n=2 dropout=0.1, or choose another data="),
+    (["+task=vicreg", "data=docs"], "add encoder=bag views=crops, or choose another data="),
     *(([f"+task={task}", "data=docs", "encoder=bert_tiny", "views=plain", "views.n=2", "dropout=0.1"], "learns from images")
       for task in ("mae", "simmim", "beit", "ijepa", "ibot", "msn")),
     (["+task=flip", "views.flip=0.5"], "set views.flip=0"),

@@ -1,0 +1,74 @@
+"""AdamW for models that hold tables of which a batch reads few rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW (Loshchilov & Hutter, 2019), which also takes the sparse gradients of embedding tables, at the cost of the rows read.
+
+    A row moves by lr · g / √v in the steps that read it, v the running mean (β2) of the mean square of its gradients: Adam with one
+    second moment a row and no momentum, which would move rows that are not read. Its bias is corrected by how often the row was read,
+    so that the first step of a rare word is as long as any other. Weight decay is that of the rows read.
+    """
+
+    takes_sparse = True
+
+    def __init__(self, params: Any, lr: float, weight_decay: float, betas: tuple[float, float], eps: float, fused: bool):
+        super().__init__(params, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), eps=eps, fused=fused)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step; gradients stay where they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        by_row: list[tuple[nn.Parameter, Tensor]] = []
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                kept = self.state.get(p)
+                if kept and p.grad.is_sparse != ("row_square" in kept):
+                    del self.state[p]  # the run went on where gradients are of the other kind
+                if p.grad.is_sparse:
+                    self._step_rows(p, group)
+                    by_row.append((p, p.grad))
+                    p.grad = None
+        super().step()
+        for p, grad in by_row:
+            p.grad = grad
+        return loss
+
+    def _step_rows(self, p: nn.Parameter, group: dict[str, Any]) -> None:
+        state, beta = self.state[p], group["betas"][1]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["row_square"], state["row_steps"] = p.new_zeros(len(p)), p.new_zeros(len(p))
+        state["step"] += 1
+        p.grad = p.grad.coalesce()  # type: ignore[union-attr]
+        rows, grad = p.grad.indices()[0], p.grad.values()
+        steps = state["row_steps"][rows] + 1
+        square = state["row_square"][rows].lerp(grad.square().mean(1), 1 - beta)
+        state["row_steps"][rows], state["row_square"][rows] = steps, square
+        rate = group["lr"] / ((square / (1 - beta**steps)).sqrt() + group["eps"])
+        if group["weight_decay"]:
+            p[rows] *= 1 - group["lr"] * group["weight_decay"]
+        p.index_add_(0, rows, grad * rate.unsqueeze(1), alpha=-1)
+
+
+def values_of(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """The numbers of all gradients, which can be changed in place; of a sparse one those of its rows, each row once."""
+    found = []
+    for p in parameters:
+        if p.grad is not None:
+            if p.grad.is_sparse:
+                p.grad = p.grad.coalesce()
+            found.append(p.grad.values() if p.grad.is_sparse else p.grad)
+    return found
