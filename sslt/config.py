@@ -86,12 +86,12 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
         if not math.isfinite(value):
             raise UserError(f"{name}={value} is no number that anything can be set to: give a finite one")
     _check_alike("", {str(k): v for k, v in plain.items()}, groups.plain_values(verb))
+    for path, node in targets(plain):
+        _check_node(path, node)
     for group in sorted(known & set(groups.names(config_dir))):
         _check_group(str(group), plain.get(group), verb, config_dir)
     for i, node in enumerate(plain.get("callbacks") or []):
         _check_names_a_class(f"callbacks[{i}]", node, "; give {_target_: CLASS} of a Lightning callback")
-    for path, node in targets(plain):
-        _check_node(path, node)
 
 
 def _check_group(group: str, node: Any, verb: str, config_dir: str | None) -> None:

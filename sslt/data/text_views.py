@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sslt.data.views import Views
 from sslt.errors import UserError
-from sslt.ranges import Share
+from sslt.ranges import Count, Share
 
 
 class MaskTokens(Views):
@@ -95,7 +95,7 @@ class Crops(Views):
     n_setting = "views.n"
     whole_texts = True
 
-    def __init__(self, n: int, piece: int | None):
+    def __init__(self, n: Count, piece: Count | None):
         super().__init__()
         if piece is not None and piece < 1:
             raise UserError(f"views.piece={piece}: give at least 1 token, or null for one span a view")

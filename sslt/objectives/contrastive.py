@@ -9,7 +9,7 @@ from torch import Tensor
 from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
-from sslt.ranges import Count, Positive
+from sslt.ranges import Count, Natural, Positive
 
 
 class NTXent(Objective):
@@ -25,7 +25,7 @@ class NTXent(Objective):
     needs_full_batches = True
     least_views = 2
 
-    def __init__(self, encoder: Encoder, temperature: Positive, hidden: Count, out: Count, norm: bool):
+    def __init__(self, encoder: Encoder, temperature: Positive, hidden: Natural, out: Count, norm: bool):
         super().__init__()
         self.temperature = temperature
         self.projector = mlp(encoder.dim, hidden, out, norm=norm) if hidden else torch.nn.Identity()

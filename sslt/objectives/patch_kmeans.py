@@ -16,6 +16,7 @@ from sslt.encoders.patches import FilterBank, PatchEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
 from sslt.objectives.pixels import images_of
+from sslt.ranges import Count, NonNegative, Positive
 
 IMAGES, PATCHES = 4096, 100_000  # that the whitening is measured on, at most
 SHRINK = 30.0  # added to the variances of principal components, of which the mean is 1
@@ -38,7 +39,7 @@ class PatchKMeans(Objective):
     begins to count, in deviations of a filter's responses (the soft threshold of Coates & Ng). The encoder must be a `PatchEncoder`.
     """
 
-    def __init__(self, encoder: Encoder, patches: int, epsilon: float, threshold: float):
+    def __init__(self, encoder: Encoder, patches: Count, epsilon: Positive, threshold: NonNegative):
         super().__init__()
         if not isinstance(encoder, PatchEncoder):
             raise UserError("k-means on patches trains a bank of filters: set encoder=patches, or choose another +task=")
