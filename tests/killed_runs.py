@@ -41,10 +41,8 @@ def differing(a: dict[str, object], b: dict[str, object]) -> list[str]:
     return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
 
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["sslt.stages.pretrain", "sslt.stages.finetune", "sslt.cli", "timm", "matplotlib.pyplot", "sklearn.metrics"]
-)
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["sslt.stages.pretrain", "sslt.stages.finetune", "sslt.cli", "timm", "matplotlib.pyplot", "sklearn.metrics"])
 
 
 def command(args: list[str], point: str | None = None, sends: int = signal.SIGKILL, rank: int | None = 0) -> int:
@@ -52,7 +50,7 @@ def command(args: list[str], point: str | None = None, sends: int = signal.SIGKI
 
     Returns the exit code; what it prints is in output.txt.
     """
-    process = _context.Process(target=_run, args=(args, str(Path.cwd()), dict(os.environ), sys.path, point, sends, rank))
+    process = CONTEXT.Process(target=_run, args=(args, str(Path.cwd()), dict(os.environ), sys.path, point, sends, rank))
     process.start()
     process.join(300)
     assert process.exitcode is not None, f"{args} hangs"
