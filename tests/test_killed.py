@@ -45,5 +45,5 @@ def test_killed_anywhere(args, point, whole, here):
     own = ["cache_dir=own"] if point == "preparing the data" else []
     assert command([*args, *own, "hydra.run.dir=run"], point) == -signal.SIGKILL
     assert not Run("run").finished
-    assert command([args[0], "resume=run"]) == 0, Path("output.txt").read_text()
+    assert command([args[0], "resume=run", *own]) == 0, Path("output.txt").read_text()
     assert Run("run").finished and differing(whole[args[0]], outputs(here / "run")) == []
