@@ -467,7 +467,8 @@ class Ragged(Samples):
 def make_learner(weight: float = 0.0, objective: Any = None, side: str = "main"):
     """A learner on batches of 8 and 3 samples, under SGD of rate 0.1; and the gradient of all 11 at once.
 
-    weight: of a second term, a mean over samples, which reads the stream `side`. objective: another one in place of the first, which is not in the gradient.
+    weight: of a second term, a mean over samples, which reads the stream `side`.
+    objective: another one in place of the first, which is not in the gradient.
     """
     from sslt.adaptation.base import Full
     from sslt.data.sampling import Together
