@@ -143,6 +143,7 @@ class Comparison:
         waiting: collections.deque[tuple[Any, ...]] = collections.deque((self.run, *task) for task in tasks)
         untrained: set[str] = set()
         busy: set[Future[Any]] = set()
+        os.environ.setdefault("PYTHONSAFEPATH", "1")  # the processes begin with `python -c`, which would look into the working folder first
         with ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn")) as pool:
             while waiting or busy:
                 while waiting and len(busy) < self.jobs:

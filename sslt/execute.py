@@ -383,12 +383,12 @@ def _logs(run: Run, console: bool = True) -> Iterator[None]:
         to_terminal.setFormatter(_ConsoleFormatter())
         handlers.append(to_terminal)
     log.setLevel(logging.INFO)
-    log.propagate = False
-    old, log.handlers = log.handlers, handlers
+    before = log.handlers, log.propagate
+    log.handlers, log.propagate = handlers, False
     try:
         yield
     finally:
-        log.handlers = old
+        log.handlers, log.propagate = before
         to_file.close()
 
 

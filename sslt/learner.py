@@ -279,7 +279,7 @@ class Learner(pl.LightningModule):
         checkpoint["optimizer_steps"] = self.optimizer_steps
         checkpoint["adaptation"] = self.adaptation.state_dict()
         checkpoint["step_size"] = self._step_size()
-        checkpoint["last"] = {k: torch.tensor(v) for k, v in self.scalars().items()}
+        checkpoint["last"] = {k: torch.tensor(v, dtype=torch.float64) for k, v in self.scalars().items()}
         checkpoint["progress"], checkpoint["advanced"] = self.progress_now, self._advanced
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -118,12 +118,14 @@ def restored(path: Path, verb: str, typed: list[str], config_dir: str | None, ru
 
 
 def _restored(plain: dict[str, Any], where: str, verb: str, typed: list[str], config_dir: str | None, run: runs.Run) -> DictConfig:
+    ours = {k: v for k, v in groups.own_defaults(verb).items() if k in _OURS}
+    start = {k: ours.get(k, v) for k, v in plain.items() if k in ours or k not in _OURS} | ours  # in their order
     for key in _OURS:
         plain.pop(key, None)
     curve = plain.get("curve")
     if isinstance(curve, dict) and curve.get("overrides"):
         raise UserError(f"{run} was made with curve.overrides=, which are commands: repeat the whole command with resume={run}")
-    cfg = OmegaConf.create(plain | {k: v for k, v in groups.own_defaults(verb).items() if k in _OURS})
+    cfg = OmegaConf.create(start)
     _no_downloads(cfg, plain)
     touched = _apply(cfg, verb, typed, config_dir)
     saved = {k: v for k, v in plain.items() if k not in touched}

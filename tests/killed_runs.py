@@ -1,42 +1,128 @@
-"""Commands in processes of their own that kill themselves at a named point, started from one that has imported everything already."""
+"""Commands in processes of their own that kill themselves at a named point, started from one that has imported everything already.
+
+With `trainer.devices=2` so is the other rank, which `sslt` itself starts as a new program.
+"""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["sslt.stages.pretrain", "sslt.stages.finetune", "sslt.cli", "timm", "matplotlib.pyplot", "sklearn.metrics"]
-)
+from sslt import signals
+
+TIMES = ("train/seconds", "throughput/samples_per_second", "train/peak_memory_bytes")
+OF_THE_PROCESS = ("run.json", "command.txt", "versions.json", "README.md", "config.yaml")
 
 
-def command(args: list[str], point: str | None = None, sends: int = signal.SIGKILL) -> int:
-    """Run `sslt ARGS` in the present folder; it sends itself a signal when it comes to `point`. Returns the exit code."""
-    process = _context.Process(target=_run, args=(args, str(Path.cwd()), dict(os.environ), point, sends))
+def outputs(folder: Path) -> dict[str, object]:
+    """Everything that a run leaves, by file, but for what tells of times, and of how it was started."""
+    found: dict[str, object] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.name not in OF_THE_PROCESS and not name.startswith(("logs/", "checkpoints/", ".hydra/", ".lock")):
+            found[name] = path.read_bytes()
+    metrics = json.loads(found["metrics.json"])  # type: ignore[arg-type]
+    assert all(metrics.pop(key) > 0 for key in TIMES)
+    return {**found, "metrics.json": metrics}
+
+
+def differing(a: dict[str, object], b: dict[str, object]) -> list[str]:
+    return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["sslt.stages.pretrain", "sslt.stages.finetune", "sslt.cli", "timm", "matplotlib.pyplot", "sklearn.metrics"])
+
+
+def command(args: list[str], point: str | None = None, sends: int = signal.SIGKILL, rank: int | None = 0) -> int:
+    """Run `sslt ARGS` in the present folder; `rank` (None: each) sends itself a signal when it comes to `point`.
+
+    Returns the exit code; what it prints is in output.txt.
+    """
+    process = CONTEXT.Process(target=_run, args=(args, str(Path.cwd()), dict(os.environ), sys.path, point, sends, rank))
     process.start()
     process.join(300)
     assert process.exitcode is not None, f"{args} hangs"
     return process.exitcode
 
 
-def _run(args: list[str], folder: str, env: dict[str, str], point: str | None, sends: int) -> None:
+def _run(args: list[str], folder: str, env: dict[str, str], path: list[str], point: str | None, sends: int, rank: int | None) -> None:
     os.chdir(folder)
     os.environ.update(env)
+    sys.path[:] = path
     sys.stdout = sys.stderr = open("output.txt", "a")  # noqa: SIM115
     import torch
 
+    from sslt import execute
     from sslt.cli import main
 
     torch.set_num_threads(1)
     if point is not None:
-        POINTS[point](lambda: os.kill(os.getpid(), sends))
+        POINTS[point](lambda: os.kill(os.getpid(), sends) if rank in (None, int(os.environ.get("RANK", 0))) else None)
+    execute.subprocess = SimpleNamespace(Popen=ForkedRank, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)  # type: ignore[assignment]
     sys.exit(main(args))
+
+
+class ForkedRank:
+    """Stands in for `subprocess.Popen` in `execute`: a fork of rank 0 that is made to look like a new program."""
+
+    def __init__(self, command: list[str], env: dict[str, str], stdout: Any, **_: Any):
+        read, write = os.pipe()
+        self.returncode: int | None = None
+        self._lock = threading.Lock()
+        self.pid, self.stdin = os.fork(), os.fdopen(write, "wb")
+        if self.pid == 0:
+            self._become(command[3:], env, read, stdout.fileno())
+        os.close(read)
+
+    def _become(self, args: list[str], env: dict[str, str], stdin: int, out: int) -> None:
+        code = 1
+        try:
+            for number in signals.ENDING:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            for i, file in enumerate((stdin, out, out)):
+                os.dup2(file, i)
+            os.closerange(3, 4096)
+            sys.stdout = sys.stderr = open(1, "w", buffering=1)  # noqa: SIM115
+            os.environ.clear()
+            os.environ.update(env)
+            sys.argv[1:] = args
+            from sslt.worker import main
+
+            code = main()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        with self._lock:
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            return self.returncode
+
+    def wait(self, timeout: float) -> int | None:
+        until = time.monotonic() + timeout
+        while self.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def _instead(owner: Any, name: str, replace: Callable[[Any], Any]) -> None:
@@ -116,7 +202,7 @@ POINTS: dict[str, Callable[[Callable[[], None]], None]] = {
     "before the last validation": _at("sslt.callbacks.probes.Validation", "on_train_end"),
     "the last validation": _at("sslt.callbacks.probes.Validation", "on_train_end", after=True),
     "the last checkpoint": _at("sslt.callbacks.checkpoint.Checkpoint", "on_train_end", after=True),
-    "measuring": _at("sslt.stages.measure", "classification_metrics"),
+    "measuring": _at("sslt.stages.measure", "classifier", lambda *args: args[5] == "test"),
     "the weights of the result": _at("sslt.encoders.image.ImageEncoder", "save_weights", after=True),
     "the metrics": _at("sslt.runs.Run", "add_metrics", after=True),
     "the plots": _at("sslt.report.plots", "curves", after=True),

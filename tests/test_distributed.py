@@ -464,10 +464,11 @@ class Ragged(Samples):
         raise NotImplementedError
 
 
-def make_learner(weight: float = 0.0, objective: Any = None):
+def make_learner(weight: float = 0.0, objective: Any = None, side: str = "main"):
     """A learner on batches of 8 and 3 samples, under SGD of rate 0.1; and the gradient of all 11 at once.
 
-    weight: of a second term, a mean over samples. objective: another one in place of the first, which is not in the gradient.
+    weight: of a second term, a mean over samples, which reads the stream `side`.
+    objective: another one in place of the first, which is not in the gradient.
     """
     from sslt.adaptation.base import Full
     from sslt.data.sampling import Together
@@ -476,11 +477,11 @@ def make_learner(weight: float = 0.0, objective: Any = None):
     from sslt.schedules import Constant
 
     samples = Ragged()
-    terms = {"main": Term(objective or Units(), "main")} | ({"side": Term(PerSample(), "main", weight)} if weight else {})
+    terms = {"main": Term(objective or Units(), "main")} | ({"side": Term(PerSample(), side, weight)} if weight else {})
     learner = Learner(
         Line(),
         terms,
-        {"main": Stream(samples, 8, seed=0, drop_last=False)},
+        {name: Stream(samples, 8, seed=0, drop_last=False) for name in sorted({"main", side})},
         Full(1.0),
         lambda groups: torch.optim.SGD(groups, lr=0.1),
         Constant(0.0),
@@ -562,11 +563,14 @@ def test_one_batch_is_not_weighed():
 SHARES = {1: [[range(0, 8)], [range(8, 11)]], 2: [[range(0, 5), range(5, 6)], [range(6, 10), range(10, 11)]]}
 
 
-def one_step(weight: float, windows: list[list[int]]) -> dict[str, Any]:
-    """The gradient that an optimizer step on these batches leaves, and what is shown after each."""
-    learner, whole = make_learner(weight)
+def one_step(weight: float, windows: list[list[int]], side: str = "main") -> dict[str, Any]:
+    """The gradient that an optimizer step on these batches leaves, and what is shown after each.
+
+    side: the stream of the second term and, where it is not the first's, of the second batch.
+    """
+    learner, whole = make_learner(weight, side=side)
     learner.trainer = SimpleNamespace(optimizers=[], accumulate_grad_batches=len(windows))
-    window, shown = [{"main": learner.streams["main"].samples.batch(rows)} for rows in windows], []
+    window, shown = [{name: learner.streams[name].samples.batch(rows)} for name, rows in zip(("main", side), windows, strict=False)], []
     for i in range(len(windows)):  # as Lightning does: the loss divided by the number of batches
         batch = learner.on_after_batch_transfer([] if i else window, 0)
         (learner.training_step(batch, i) / len(windows)).backward()
@@ -576,7 +580,8 @@ def one_step(weight: float, windows: list[list[int]]) -> dict[str, Any]:
 
 def _learned(rank: int) -> dict[Any, Any]:
     cases = [(accumulate, weight) for accumulate in SHARES for weight in (0.0, 0.7)]
-    return {(a, weight): one_step(weight, [list(rows) for rows in SHARES[a][rank]]) for a, weight in cases}
+    found: dict[Any, Any] = {(a, weight): one_step(weight, [list(rows) for rows in SHARES[a][rank]]) for a, weight in cases}
+    return {**found, "turns": one_step(0.7, [list(rows) for rows in SHARES[2][rank]], "other")}
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.7])
@@ -588,6 +593,16 @@ def test_ranks_with_unequal_batches_are_the_joined_batch(ranks, accumulate, weig
     assert torch.allclose((got[0]["gradient"] + got[1]["gradient"]) / 2, got[0]["whole"], rtol=1e-4, atol=1e-6)
     joined = one_step(weight, [[*a, *b] for a, b in zip(*SHARES[accumulate], strict=True)])
     assert set(joined["shown"][0]) == ({"loss", "main/loss", "main/first", "side/loss", "side/largest"} if weight else {"loss", "first"})
+    for out in got:
+        for shown, expected in zip(out["shown"], joined["shown"], strict=True):
+            assert shown == pytest.approx(expected, rel=1e-5)
+
+
+def test_terms_that_take_turns_on_ranks_are_the_joined_batch(ranks):
+    """Each batch of the step is of one term alone; the share of a rank is that of its own units."""
+    got = [out["_learned"]["turns"] for out in ranks]
+    joined = one_step(0.7, [[*a, *b] for a, b in zip(*SHARES[2], strict=True)], "other")
+    assert torch.allclose((got[0]["gradient"] + got[1]["gradient"]) / 2, joined["gradient"], rtol=1e-4, atol=1e-6)
     for out in got:
         for shown, expected in zip(out["shown"], joined["shown"], strict=True):
             assert shown == pytest.approx(expected, rel=1e-5)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 
 import pytest
 from conftest import TINY_IMAGES
-from killed_runs import command
+from killed_runs import command, differing, outputs
 
 from sslt.runs import Run
 
@@ -16,24 +15,6 @@ COMMON = [*TINY_IMAGES, "checkpoint.every_minutes=1e-9", "trainer.log_every_n_st
 PRETRAIN = ["pretrain", "+task=simclr", *COMMON, "batch_size=256", "trainer.max_steps=7", "online_probe.samples=100"]  # 5 steps an epoch
 FINETUNE = ["finetune", "+target=digits", "from=scratch", *COMMON, "labels_per_class=20", "batch_size=64", "trainer.max_steps=5"]
 FINETUNE += ["report=best"]  # 4 steps an epoch
-TIMES = ("train/seconds", "throughput/samples_per_second", "train/peak_memory_bytes")
-OF_THE_PROCESS = ("run.json", "command.txt", "versions.json", "README.md", "config.yaml")
-
-
-def outputs(folder: Path) -> dict[str, object]:
-    """Everything that a run leaves, by file, but for what tells of times, and of how it was started."""
-    found: dict[str, object] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if path.name not in OF_THE_PROCESS and not name.startswith(("logs/", "checkpoints/", ".hydra/", ".lock")):
-            found[name] = path.read_bytes()
-    metrics = json.loads(found["metrics.json"])  # type: ignore[arg-type]
-    assert all(metrics.pop(key) > 0 for key in TIMES)
-    return {**found, "metrics.json": metrics}
-
-
-def differing(a: dict[str, object], b: dict[str, object]) -> list[str]:
-    return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
 
 
 @pytest.fixture(scope="module")
@@ -64,5 +45,5 @@ def test_killed_anywhere(args, point, whole, here):
     own = ["cache_dir=own"] if point == "preparing the data" else []
     assert command([*args, *own, "hydra.run.dir=run"], point) == -signal.SIGKILL
     assert not Run("run").finished
-    assert command([args[0], "resume=run"]) == 0, Path("output.txt").read_text()
+    assert command([args[0], "resume=run", *own]) == 0, Path("output.txt").read_text()
     assert Run("run").finished and differing(whole[args[0]], outputs(here / "run")) == []

@@ -14,6 +14,7 @@ import torch
 from conftest import TINY_IMAGES, TINY_TEXT
 from safetensors.torch import load_file
 
+from sslt.callbacks.checkpoint import LAST, read
 from sslt.encoders.image import ImageEncoder
 from sslt.runs import Run
 
@@ -104,6 +105,7 @@ def test_stopped_and_resumed_equals_uninterrupted(args, stops, sslt, here):
             sslt(*args, f"hydra.run.dir=part{step}", code=130)
         run = Run(here / f"part{step}")
         assert run.info["status"] == "interrupted" and not (run / "encoder").exists()
+        assert read(run / "checkpoints" / LAST)["batches_seen"] - step in (0, 1)  # 1 where gradients waited for another batch
         sslt(args[0], f"resume=part{step}")
         assert run.finished and same(here / "whole", run.path), f"stopped at {step}"
         assert run.metrics["train/steps"] == Run(here / "whole").metrics["train/steps"]

@@ -61,6 +61,7 @@ def test_stored_overrides_are_only_a_record(sslt, here, run):
     Run(run).update(overrides=[*Run(run).info["overrides"], *more])
     sslt("pretrain", "resume=run")
     assert Run(run).finished and victim.read_text() == "mine" and not (here / "owned").exists()
+    assert not (run / "config.0.yaml").exists()  # nothing is set otherwise
 
 
 HOSTILE = {

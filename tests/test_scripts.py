@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -136,7 +137,12 @@ def test_cells_of_a_comparison(tmp_path, monkeypatch):
             )
             return run
 
-    monkeypatch.setattr(compare_objectives, "ProcessPoolExecutor", lambda jobs, _: ThreadPoolExecutor(jobs))
+    def pool(jobs, _):
+        assert os.environ["PYTHONSAFEPATH"]  # its processes import nothing from the working folder
+        return ThreadPoolExecutor(jobs)
+
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setattr(compare_objectives, "ProcessPoolExecutor", pool)
     comparison = compare_objectives.Comparison(Pretend(), "digits", 0.5, "tiny")
     comparison.run_all([("byol", 0), ("simclr", 0)], tmp_path / "found.md")
     assert [verb for name, verb, _ in commands if name.startswith("untrained")] == ["evaluate", "finetune"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -10,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from killed_runs import CONTEXT
 
 
-def run(function: Callable[[int], Any], folder: Path, seconds: int = 100) -> list[Any]:
+def run(function: Callable[[int], Any], folder: Path, seconds: int = 300) -> list[Any]:
     """function(rank) in two processes that know each other; what each returned, as `torch.save` keeps it."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_rank, args=(function, r, port, str(folder))) for r in range(2)]
+    processes = [CONTEXT.Process(target=_rank, args=(function, r, port, str(folder))) for r in range(2)]
     for p in processes:
         p.start()
     for p in processes:

@@ -56,7 +56,8 @@ class Progress(pl.Callback):
 
     def _text(self, pl_module: Any) -> str:
         shown = self.curves.shown
-        loss = shown["loss"] if distributed.active() else float(pl_module.last["loss"])  # no rank waits for the others for this line
+        alone = not distributed.active() or "loss" not in shown  # no rank waits for the others for this line
+        loss = float(pl_module.last["loss"]) if alone else shown["loss"]
         parts = [f"epoch {pl_module.epoch_position:.1f}", f"step {pl_module.batches_seen}", f"loss {loss:.3f}"]
         for key, name in (("online/knn_accuracy", "kNN"), ("val/accuracy", "val")):
             if key in shown:

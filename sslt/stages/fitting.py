@@ -139,7 +139,8 @@ def fit(
     finally:
         progress.close()
         signals.restore()
-    if learner.interrupted or checkpoint.watch.came is not None:
+    came = learner.interrupted or checkpoint.watch.came is not None
+    if any(distributed.gather_objects(came)):  # one may have come to a single rank since training ended
         raise Interrupted(learner.batches_seen, checkpoint.watch.came)
     if start is not None:
         learner.see_first_views()

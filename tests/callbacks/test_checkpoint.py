@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 import torch
 from conftest import TINY_IMAGES
 
-from sslt.callbacks.checkpoint import LAST, PREVIOUS, Damaged, StreamedCheckpoints, newest, read
+from sslt.callbacks.checkpoint import LAST, PREVIOUS, Checkpoint, Damaged, StreamedCheckpoints, newest, read
 from sslt.errors import UserError
 from sslt.execute import _disk_is_full, _find
 from sslt.runs import Run
+from sslt.signals import Stopped
 
 MEMORY = """
 import sys
@@ -66,6 +68,66 @@ def test_a_run_saves_so(sslt, here, monkeypatch):
     sslt("pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=1", "hydra.run.dir=a")
     sslt("pretrain", "resume=a", "trainer.max_steps=2")
     assert [Path(path).name for path in written] == [".last.ckpt.tmp"] * 2
+
+
+class Trainer:
+    """Saves twelve bytes, in two halves; `between` is called between them."""
+
+    is_global_zero = True
+
+    def __init__(self, content: bytes, between=lambda: None):
+        self.content, self.between = content, between
+
+    def save_checkpoint(self, path):
+        with open(path, "wb") as f:
+            f.write(self.content)
+            self.between()
+            f.write(self.content)
+
+
+def one_weight(value: float = 1.0) -> torch.nn.Module:
+    module = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(module.weight, value)
+    module.batches_seen = 3
+    return module
+
+
+def test_no_signal_cuts_a_save(tmp_path):
+    """Not even two Ctrl-C, of which the second ends everything else at once."""
+    checkpoint = Checkpoint(tmp_path, 1)
+    checkpoint.watch.start()
+    try:
+        checkpoint.save(Trainer(b"whole!", lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(3)]), one_weight())
+        assert checkpoint.watch.came == signal.SIGINT and (tmp_path / LAST).read_bytes() == b"whole!" * 2
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        checkpoint.watch.stop()
+
+
+def test_what_cannot_be_saved_costs_nothing(tmp_path):
+    """A disk that is full, or weights that are no numbers any more: both checkpoints stay, and no half of one."""
+    checkpoint = Checkpoint(tmp_path, 1)
+    for content in (b"first", b"second"):
+        checkpoint.save(Trainer(content), one_weight())
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(Trainer(b"third", full), one_weight())
+    with pytest.raises(UserError, match=r"weights of weight are no longer finite at step 3; the last good checkpoint is kept"):
+        checkpoint.save(Trainer(b"fourth"), one_weight(float("nan")))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {LAST: b"second" * 2, PREVIOUS: b"first" * 2}
+    assert not checkpoint.watch.writing
+
+
+def test_kept_copies_leave_the_others_alone(tmp_path):
+    checkpoint = Checkpoint(tmp_path, 1)
+    for name in (LAST, LAST, "epoch=1.ckpt", "epoch=1.ckpt"):
+        checkpoint.save(Trainer(name.encode()), one_weight(), name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch=1.ckpt", LAST, PREVIOUS]
+    assert (tmp_path / PREVIOUS).read_bytes() == LAST.encode() * 2
 
 
 # ---------------------------------------------------------------- what is damaged

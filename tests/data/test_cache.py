@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from sslt.data import cache
+from sslt.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def _make_slowly(root: str, mark: int, started, answers) -> None:
     cache.set_cache_dir(root)
 
     def make(folder: Path):
-        started.wait(20)  # both are inside `make` before either ends
+        started.wait(120)  # both are inside `make` before either ends
         np.save(folder / "big.npy", np.full(200_000, mark))
         return {"mark": mark}
 
@@ -84,9 +85,9 @@ def test_two_processes_at_once(own_cache):
     for w in writers:
         w.start()
     for w in writers:
-        w.join(30)
+        w.join(120)
     assert [w.exitcode for w in writers] == [0, 0]
-    got = [answers.get(timeout=5) for _ in writers]
+    got = [answers.get(timeout=120) for _ in writers]
     assert all(mark == low == high and n == 200_000 for mark, low, high, n in got)
     entry = cache.get_or_make("kind", "key", write_numbers)
     assert entry.meta["mark"] in (1, 2) and set(np.unique(entry["big"])) == {entry.meta["mark"]}
@@ -256,6 +257,46 @@ def test_an_entry_is_read_once_a_run(own_cache, monkeypatch):
     assert sorted(read) == ["numbers.npy", "words.json"]
 
 
+@pytest.mark.parametrize(("rank", "read_by_it"), [("0", ["numbers.npy", "words.json"]), ("1", [])])
+def test_a_large_entry_is_read_by_one_rank(own_cache, monkeypatch, rank, read_by_it):
+    """The others open it after the first, and trust it; small ones are not worth the asking."""
+    cache.get_or_make("kind", "key", write_much)
+    read, sums = [], cache._sums
+    monkeypatch.setattr(cache, "_sums", lambda path: read.append(path.name) or sums(path))
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    for small, expected in ((1 << 20, read_by_it), (1 << 30, ["numbers.npy", "words.json"])):
+        monkeypatch.setattr(cache, "SMALL", small)
+        cache.set_cache_dir(own_cache)
+        cache.get_or_make("kind", "key", write_much)
+        assert sorted(read) == expected
+        read.clear()
+
+
+def test_another_entry_in_its_place_is_read(own_cache, caplog, monkeypatch):
+    """What this run has compared is this very entry, not whatever stands in its place later."""
+    monkeypatch.setattr(cache.log, "propagate", True)
+    place = cache.get_or_make("kind", "key", write_much).path
+    shutil.copytree(place, place.with_name("copy"))
+    flip(place.with_name("copy") / "numbers.npy", 5_000_000)
+    shutil.rmtree(place)
+    place.with_name("copy").rename(place)
+    assert cache.get_or_make("kind", "key", write_much)["numbers"].tolist() == list(range(1_000_000))
+    assert len(caplog.records) == 1
+
+
+def test_damage_that_cannot_be_taken_away_ends_in_one_line(own_cache, monkeypatch):
+    """Somebody else's cache, say: what was never checked is taken as it is, what is known to be damaged is not."""
+    place = cache.get_or_make("kind", "key", write_much).path
+    refuse = lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))  # noqa: E731
+    monkeypatch.setattr(cache, "_remove", refuse)
+    flip(place / "numbers.npy", 5_000_000)
+    cache.set_cache_dir(own_cache)
+    with pytest.raises(UserError, match=r"key is damaged \(numbers\.npy .*Permission denied.*set another cache_dir="):
+        cache.get_or_make("kind", "key", write_much)
+    (place / "meta.json").write_text('{"count": 3}')
+    assert cache.get_or_make("kind", "key", write_much).meta == {"count": 3}
+
+
 def test_an_entry_without_checksums_is_made_again_silently(own_cache, caplog):
     """As earlier versions wrote it; where nothing can be written it is taken as it is."""
     place = own_cache / "kind" / "key"
@@ -267,7 +308,7 @@ def test_an_entry_without_checksums_is_made_again_silently(own_cache, caplog):
 
 def _open_damaged(root: str, started, answers) -> None:
     cache.set_cache_dir(root)
-    started.wait(20)
+    started.wait(120)
     entry = cache.get_or_make("kind", "key", write_much)
     answers.put(int(np.array(entry["numbers"]).sum()))
 
@@ -281,8 +322,8 @@ def test_processes_that_find_the_same_damage(own_cache):
     readers = [context.Process(target=_open_damaged, args=(str(own_cache), started, answers)) for _ in range(4)]
     for r in readers:
         r.start()
-    got = [answers.get(timeout=30) for _ in readers]
+    got = [answers.get(timeout=120) for _ in readers]
     for r in readers:
-        r.join(30)
+        r.join(120)
     assert got == [499_999_500_000] * 4
     assert everything_in(own_cache) == [".lock", "key", "kind", "meta.json", "numbers.npy", "words.json"]

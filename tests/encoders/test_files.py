@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -79,6 +80,27 @@ def test_tensors_know_their_digest(tmp_path):
         with pytest.raises(UserError, match="damaged"):
             read_tensors(path)
         path.write_bytes(whole)
+    path.write_bytes(whole.replace(b'"a"', b'"A"'))  # other names and shapes for the same bytes
+    with pytest.raises(UserError, match="damaged"):
+        read_tensors(path)
+    path.write_bytes(whole.replace(b"[4,3]", b"[3,4]") if b"[4,3]" in whole else whole.replace(b"[3,4]", b"[4,3]"))
+    with pytest.raises(UserError, match="damaged"):
+        read_tensors(path)
     save_file(load_file(path), path)
     flip(path, -1)
     read_tensors(path)
+
+
+def test_tensors_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A full disk leaves the former ones."""
+    path = tmp_path / "best.safetensors"
+    write_tensors(path, {"a": torch.ones(3)})
+
+    def half(tensors, place, **_):
+        Path(place).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", half)
+    with pytest.raises(OSError, match="No space"):
+        write_tensors(path, {"a": torch.zeros(3)})
+    assert read_tensors(path)["a"].tolist() == [1, 1, 1]

@@ -1,9 +1,10 @@
-"""trainer.devices=2 through the real console script: the verbs, sweeps too, with real processes; and how they end."""
+"""trainer.devices=2 with real processes: the verbs, sweeps too; how ranks end, and go on; what they import."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_IMAGES
+from killed_runs import command, differing, outputs
 from safetensors.torch import load_file
 
 from sslt import execute
+from sslt.callbacks.checkpoint import LAST, read
 from sslt.cli import main
 from sslt.encoders.load import fresh_like
 from sslt.report.curves import MetricsCSV
@@ -23,19 +26,25 @@ from sslt.runs import Run
 SSLT = str(Path(sys.executable).parent / "sslt")
 
 
-def sslt(*args: str) -> None:
-    """The console script, in a process of its own."""
-    done = subprocess.run([SSLT, *args], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def sslt(*args: str, code: int = 0) -> str:
+    """The command in a process of its own; returns the line that it said last."""
+    assert command(list(args)) == code, Path("output.txt").read_text()
+    return said()
+
+
+def said() -> str:
+    return Path("output.txt").read_text().splitlines()[-1]
 
 
 def test_two_ranks_pretrain_finetune_and_evaluate(here):
     """Each rank sees its own shard (an epoch has half the steps), results are those of one run folder, all ranks end."""
     two = ["trainer.devices=2"]
-    sslt("pretrain", "+task=simclr", *TINY_IMAGES, *two, "batch_size=128", "trainer.max_epochs=1", "hydra.run.dir=pre")
+    pretrain = ["pretrain", "+task=simclr", *TINY_IMAGES, *two, "batch_size=256", "trainer.max_epochs=1", "hydra.run.dir=pre"]
+    done = subprocess.run([SSLT, *pretrain], capture_output=True, text=True, timeout=300)  # the console script itself
+    assert done.returncode == 0, done.stderr
     run = Run(here / "pre")
-    assert run.metrics["train/steps"] == 1294 // 256 and (run / "logs" / "rank1.log").exists()
-    tune = ["finetune", "+target=digits", "from=pre", *two, "trainer.max_steps=3", "trainer.accelerator=cpu", "labels_per_class=5"]
+    assert run.metrics["train/steps"] == 1294 // 512 and (run / "logs" / "rank1.log").exists()
+    tune = ["finetune", "+target=digits", "from=pre", *two, "trainer.max_steps=2", "trainer.accelerator=cpu", "labels_per_class=5"]
     sslt(*tune, "-m", "seed=0,1", "hydra.sweep.dir=fine")
     assert all(Run(here / "fine" / str(i)).finished for i in (0, 1))
     sslt("predict", "from=fine/0", "data=digits", *two, "trainer.accelerator=cpu", "hydra.run.dir=said")
@@ -92,25 +101,22 @@ class Ends(pl.Callback):
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError(self.way)
         if self.busy:
-            time.sleep(200)
+            time.sleep(290)
 """
 TWO = ["pretrain", "+task=simclr", *TINY_IMAGES, "online_probe.every_n_epochs=0", "batch_size=32", "trainer.devices=2"]
-SOON = 60  # seconds, on a busy machine
+SOON = 120  # seconds, on a busy machine
 
 
 @pytest.fixture
-def ends(here, monkeypatch):
+def ends(own_code):
     """Runs two ranks of which one ends in the third step; returns the exit code and what was said last."""
-    (here / "own").mkdir()
-    (here / "own" / "ends_of_ranks.py").write_text(ENDS)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(here / "own"), os.environ.get("PYTHONPATH")])))
+    Path("ends_of_ranks.py").write_text(ENDS)
 
     def run(rank: int, way: str, busy: bool = False) -> tuple[int, str]:
         callback = f"callbacks=[{{_target_:ends_of_ranks.Ends,rank:{rank},way:'{way}',busy:{busy}}}]"
-        args = [*TWO, callback, "trainer.max_steps=6", "checkpoint.every_minutes=0.0001", "hydra.run.dir=run"]
-        done = subprocess.run([SSLT, *args], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-        assert time.time() - (here / "ended").stat().st_mtime < SOON
-        return done.returncode, done.stderr.splitlines()[-1] if done.stderr else ""
+        code = command([*TWO, callback, "trainer.max_steps=6", "checkpoint.every_minutes=1e-9", "hydra.run.dir=run"])
+        assert time.time() - Path("ended").stat().st_mtime < SOON
+        return code, said()
 
     return run
 
@@ -127,30 +133,23 @@ def gone(pid: int) -> bool:
     return False
 
 
-def places(here: Path) -> list[tuple[int, list[str]]]:
-    """Of each rank, its process and where it looks for modules."""
-    return [tuple(json.loads((here / f"rank{r}.json").read_text())) for r in (0, 1)]
-
-
 def test_a_killed_rank_is_named_and_the_run_goes_on(ends, here):
-    """One line with the rank, the signal and its log, exit code 1; resumed on one device it says how large a step was. Both ranks
-    had looked for modules in the same places, PYTHONPATH among them."""
-    code, said = ends(1, "kill")
+    """One line with the rank, the signal and its log, exit code 1; resumed on one device it says how large a step was."""
+    code, last = ends(1, "kill")
     assert code == 1 and Run(here / "run").info["status"] == "failed"
-    assert "rank 1 was ended by signal 9" in said and "memory" in said and "run/logs/rank1.log" in said and "resume=run" in said
-    (_, first), (_, second) = places(here)
-    assert first == second and str(here / "own") in first and str(here) not in first
-    alone = [*TWO[:-1], "trainer.max_steps=6", "resume=run"]
-    done = subprocess.run([SSLT, *alone], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and Run(here / "run").finished
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("warning: a step has")]
+    assert "rank 1 was ended by signal 9" in last and "memory" in last and "run/logs/rank1.log" in last and "resume=run" in last
+    assert read(here / "run" / "checkpoints" / LAST)["batches_seen"] == 2
+    Path("output.txt").unlink()
+    sslt(*TWO[:-1], "trainer.max_steps=6", "resume=run")
+    assert Run(here / "run").finished
+    (told,) = [line for line in Path("output.txt").read_text().splitlines() if line.startswith("warning: a step has")]
     assert "32 samples (1 rank × 32)" in told and "64 samples (2 ranks × 32)" in told and "batch_size=64" in told
 
 
 def test_rank_0_does_not_work_on_for_a_killed_one(ends, here):
     """While it computes by itself no connection tells it."""
-    code, said = ends(1, "kill", busy=True)
-    assert code == 1 and "rank 1 was ended by signal 9" in said and Run(here / "run").info["status"] == "failed"
+    code, last = ends(1, "kill", busy=True)
+    assert code == 1 and "rank 1 was ended by signal 9" in last and Run(here / "run").info["status"] == "failed"
 
 
 @pytest.mark.parametrize(
@@ -159,36 +158,91 @@ def test_rank_0_does_not_work_on_for_a_killed_one(ends, here):
 )
 def test_a_rank_that_fails_says_why(ends, here, way, code, words):
     """Its error, not the broken connection that it leaves; its log has the traceback."""
-    found, said = ends(1, way)
-    assert found == code and words in said and Run(here / "run").info["status"] == "failed"
+    found, last = ends(1, way)
+    assert found == code and words in last and Run(here / "run").info["status"] == "failed"
     log = (here / "run" / "logs" / "rank1.log").read_text()
     assert "Traceback" in log and "ends_of_ranks.py" in log and f"RuntimeError: {way}" in log
 
 
 def test_ranks_end_with_rank_0(ends, here):
-    """Rank 0 is killed: nobody is left who could end the others."""
-    code, _ = ends(0, "kill")
-    assert code == -9 and gone(places(here)[1][0])
+    """Rank 0 is killed: nobody is left who could end the other, which is busy and has no use for its connection."""
+    assert ends(0, "kill", busy=True)[0] == -9
+    assert gone(json.loads((here / "rank1.json").read_text())[0])
 
 
 def test_an_error_of_rank_0_is_its_own(ends):
     """The others fail by the broken connection, and are not blamed for it."""
-    code, said = ends(0, "boom")
-    assert code == 1 and "rank 1" not in said
+    code, last = ends(0, "boom")
+    assert code == 1 and "rank 1" not in last
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """Outputs of two ranks that nobody stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        patch.setenv("SSLT_CACHE", str(cache))
+        sslt(*STOPPED, "hydra.run.dir=run")
+        return outputs(Path("run"))
+
+
+STOPPED = [*TWO[:-2], "batch_size=128", "trainer.devices=2", "trainer.max_steps=7", "checkpoint.every_minutes=1e-9"]  # 5 steps an epoch
+
+
+@pytest.mark.parametrize(
+    ("rank", "number", "point", "step"),
+    [
+        (0, signal.SIGTERM, "a step", 4),
+        (1, signal.SIGHUP, "a step", 4),
+        (0, signal.SIGINT, "the last checkpoint", 7),
+        (1, signal.SIGTERM, "the last checkpoint", 7),
+    ],
+)
+def test_a_signal_to_one_rank_saves_and_ends_both(rank, number, point, step, whole, here):
+    """Whichever it comes to, in training or at its very end; the run that goes on leaves what one leaves that never stopped."""
+    assert command([*STOPPED, "hydra.run.dir=run"], point, number, rank) == 130, Path("output.txt").read_text()
+    assert Run("run").info["status"] == "interrupted" and read(Path("run/checkpoints") / LAST)["batches_seen"] == step
+    log = Path("run/logs/sslt.log").read_text()
+    assert f"stopped at step {step}; go on with: sslt pretrain resume=run" in log
+    assert step == 7 or f"{number.name} came: the run is saved and ends after step 4" in log
+    sslt("pretrain", "resume=run")
+    assert differing(whole, outputs(here / "run")) == [] and "a step has" not in Path("output.txt").read_text()
+
+
+def test_a_signal_to_all_ranks_in_a_probe_ends_them(here):
+    """Ctrl-C comes to every process of a terminal; the others' ends by it are no failures."""
+    args = [a for a in STOPPED if not a.startswith("online_probe")]
+    assert command([*args, "online_probe.samples=100", "hydra.run.dir=run"], "the first probe", signal.SIGINT, None) == 130
+    assert Run("run").info["status"] == "interrupted" and "rank 1" not in Path("output.txt").read_text()
+    assert "SIGINT came: stopped at once" in Path("run/logs/sslt.log").read_text()
+
+
+@pytest.mark.parametrize("point", ["half a checkpoint", "between two renames"])
+def test_a_rank_0_that_is_killed_in_saving_loses_nothing_of_before(point, whole, here):
+    """The other rank waits for it; both go on from the checkpoint of the step before."""
+    assert command([*STOPPED, "hydra.run.dir=run"], point) == -signal.SIGKILL
+    sslt("pretrain", "resume=run")
+    assert differing(whole, outputs(here / "run")) == []
 
 
 # -------------------------------------------------------------------- what lies in the working folder
 def test_nothing_in_the_working_folder_is_imported(here):
-    """`python -m sslt` and the ranks it starts, in a folder with files that are called like modules."""
+    """`python -m sslt` and the rank it starts, in a folder with files that are called like modules; both look for modules in the same
+    places, $PYTHONPATH among them."""
     names = (
         "yaml torch numpy omegaconf hydra antlr4 pytorch_lightning safetensors sklearn wandb sitecustomize usercustomize json socket ast"
     )
     for name in names.split():
         (here / f"{name}.py").write_text(f"open({str(here / 'ran')!r}, 'a').write('{name} ')\n")
-    args = [*TWO, "trainer.max_steps=1", "hydra.run.dir=run"]
-    done = subprocess.run([sys.executable, "-m", "sslt", *args], capture_output=True, text=True, timeout=300)
+    (here / "own").mkdir()
+    (here / "own" / "ends_of_ranks.py").write_text(ENDS)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(here / "own"), os.environ.get("PYTHONPATH")]))}
+    args = [*TWO, "trainer.max_steps=1", "hydra.run.dir=run", "callbacks=[{_target_:ends_of_ranks.Ends,rank:-1,way:none}]"]
+    done = subprocess.run([sys.executable, "-m", "sslt", *args], env=env, capture_output=True, text=True, timeout=300)
     assert not (here / "ran").exists(), (here / "ran").read_text()
     assert done.returncode == 0 and Run(here / "run").finished, done.stderr
+    first, second = (json.loads((here / f"rank{r}.json").read_text())[1] for r in (0, 1))
+    assert first == second and str(here / "own") in first and str(here) not in first
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="older Pythons have no such setting")
