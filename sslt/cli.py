@@ -172,14 +172,14 @@ def _go_on(verb: str, going: Any, flags: dict[str, str | None], config_dir: str 
 
 def _refuse_taken(overrides: list[str], sweep: bool) -> None:
     """Raise `UserError` for a run folder, or in a sweep a folder of numbered ones, that holds something."""
-    from sslt import runs
+    from sslt import runs, stored
 
     given = {o.partition("=")[0].lstrip("+"): o.partition("=")[2] for o in overrides}
     taken = given.get("hydra.run.dir")
     if sweep:  # jobs that are numbered would meet those that are there
         taken = None if "hydra.sweep.subdir" in given else given.get("hydra.sweep.dir")
     if taken and "${" not in taken:
-        runs.refuse_overwrite(Path(taken).expanduser(), "hydra.sweep.dir" if sweep else "hydra.run.dir")
+        runs.refuse_overwrite(stored.located(taken), "hydra.sweep.dir" if sweep else "hydra.run.dir")
 
 
 def _split(args: list[str]) -> tuple[list[str], dict[str, str | None]]:
