@@ -5,6 +5,8 @@ Hydra composes, sweeps and makes the run folder; this file only teaches, routes 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import traceback
@@ -132,9 +134,13 @@ def _hydra(verb: str, args: list[str]) -> int:
     old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["sslt", *[word for flag, value in flags.items() for word in (flag, value) if word is not None], *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out: this file prints them
+    told = io.StringIO()
     try:
-        hydra.main(config_path=str(groups.CONFIG_DIR), config_name=verb, version_base="1.3")(task)()
-    except SystemExit as e:  # ours, or argparse's, whose message is printed already
+        with contextlib.redirect_stderr(told) if "--cfg" in flags else contextlib.nullcontext():
+            hydra.main(config_path=str(groups.CONFIG_DIR), config_name=verb, version_base="1.3")(task)()
+    except SystemExit as e:  # ours, argparse's, whose message is printed already, or of what cannot be shown
+        if e.code and told.getvalue():
+            raise UserError(f"{told.getvalue().strip()} of `sslt {verb}`") from e
         if not errors:
             return 2 if e.code else 0
     except Exception as e:

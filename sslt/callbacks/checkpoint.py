@@ -22,6 +22,8 @@ from sslt.errors import UserError
 log = logging.getLogger("sslt")
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of torch's optimizers: one number for each of a weight's
+_ANEW = "to train from the beginning, delete"
 _NEEDED = {"state_dict", "optimizer_states", "loops", "callbacks", "batches_seen", "optimizer_steps", "adaptation"}
 
 
@@ -80,7 +82,7 @@ def newest(folder: Path) -> Path | None:
         return path
     if wrong:
         said = ", and ".join(f"{path} is damaged ({why})" for path, why in wrong.items())
-        raise UserError(f"{said}: nothing is left to go on from; to train from the beginning, delete {folder}")
+        raise UserError(f"{said}: nothing is left to go on from; {_ANEW} {folder}")
     return None
 
 
@@ -127,6 +129,8 @@ class Checkpoint(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._last = time.monotonic()
         self._saved_at = pl_module.batches_seen
+        for optimizer in trainer.optimizers:
+            _check_moments(optimizer, self.folder)
         self.watch.start()
 
     # ---------------------------------------------------------------- when
@@ -185,6 +189,16 @@ class Checkpoint(pl.Callback):
         last = self.folder / LAST
         kept = f"the last good checkpoint is kept in {last}; " if last.exists() else ""
         return f"{kept}lower optimizer.lr, raise schedule.warmup, or set trainer.gradient_clip_val=1 or trainer.precision=32"
+
+
+def _check_moments(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Raise `UserError` where what an optimizer took from a checkpoint in `folder` is not of its parameters."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value is None or name not in _MOMENTS:
+                continue
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+                raise UserError(f"the checkpoint in {folder} is damaged: '{name}' of its optimizer fits no weights; {_ANEW} {folder}")
 
 
 class NaNGuard(pl.Callback):

@@ -163,7 +163,7 @@ class _WholeFit(_FitLoop):
 
 def _check_numbers(cfg: Any) -> None:
     """Raise `UserError` for a number that nothing can be made of."""
-    for key, least in (("trainer.accumulate_grad_batches", 1), ("trainer.log_every_n_steps", 1), ("seed", 0)):
+    for key, least in (("trainer.accumulate_grad_batches", 1), ("trainer.log_every_n_steps", 1)):
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < least:
             raise UserError(f"{key}={value}: give a whole number, {least} or more")
