@@ -23,7 +23,6 @@ log = logging.getLogger("sslt")
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of torch's optimizers: one number for each of a weight's
-_ANEW = "to train from the beginning, delete"
 _NEEDED = {"state_dict", "optimizer_states", "loops", "callbacks", "batches_seen", "optimizer_steps", "adaptation"}
 
 
@@ -82,7 +81,7 @@ def newest(folder: Path) -> Path | None:
         return path
     if wrong:
         said = ", and ".join(f"{path} is damaged ({why})" for path, why in wrong.items())
-        raise UserError(f"{said}: nothing is left to go on from; {_ANEW} {folder}")
+        raise UserError(f"{said}: nothing is left to go on from; to train from the beginning, delete {folder}")
     return None
 
 
@@ -195,10 +194,14 @@ def _check_moments(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Raise `UserError` where what an optimizer took from a checkpoint in `folder` is not of its parameters."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if value is None or name not in _MOMENTS:
-                continue
-            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
-                raise UserError(f"the checkpoint in {folder} is damaged: '{name}' of its optimizer fits no weights; {_ANEW} {folder}")
+            if name in _MOMENTS:
+                fits = value is None or (isinstance(value, torch.Tensor) and value.shape == parameter.shape)
+            else:
+                fits = name != "step" or isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+            if not fits:
+                raise UserError(
+                    f"the checkpoint in {folder} is damaged: '{name}' of its optimizer fits no weights; to train from the beginning, delete {folder}"
+                )
 
 
 class NaNGuard(pl.Callback):

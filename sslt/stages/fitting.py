@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from sslt.learner import Learner, Term, seed_step
 from sslt.objectives.base import Objective
 from sslt.objectives.momentum import Teacher
 from sslt.runs import Run
+from sslt.stored import first_line
 
 log = logging.getLogger("sslt")
 
@@ -127,10 +129,14 @@ def fit(
     try:
         with cpu_kernels.replaced(kind, str(number_format)):
             trainer.fit(learner, ckpt_path=start, weights_only=True)
-    except RuntimeError as e:
-        if "state_dict" not in str(e):
+    except Exception as e:
+        if isinstance(e, RuntimeError) and "state_dict" in str(e):
+            raise UserError(f"the checkpoint of {run} does not fit these settings: go on with those it was made with") from e
+        if start is None or isinstance(e, UserError) or not _of_restoring(e):
             raise
-        raise UserError(f"the checkpoint of {run} does not fit these settings: go on with those it was made with") from e
+        raise UserError(
+            f"the checkpoint {start} is damaged ({type(e).__name__}: {first_line(e)}): delete it to go on from the one before"
+        ) from e
     finally:
         progress.close()
         signals.restore()
@@ -151,6 +157,12 @@ def fit(
     }
     learner.loggers_used = loggers
     return learner
+
+
+def _of_restoring(e: Exception) -> bool:
+    """Whether an error is of taking up what a checkpoint holds."""
+    frames = traceback.extract_tb(e.__traceback__)
+    return any(f.filename.endswith("checkpoint_connector.py") and f.name.startswith("restore") for f in frames)
 
 
 class _WholeFit(_FitLoop):
