@@ -1,8 +1,8 @@
 """Numbers that settings take, written as annotations of a constructor: `def __init__(self, hidden: Count, flip: Share)`.
 
 To Python and to type checkers they are `int` and `float`. `signatures.type_error`, which reads them from the source, refuses a value
-out of range when a config is composed, before anything is imported; so are the verbs' own settings, by `SETTINGS`. What hangs on other things than the value (the encoder, another
-setting) is the constructor's to check.
+out of range when a config is composed, before anything is imported; so it does the verbs' own settings, by `SETTINGS`. What hangs on
+other things than the value (the encoder, another setting) is the constructor's to check.
 """
 
 from __future__ import annotations

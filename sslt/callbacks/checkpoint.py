@@ -192,15 +192,20 @@ class Checkpoint(pl.Callback):
 
 def _check_moments(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Raise `UserError` where what an optimizer took from a checkpoint in `folder` is not of its parameters."""
+    names = {name for state in optimizer.state.values() for name in state}
     for parameter, state in optimizer.state.items():
-        for name, value in state.items():
+        for name in names:
+            value = state.get(name, "nothing")
             if name in _MOMENTS:
                 fits = value is None or (isinstance(value, torch.Tensor) and value.shape == parameter.shape)
+            elif name == "step":
+                fits = isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1)
             else:
-                fits = name != "step" or isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1)
-            if not fits:
+                fits = name in state
+            if state and not fits:
                 raise UserError(
-                    f"the checkpoint in {folder} is damaged: '{name}' of its optimizer fits no weights; to train from the beginning, delete {folder}"
+                    f"the checkpoint in {folder} is damaged: '{name}' of its optimizer fits no weights; "
+                    f"to train from the beginning, delete the folder"
                 )
 
 
