@@ -5,6 +5,8 @@ Hydra composes, sweeps and makes the run folder; this file only teaches, routes 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import traceback
@@ -132,9 +134,13 @@ def _hydra(verb: str, args: list[str]) -> int:
     old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["sslt", *[word for flag, value in flags.items() for word in (flag, value) if word is not None], *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out: this file prints them
+    told = io.StringIO()
     try:
-        hydra.main(config_path=str(groups.CONFIG_DIR), config_name=verb, version_base="1.3")(task)()
-    except SystemExit as e:  # ours, or argparse's, whose message is printed already
+        with contextlib.redirect_stderr(told) if "--cfg" in flags else contextlib.nullcontext():
+            hydra.main(config_path=str(groups.CONFIG_DIR), config_name=verb, version_base="1.3")(task)()
+    except SystemExit as e:  # ours, argparse's, whose message is printed already, or of what cannot be shown
+        if e.code and told.getvalue():
+            raise UserError(f"{told.getvalue().strip()} of `sslt {verb}`") from e
         if not errors:
             return 2 if e.code else 0
     except Exception as e:
@@ -172,14 +178,14 @@ def _go_on(verb: str, going: Any, flags: dict[str, str | None], config_dir: str 
 
 def _refuse_taken(overrides: list[str], sweep: bool) -> None:
     """Raise `UserError` for a run folder, or in a sweep a folder of numbered ones, that holds something."""
-    from sslt import runs
+    from sslt import runs, stored
 
     given = {o.partition("=")[0].lstrip("+"): o.partition("=")[2] for o in overrides}
     taken = given.get("hydra.run.dir")
     if sweep:  # jobs that are numbered would meet those that are there
         taken = None if "hydra.sweep.subdir" in given else given.get("hydra.sweep.dir")
     if taken and "${" not in taken:
-        runs.refuse_overwrite(Path(taken).expanduser(), "hydra.sweep.dir" if sweep else "hydra.run.dir")
+        runs.refuse_overwrite(stored.located(taken), "hydra.sweep.dir" if sweep else "hydra.run.dir")
 
 
 def _split(args: list[str]) -> tuple[list[str], dict[str, str | None]]:

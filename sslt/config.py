@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sslt import groups, signatures
 from sslt.errors import UserError, nearest
+from sslt.ranges import SETTINGS
 from sslt.trusted import targets
 
 
@@ -86,6 +87,7 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
         if not math.isfinite(value):
             raise UserError(f"{name}={value} is no number that anything can be set to: give a finite one")
     _check_alike("", {str(k): v for k, v in plain.items()}, groups.plain_values(verb))
+    _check_ranges(plain)
     for path, node in targets(plain):
         _check_node(path, node)
     for group in sorted(known & set(groups.names(config_dir))):
@@ -150,6 +152,15 @@ def _check_alike(path: str, node: dict[str, Any], defaults: dict[str, Any]) -> N
             kind = "a list, for instance" if isinstance(default, list) else f"{type(default).__name__}, for instance"
             wanted = "a single value" if default in (None, MISSING) else f"{kind} {default}"
             raise UserError(f"{name}={reprlib.repr(value)} is of the wrong type: it takes {wanted}")
+
+
+def _check_ranges(plain: dict[Any, Any]) -> None:
+    """The verbs' own settings are in their ranges."""
+    for name, annotation in SETTINGS.items():
+        head, _, last = name.rpartition(".")
+        node = plain.get(head) if head else plain
+        if isinstance(node, dict) and last in node and (wanted := signatures.type_error_of(node[last], annotation)):
+            raise UserError(f"{name}={reprlib.repr(node[last])} is out of range: it takes {wanted}")
 
 
 def _alike(value: Any, default: Any) -> bool:

@@ -13,9 +13,16 @@ class UserError(Exception):
     """
 
 
+_LONGEST = 550  # characters of a message
+
+
 def printable(text: str) -> str:
-    """`text` without control characters: a name out of somebody's file must not write to the terminal by itself."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    """`text` as a message that is read: without control characters, which would write to the terminal by themselves, and not too long.
+
+    What makes one long is a value or a name out of somebody's command or file, so that the middle is left out.
+    """
+    text = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 250]} … {text[-240:]}"
 
 
 class RankLost(Exception):

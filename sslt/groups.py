@@ -5,10 +5,12 @@ Help, lists, completion and error messages use this; it imports neither Hydra no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sslt import stored
 from sslt.errors import UserError, nearest
 
 # Groups of which nothing is chosen by default: written with a + on the command line.
@@ -42,7 +44,8 @@ def options(group: str, config_dir: str | None = None) -> dict[str, str]:
 
 def describe(path: Path) -> str:
     """The first comment line of a YAML that is not a `@package` header."""
-    with path.open(encoding="utf-8") as f:
+    stored.require_there(path)
+    with path.open(encoding="utf-8", errors="replace") as f:
         for line in f:
             if line.startswith("#") and "@package" not in line:
                 return line.lstrip("# ").rstrip()
@@ -55,7 +58,8 @@ def _load(path: Path) -> dict[str, Any]:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # six times as fast, where PyYAML was built with libyaml
-    loaded = yaml.load(path.read_text(encoding="utf-8"), loader)
+    ours = path.is_relative_to(CONFIG_DIR)  # others can be anything
+    loaded = yaml.load(path.read_text(encoding="utf-8") if ours else stored.yaml_text(path, aliases=True), loader)
     return loaded if isinstance(loaded, dict) else {}
 
 
@@ -146,12 +150,35 @@ def default_options(verb: str) -> dict[str, str]:
 
 
 def check_choices(verb: str, overrides: list[str], config_dir: str | None = None) -> None:
-    """Raise `UserError` for a `GROUP=value` whose value names no option where one is needed: Hydra's own words do not say which."""
+    """Raise `UserError` for a `GROUP=value` whose value names no option where one is needed: Hydra's own words do not say which.
+
+    And for one whose YAML in `config_dir`, or one that this is made from, cannot be built: Hydra would try without end.
+    """
     usual, there = default_options(verb), names(config_dir)
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if key in there and (value.lower() in ("true", "false") or _is_number(value) or (value == "null" and usual.get(key))):
             raise UserError(f"{key}={value}: give the name of one{nearest(value, options(key, config_dir)) or f' (`sslt list {key}`)'}")
+        if config_dir:
+            for option in value.strip("[]").split(","):
+                _check_files(Path(config_dir).expanduser(), key.partition("@")[0], option.strip(), set())
+
+
+def _check_files(folder: Path, group: str, option: str, seen: set[str]) -> None:
+    """Raise `UserError` where the YAML of an option in a user's folder, or one that its defaults name, cannot be built."""
+    name = f"{group.strip('/')}/{option.removesuffix('.yaml')}"
+    path = folder / f"{name}.yaml"
+    if name in seen or "\0" in name or len(name) > 200 or not os.path.lexists(path):
+        return
+    seen.add(name)
+    for item in stored.yaml_object(path, aliases=True).get("defaults") or ():
+        if isinstance(item, str):
+            inner, _, chosen = item.partition("@")[0].rpartition("/")
+            _check_files(folder, inner if item.startswith("/") else f"{group}/{inner}", chosen, seen)
+        for key, value in item.items() if isinstance(item, dict) else ():
+            inner = str(key).split()[-1].partition("@")[0]
+            for chosen in value if isinstance(value, list) else [value]:
+                _check_files(folder, inner if inner.startswith("/") else f"{group}/{inner}", str(chosen), seen)
 
 
 def _is_number(text: str) -> bool:

@@ -1,8 +1,8 @@
 """Numbers that settings take, written as annotations of a constructor: `def __init__(self, hidden: Count, flip: Share)`.
 
 To Python and to type checkers they are `int` and `float`. `signatures.type_error`, which reads them from the source, refuses a value
-out of range when a config is composed, before anything is imported. What hangs on other things than the value (the encoder, another
-setting) is the constructor's to check.
+out of range when a config is composed, before anything is imported; so it does the verbs' own settings, by `SETTINGS`. What hangs on
+other things than the value (the encoder, another setting) is the constructor's to check.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 Count = int
 Natural = int
+Seed = int
 Share = float
+Fraction = float
 Positive = float
 NonNegative = float
 
@@ -38,7 +40,29 @@ class Range:
 RANGES = {
     "Count": Range(True, 1, math.inf, False, "an int from 1"),
     "Natural": Range(True, 0, math.inf, False, "an int from 0"),
+    "Seed": Range(True, 0, 2**32 - 1, False, f"an int from 0 to {2**32 - 1}"),  # scikit-learn's have 32 bits
     "Share": Range(False, 0, 1, False, "a float from 0 to 1"),
+    "Fraction": Range(False, 0, 1, True, "a float above 0, at most 1"),
     "Positive": Range(False, 0, math.inf, True, "a float above 0"),
     "NonNegative": Range(False, 0, math.inf, False, "a float from 0"),
+}
+
+# Of the verbs' own settings, which no constructor takes: dotted name → annotation. One name means the same in every verb.
+SETTINGS = {
+    "seed": "Seed",
+    "dropout": "Share | None",
+    "batch_size": "Count",
+    "checkpoint.every_minutes": "NonNegative",
+    "checkpoint.keep_every_n_epochs": "Natural",
+    "default_max_epochs": "Count",
+    "online_probe.every_n_epochs": "Natural",
+    "online_probe.samples": "Count",
+    "val_every_n_epochs": "Natural",
+    "label_fraction": "Fraction",
+    "labels_per_class": "Count | None",
+    "knn.k": "Count",
+    "knn.temperature": "Positive",
+    "shots": "list[Count]",
+    "draws": "Count",
+    "curve.fractions": "list[Fraction]",
 }

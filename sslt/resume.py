@@ -74,7 +74,7 @@ def _same_command(verb: str, typed: list[str], folder: str | None) -> runs.Run |
     """The newest unfinished run of the same command, or the one in `hydra.run.dir`."""
     if not folder:
         return runs.find_resumable(verb, typed)
-    place = Path(folder).expanduser()
+    place = stored.located(folder)
     if stored.is_file(place / runs.RUN_FILE):
         return runs.Run(place)
     runs.refuse_overwrite(place)

@@ -23,6 +23,7 @@ from sslt.errors import UserError
 from sslt.stored import shown as display
 
 RUN_FILE = "run.json"
+_EMPTY = (".hydra", "logs", ".lock")  # what a run that was killed at its start leaves
 _KINDS: dict[str, type] = {"verb": str, "status": str, "started": str, "overrides": list, "resumed": list}  # of what run.json says
 
 
@@ -82,31 +83,22 @@ class Run:
         from omegaconf import OmegaConf
 
         self.path.mkdir(parents=True, exist_ok=True)
+        resolved = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
+        place = self.path / "config.yaml"
+        about = {"status": "running", "overrides": overrides, "config_dir": config_dir}
+        if known := self.info:
+            earlier = known.get("resumed", [])
+            if place.exists() and (former := place.read_text()) != resolved:
+                write_text(self.path / f"config.{len(earlier)}.yaml", former)
+            self.update(**about, resumed=[*earlier, now()])
+        else:  # first of all: from here on resume= knows the folder, and before nothing is in it
+            self.update(verb=verb, started=now(), **about, **{"from": config.get("from")})
+        write_text(place, resolved)
+        if not (self.path / "versions.json").exists():
+            write_json(self.path / "versions.json", versions())
         typed = ["sslt", verb, *overrides, *(["--config-dir", config_dir] if config_dir else [])]
         with (self.path / "command.txt").open("a") as f:
             f.write(shlex.join(typed) + "\n")
-        resolved = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
-        place = self.path / "config.yaml"
-        if self.info:
-            earlier = self.info.get("resumed", [])
-            if place.exists() and place.read_text() != resolved:
-                place.rename(self.path / f"config.{len(earlier)}.yaml")
-                place.write_text(resolved)
-            self.update(status="running", overrides=overrides, config_dir=config_dir, resumed=[*earlier, now()])
-            return
-        place.write_text(resolved)
-        write_json(self.path / "versions.json", versions())
-        write_json(
-            self.path / RUN_FILE,
-            {
-                "verb": verb,
-                "status": "running",
-                "started": now(),
-                "overrides": overrides,
-                "config_dir": config_dir,
-                "from": config.get("from"),
-            },
-        )
 
 
 def open_run(path: str | os.PathLike[str], purpose: str = "from") -> Run:
@@ -150,7 +142,7 @@ def comparable(overrides: list[str]) -> list[str]:
 
 def refuse_overwrite(path: Path, setting: str = "hydra.run.dir") -> None:
     """Raise `UserError` if `path`, the value of `setting`, already holds something a new run would mix with or overwrite."""
-    if stored.is_folder(path) and any(p.name not in (".hydra", "logs", ".lock") for p in path.iterdir()):
+    if stored.is_folder(path) and any(p.name not in _EMPTY and not p.name.startswith(f".{RUN_FILE}.") for p in path.iterdir()):
         raise UserError(
             f"{display(path)} already holds files; choose another {setting}=, or go on with what is there by "
             f"resume={display(path)}{'/NUMBER' if setting == 'hydra.sweep.dir' else ''}"
@@ -172,9 +164,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text whole or not at all."""
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        tmp.write_text(json.dumps(value, indent=1, default=str) + "\n")
+        tmp.write_text(text)
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)

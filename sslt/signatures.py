@@ -196,6 +196,11 @@ def type_error(value: Any, annotation: ast.expr | None) -> str | None:
     return " or ".join(_in_words(ast.unparse(o)) for o in options)
 
 
+def type_error_of(value: Any, annotation: str) -> str | None:
+    """`type_error` of an annotation that is written as text."""
+    return type_error(value, ast.parse(annotation, mode="eval").body)
+
+
 def _in_words(option: str) -> str:
     kind, _, inner = option.partition("[")
     names = [name.strip() for name in inner.rstrip("]").split(",")]

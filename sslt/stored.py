@@ -156,6 +156,20 @@ def yaml_object(path: Path, aliases: bool = False) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    content = yaml_text(path, aliases)
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(content)) if content.strip() else {}
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError, TypeError, AssertionError, RecursionError) as e:
+        raise UserError(f"{shown(path)} is damaged ({first_line(e)})") from e
+    if not isinstance(found, dict):
+        raise UserError(f"{shown(path)} is damaged (it holds {type(found).__name__}, not a mapping)")
+    return {str(k): v for k, v in found.items()}
+
+
+def yaml_text(path: Path, aliases: bool = False) -> str:
+    """The text of a YAML file that can be built: one of bounded size and depth, without aliases or with few. Raises as `yaml_object`."""
+    import yaml
+
     content = text(path, LARGEST_YAML)
     depth = 0
     try:
@@ -167,12 +181,9 @@ def yaml_object(path: Path, aliases: bool = False) -> dict[str, Any]:
                 raise UserError(f"{shown(path)} is nested more than {DEEPEST} deep: the file was changed")
         if aliases and _expanded(yaml.compose(content, Loader=yaml.SafeLoader), {}) > LARGEST_EXPANDED:
             raise UserError(f"{shown(path)}: its YAML aliases stand for more than {LARGEST_EXPANDED:,} values")
-        found = OmegaConf.to_container(OmegaConf.create(content)) if content.strip() else {}
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError, TypeError, AssertionError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError) as e:
         raise UserError(f"{shown(path)} is damaged ({first_line(e)})") from e
-    if not isinstance(found, dict):
-        raise UserError(f"{shown(path)} is damaged (it holds {type(found).__name__}, not a mapping)")
-    return {str(k): v for k, v in found.items()}
+    return content
 
 
 def _expanded(node: Any, known: dict[int, int]) -> int:

@@ -153,3 +153,32 @@ def test_completion():
     assert "optimizer.lr=" in guide.complete(["sslt pretrain optimizer.l"])
     for shell in ("bash", "zsh", "fish"):
         assert "__complete" in guide.completion_script([shell])
+
+
+def test_a_long_value_does_not_fill_the_message(here, capsys):
+    """Beginning and end are there, with what to do."""
+    assert main(["pretrain", "+task=simclr", f"trainer.sync_batchnorm={{{','.join(f'k{i}:{i}' for i in range(500))}}}"]) == 2
+    said = capsys.readouterr().err
+    assert "…" in said and len(said) < 600 and "is of the wrong type" in said
+
+
+@pytest.mark.parametrize("verb", ["run", "pretrain"])
+def test_a_package_that_is_not_there_is_our_line(verb, here, capsys):
+    assert main([verb, "+task=simclr", *(["+target=digits"] if verb == "run" else []), "-p", "nothing", "-c", "job"]) == 2
+    assert capsys.readouterr().err.splitlines() == [f"sslt: package 'nothing' not found in config of `sslt {verb}`"]
+
+
+def test_a_home_of_nobody_is_one_line(here, capsys):
+    assert main(["pretrain", "+task=simclr", "hydra.run.dir=~nobodyatall/x"]) == 2
+    assert "~nobodyatall/x" in capsys.readouterr().err
+
+
+def test_a_mistake_that_shows_late_ends_the_process(here):
+    """By the console script: a folder with one image a class leaves nothing for the test split; nobody waits for a thread."""
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (here / "one" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(here / "one" / name / "a.png")
+    done = console("finetune", "+target=image_folder", "data.path=one", "from=scratch")
+    assert done.returncode == 2 and "nothing is left for the 'test' split" in done.stderr

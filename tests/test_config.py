@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from omegaconf import OmegaConf
 
 from sslt import config, groups, signatures
 from sslt.errors import UserError
+from sslt.ranges import SETTINGS
 
 FILES = sorted(groups.CONFIG_DIR.glob("*/*.yaml"))
 NAMES = [f"{p.parent.name}/{p.stem}" for p in FILES]
@@ -321,3 +324,59 @@ def test_what_is_no_value_of_its_key_names_the_key(override, says):
     """Taken out with ~, a mapping where a number belongs, a list of what is no class, a number that is none."""
     with pytest.raises(UserError, match=says):
         config.compose("pretrain", ["+task=simclr", override])
+
+
+OUT_OF_RANGE = {
+    "pretrain": [
+        "batch_size=0",
+        "seed=-1",
+        "seed=5000000000",
+        "online_probe.every_n_epochs=-1",
+        "dropout=2",
+        "checkpoint.every_minutes=-1",
+    ],
+    "finetune": ["label_fraction=2", "label_fraction=0", "labels_per_class=0", "labels_per_class=2.5", "val_every_n_epochs=-1"],
+    "evaluate": ["shots=[0]", "draws=0", "knn.k=0", "knn.temperature=0", "curve.fractions=[0.1,2]", "batch_size=-1"],
+    "predict": ["batch_size=0", "seed=-2"],
+    "merge": ["seed=-1"],
+}
+
+
+@pytest.mark.parametrize("verb", OUT_OF_RANGE)
+def test_settings_of_verbs_have_ranges(verb):
+    start = {"pretrain": ["+task=simclr"], "finetune": ["+target=digits", "from=x"]}.get(verb, ["from=x"])
+    whole = config.compose(verb, start)
+    for setting in OUT_OF_RANGE[verb]:
+        key, _, value = setting.partition("=")
+        cfg = copy.deepcopy(whole)
+        OmegaConf.update(cfg, key, yaml.safe_load(value))
+        with pytest.raises(UserError, match=re.escape(key) + ".* it takes "):
+            config.check(cfg, verb)
+
+
+def test_every_number_of_a_verb_has_a_range():
+    """A new setting of a verb's YAML gets one, too."""
+
+    def numbers(node: Any, path: str = "") -> set[str]:
+        if isinstance(node, dict):
+            return set().union(*(numbers(v, f"{path}.{k}".lstrip(".")) for k, v in node.items())) if node else set()
+        inner = node[0] if isinstance(node, list) and node else node
+        return {path} if isinstance(inner, (int, float)) and not isinstance(inner, bool) else set()
+
+    found = set().union(*(numbers(groups.plain_values(verb)) for verb in VERBS))
+    assert found <= set(SETTINGS) and {"shots", "knn.k", "seed"} <= found
+
+
+def test_what_a_user_adds_is_looked_at_before_it_is_read(here):
+    """Groups of the user's own too, by name and by the defaults of another: a pipe, aliases without end, no YAML."""
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" for b, c in zip("abcdefg", "bcdefgh", strict=True))
+    for name, content in {"mine/bomb": bomb, "other/by_name": "defaults:\n  - /mine: bomb\nx: 1\n", "mine/bad": "a: [1\n"}.items():
+        path = here / "own" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    os.mkfifo(here / "own" / "mine" / "pipe.yaml")
+    for choice, says in {"mine=bomb": "aliases", "other=by_name": "aliases", "mine=bad": "damaged", "mine=pipe": "a pipe"}.items():
+        for written in (f"+{choice}", f"+{choice.replace('=', '@x=')}"):
+            with pytest.raises(UserError, match=says):
+                config.compose("pretrain", ["+task=simclr", written], str(here / "own"))

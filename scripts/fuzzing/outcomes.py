@@ -98,7 +98,7 @@ def fault_of(message: str) -> str | None:
     """What is wrong with the message of a mistake, if anything is."""
     if not message.removeprefix("sslt:").strip():
         return "no message"
-    if "weights_only" in message:
+    if re.search(r"weights_only(?!=True)", message):
         return "advises to load code"
     if len(message.splitlines()) > LINES:
         return f"more than {LINES} lines"

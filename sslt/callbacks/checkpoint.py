@@ -22,6 +22,7 @@ from sslt.errors import UserError
 log = logging.getLogger("sslt")
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of torch's optimizers: one number for each of a weight's
 _NEEDED = {"state_dict", "optimizer_states", "loops", "callbacks", "batches_seen", "optimizer_steps", "adaptation"}
 
 
@@ -127,6 +128,8 @@ class Checkpoint(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._last = time.monotonic()
         self._saved_at = pl_module.batches_seen
+        for optimizer in trainer.optimizers:
+            _check_moments(optimizer, self.folder)
         self.watch.start()
 
     # ---------------------------------------------------------------- when
@@ -185,6 +188,25 @@ class Checkpoint(pl.Callback):
         last = self.folder / LAST
         kept = f"the last good checkpoint is kept in {last}; " if last.exists() else ""
         return f"{kept}lower optimizer.lr, raise schedule.warmup, or set trainer.gradient_clip_val=1 or trainer.precision=32"
+
+
+def _check_moments(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Raise `UserError` where what an optimizer took from a checkpoint in `folder` is not of its parameters."""
+    names = {name for state in optimizer.state.values() for name in state}
+    for parameter, state in optimizer.state.items():
+        for name in names:
+            value = state.get(name, "nothing")
+            if name in _MOMENTS:
+                fits = value is None or (isinstance(value, torch.Tensor) and value.shape == parameter.shape)
+            elif name == "step":
+                fits = isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+            else:
+                fits = name in state
+            if state and not fits:
+                raise UserError(
+                    f"the checkpoint in {folder} is damaged: '{name}' of its optimizer fits no weights; "
+                    f"to train from the beginning, delete the folder"
+                )
 
 
 class NaNGuard(pl.Callback):

@@ -22,6 +22,7 @@ from sslt.data import cache, copies
 from sslt.data.base import Raw, Samples, Source
 from sslt.data.image_files import THREADS
 from sslt.errors import UserError
+from sslt.ranges import Count
 
 log = logging.getLogger("sslt")
 
@@ -51,7 +52,7 @@ class ImageProcessor:
         self._told: set[str] = set()
 
     @classmethod
-    def fit(cls, source: Source, size: int | None = None, channels: int | None = None) -> ImageProcessor:
+    def fit(cls, source: Source, size: Count | None = None, channels: Count | None = None) -> ImageProcessor:
         """A processor for `source`: its own size and channels unless given; mean and std of its training images.
 
         Where there is no train split, of `unlabeled`. Reads nothing before mean or std is asked for, which prepares (and so caches) the
@@ -59,7 +60,7 @@ class ImageProcessor:
         """
         if size is None or channels is None:
             own_size, own_channels = source.image_shape
-            size, channels = size or own_size, channels or own_channels
+            size, channels = own_size if size is None else size, own_channels if channels is None else channels
         fitted = cls(size, channels, [0.0] * channels, [1.0] * channels)
         fitted._unmeasured = source
         return fitted

@@ -104,12 +104,12 @@ def building(folder: Path, file: str) -> Iterator[None]:
     """
     weights = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
     says = f"{shown(folder / file)} describes a network much larger than the weights beside it"
-    with stored.blaming(folder / file), _Bounded(4 * weights + _ROOM, says):
+    with stored.blaming(folder / file), Bounded(4 * weights + _ROOM, says):
         yield
 
 
-class _Bounded(TorchFunctionMode):
-    """Refuses to make more tensors, or larger ones, than the weights to come can fill."""
+class Bounded(TorchFunctionMode):
+    """Refuses, by a `UserError` that `says` so, to make more tensors, or larger ones, than `largest` bytes hold."""
 
     def __init__(self, largest: int, says: str):
         super().__init__()

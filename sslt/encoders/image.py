@@ -16,6 +16,7 @@ from sslt.encoders import vit
 from sslt.encoders.base import Features, require
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError, nearest
+from sslt.stored import first_line
 
 log = logging.getLogger("sslt")
 
@@ -147,7 +148,7 @@ def _create(name: str, channels: int, args: dict[str, Any], pretrained: bool) ->
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **args)
     except TypeError as e:
-        raise UserError(f"encoder {name}: {e}") from e
+        raise UserError(f"encoder {name}: {first_line(e)}") from e
     except Exception as e:
         if pretrained and not name.startswith("local-dir:"):
             raise UserError(_offline(name, e)) from e

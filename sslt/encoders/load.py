@@ -7,13 +7,16 @@ must be one of sslt's own or of a package named in `trust=`.
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sslt import config, stored, trusted
 from sslt.encoders import adapters
-from sslt.encoders.base import ADAPTER, FILE, Encoder, fingerprint
-from sslt.encoders.files import building, check_folder, fill, read_tensors, refuse_pickled
+from sslt.encoders.base import ADAPTER, FILE, Encoder, evaluating, fingerprint
+from sslt.encoders.files import Bounded, building, check_folder, fill, read_tensors, refuse_pickled
 from sslt.encoders.seals import check_seal
 from sslt.errors import UserError
 from sslt.runs import RUN_FILE, Run
@@ -29,10 +32,28 @@ def build_encoder(node: Any, source: Any) -> Encoder:
     args: Any = OmegaConf.to_container(node, resolve=True) if not isinstance(node, dict) else dict(node)
     target = args.pop("_target_")
     cls = _locate(target)
+    # weights, their gradient and two moments of an optimizer
+    bound = Bounded(_memory() // 4, f"the encoder {target} is larger than can be trained in this machine's memory")
     try:
-        return cls.build(source, args.pop("processor", None) or {}, **args)
+        with bound:
+            encoder: Encoder = cls.build(source, args.pop("processor", None) or {}, **args)
+        _try(encoder)
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as e:  # of the library whose model it is
         raise UserError(f"cannot build the encoder {target}: {type(e).__name__}: {stored.first_line(e)}") from e
+    return encoder
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
+
+
+def _try(encoder: Encoder) -> None:
+    """Encode one black image: what settings of a library's model lead to shows there, before any data are prepared."""
+    size, channels = getattr(encoder.processor, "size", None), getattr(encoder.processor, "channels", None)
+    if size is not None and channels is not None:
+        with evaluating(encoder), torch.random.fork_rng(devices=[]):
+            encoder({"image": torch.zeros(1, channels, size, size)})
 
 
 def load_encoder(

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from sslt import distributed, stored
 from sslt.callbacks.probes import Validation
-from sslt.config import build
+from sslt.config import build, check_stored
 from sslt.data.base import Samples
 from sslt.data.streams import Stream
 from sslt.encoders import adapters
@@ -172,6 +172,7 @@ def load_head(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, li
         raise UserError(f"{stored.shown(file)} is damaged: 'classes' are not the names of classes")
     check_trusted({"objective": node}, trust, stored.shown(folder))
     check_seal(folder, file.name, about)
+    check_stored("objective", node, stored.shown(file))
     with building(folder, file.name):
         objective = build(OmegaConf.create(node), encoder, n_classes=len(classes))
         if not isinstance(objective, Objective):

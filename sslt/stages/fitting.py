@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from sslt.learner import Learner, Term, seed_step
 from sslt.objectives.base import Objective
 from sslt.objectives.momentum import Teacher
 from sslt.runs import Run
+from sslt.stored import first_line
 
 log = logging.getLogger("sslt")
 
@@ -132,10 +134,14 @@ def fit(
     try:
         with cpu_kernels.replaced(kind, str(number_format)):
             trainer.fit(learner, ckpt_path=start, weights_only=True)
-    except RuntimeError as e:
-        if "state_dict" not in str(e):
+    except Exception as e:
+        if isinstance(e, RuntimeError) and "state_dict" in str(e):
+            raise UserError(f"the checkpoint of {run} does not fit these settings: go on with those it was made with") from e
+        if start is None or isinstance(e, UserError) or not _of_restoring(e):
             raise
-        raise UserError(f"the checkpoint of {run} does not fit these settings: go on with those it was made with") from e
+        raise UserError(
+            f"the checkpoint {start} is damaged ({type(e).__name__}: {first_line(e)}): delete it to go on from the one before"
+        ) from e
     finally:
         progress.close()
         signals.restore()
@@ -159,6 +165,12 @@ def fit(
     return learner
 
 
+def _of_restoring(e: Exception) -> bool:
+    """Whether an error is of taking up what a checkpoint holds."""
+    frames = traceback.extract_tb(e.__traceback__)
+    return any(f.filename.endswith("checkpoint_connector.py") and f.name.startswith("restore") for f in frames)
+
+
 class _WholeFit(_FitLoop):
     """Starts and ends training also where nothing is left to train: a run that was killed at its end is probed and saved as any other."""
 
@@ -169,7 +181,7 @@ class _WholeFit(_FitLoop):
 
 def _check_numbers(cfg: Any) -> None:
     """Raise `UserError` for a number that nothing can be made of."""
-    for key, least in (("trainer.accumulate_grad_batches", 1), ("trainer.log_every_n_steps", 1), ("seed", 0)):
+    for key, least in (("trainer.accumulate_grad_batches", 1), ("trainer.log_every_n_steps", 1)):
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < least:
             raise UserError(f"{key}={value}: give a whole number, {least} or more")

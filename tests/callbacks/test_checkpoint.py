@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import TINY_IMAGES
 
-from sslt.callbacks.checkpoint import LAST, PREVIOUS, Checkpoint, Damaged, StreamedCheckpoints, newest, read
+from sslt.callbacks.checkpoint import LAST, PREVIOUS, Checkpoint, Damaged, StreamedCheckpoints, _check_moments, newest, read
 from sslt.errors import UserError
 from sslt.execute import _disk_is_full, _find
 from sslt.runs import Run
@@ -247,3 +247,35 @@ def test_a_damaged_best_epoch_is_noticed(tmp_path):
     flip(best, -3)
     with pytest.raises(UserError, match="report=last"):
         load_best(best, *parts)
+
+
+def test_moments_of_other_weights_are_refused(tmp_path):
+    """A checkpoint that is whole by its digests can still be made up: no step is taken with what fits no weights."""
+    weights = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
+    optimizer = torch.optim.AdamW(weights)
+    for p in weights:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    _check_moments(optimizer, tmp_path)
+    state = optimizer.state[weights[0]]
+    for name, value in (("exp_avg", -1.0), ("exp_avg_sq", torch.zeros(3)), ("step", "x"), ("step", torch.zeros(2)), ("exp_avg", ...)):
+        whole = dict(state)
+        state.pop(name) if value is ... else state.update({name: value})
+        with pytest.raises(UserError, match=f"'{name}' of its optimizer"):
+            _check_moments(optimizer, tmp_path)
+        state.update(whole)
+    optimizer = torch.optim.SGD(weights)  # without momentum it holds None
+    optimizer.step()
+    _check_moments(optimizer, tmp_path)
+
+
+def test_what_cannot_be_taken_up_is_the_checkpoints_fault(sslt, here, two_checkpoints, capsys):
+    sslt(*ONE, "hydra.run.dir=a")
+    Run(here / "a").update(status="interrupted")
+    for change in (lambda c: c["loops"]["fit_loop"].update(state_dict="x"), lambda c: c["optimizer_states"][0].update(state="x")):
+        (here / "a" / "checkpoints" / LAST).write_bytes(two_checkpoints[LAST])
+        found = torch.load(here / "a" / "checkpoints" / LAST, weights_only=True)
+        change(found)
+        torch.save(found, here / "a" / "checkpoints" / LAST)
+        sslt("pretrain", "resume=a", code=2)
+        assert "last.ckpt is damaged" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from sslt.stages.common import load_head, save_head
 def change(file: Path, *path: str | int, to: Any) -> None:
     """Put a value somewhere in a JSON file."""
     about = json.loads(file.read_text())
+    about.pop("digests", None)  # as for a folder without: damage is found by what is read, too
     node = about
     for key in path[:-1]:
         node = node[key]

@@ -125,3 +125,22 @@ def test_torchvisions_vits_give_their_own_features(tmp_path):
     assert ours(images()).tokens.shape[1:] == (1, 768) and len(ours.block_names()) == 12
     ours.save(tmp_path)
     assert torch.equal(load_encoder(str(tmp_path)).eval()(images()).pooled, ours(images()).pooled)
+
+
+@pytest.mark.parametrize("setting", ["args.layers=[]", "args.channels=[0,0,0,0]", f"args.channels=[8,8,8,{10**6}]", "stem=large"])
+def test_settings_that_make_no_network_are_one_line(setting, here):
+    """Before any data are prepared, and before memory is filled."""
+    cfg = compose("pretrain", ["+task=simclr", f"encoder.{setting}"])
+    with pytest.raises(UserError, match="encoder"):
+        build_encoder(cfg.encoder, build(cfg.data))
+
+
+def test_trying_an_encoder_leaves_chance_alone(here):
+    """What is drawn after it is built is what was drawn before encoders were tried."""
+    cfg = compose("pretrain", ["+task=simclr", "encoder.args.channels=[8,8,8,8]", "encoder.args.layers=[1,1,1,1]"])
+    torch.manual_seed(0)
+    encoder = build_encoder(cfg.encoder, build(cfg.data))
+    drawn = torch.rand(3)
+    torch.manual_seed(0)
+    ImageEncoder.build(build(cfg.data), {}, **{k: v for k, v in cfg.encoder.items() if k not in ("_target_", "processor")})
+    assert torch.equal(drawn, torch.rand(3)) and encoder.training
