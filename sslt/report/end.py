@@ -90,7 +90,7 @@ def say_next(run: Run, metrics: dict[str, Any], commands: list[str]) -> None:
     rows = summary(metrics)
     if rows:
         print_table(str(run), rows)
-    where = [p for p in ("metrics.json", "plots/", "pictures/", "encoder/") if (run / p).exists()]
+    where = [p for p in ("metrics.json", "plots/", "pictures/", "encoder/", "student/", "teacher/", "raw/") if (run / p).exists()]
     print(f"{run}: {', '.join(where)}")
     for command in commands:
         print(f"  next: {command}")
