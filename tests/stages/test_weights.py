@@ -164,7 +164,16 @@ TUNE = ["finetune", "+target=digits", *TINY_IMAGES[2:], "labels_per_class=10", "
 
 def test_only_what_moves_is_averaged(sslt, here, steps):
     """Partial fine-tuning: one block and the head, which are measured together; the head of the last step lies beside its encoder."""
-    sslt(*TUNE, "from=scratch", *TINY_IMAGES[:2], "adaptation=partial", "adaptation.blocks=1", "trainer.max_epochs=3", "hydra.run.dir=run")
+    sslt(
+        *TUNE,
+        "from=scratch",
+        *TINY_IMAGES[:2],
+        "adaptation=partial",
+        "adaptation.blocks=1",
+        "trainer.max_epochs=3",
+        "optimizer.lr=0.02",
+        "hydra.run.dir=run",
+    )
     run = Run(here / "run")
     names = [k.replace("/", ".") for k in under(checkpoint(run.path), "average.")]
     weights = [k for k in names if "running_" not in k]
