@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt import distributed
+from sslt.adaptation.average import Average
 from sslt.adaptation.base import Adaptation
 from sslt.data.sampling import Sampling
 from sslt.data.streams import Loader, Stream
@@ -57,6 +59,8 @@ class Learner(pl.LightningModule):
 
     Each term's gradient is that of the mean over all its units (samples, tokens) in the optimizer step's batches on all
     ranks, however unevenly these are spread.
+
+    ema: decay of the `Average` of what moves (None: there is none).
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Learner(pl.LightningModule):
         progress: Callable[[Learner], float],
         seed: int,
         log_every: int,
+        ema: float | None = None,
     ):
         super().__init__()
         self.encoder = encoder
@@ -97,6 +102,8 @@ class Learner(pl.LightningModule):
         self._of_ranks: Any = None
         self._fill = 1.0  # accumulated batches that a whole step has, per batch that this one has
         adaptation.prepare(encoder)
+        moving = [p for group in adaptation.parameter_groups(encoder, self.objectives, 0.0) for p in group["params"]]
+        self.average = None if ema is None else Average(ema, self, moving)
         self._ddp_params_and_buffers_to_ignore = distributed.alike_buffers(self)  # Lightning's name, and torch's
 
     # ---------------------------------------------------------------- data
@@ -206,6 +213,14 @@ class Learner(pl.LightningModule):
         self.adaptation.after_step(self.encoder, self.optimizer_steps)
         for term in self.terms.values():
             term.objective.after_step(self.encoder)
+        if self.average is not None:
+            self.average.follow(self, self.optimizer_steps)
+
+    @contextlib.contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """Within, encoder and objectives are what the run would save now: averaged, where weights are."""
+        with contextlib.nullcontext() if self.average is None else self.average.applied(self):
+            yield
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -255,7 +270,9 @@ class Learner(pl.LightningModule):
     def train(self, mode: bool = True) -> Learner:
         super().train(mode)
         if mode:
-            self.adaptation.set_modes(self.encoder)
+            for objective in self.objectives.values():  # a teacher's frozen part is as frozen as the student's
+                for encoder in objective.encoders(self.encoder).values():  # type: ignore[operator]
+                    self.adaptation.set_modes(encoder)
         return self
 
     def setup(self, stage: str) -> None:

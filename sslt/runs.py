@@ -5,6 +5,7 @@ command.txt      the command, every time        versions.json python, packages, 
 metrics.json     flat final numbers             metrics.csv   curves, one scalar a line
 logs/            text logs, one a rank          plots/        pictures
 checkpoints/     last, previous.ckpt (resume=)  encoder/      the result (from=)
+student/ teacher/ raw/   other weights that training left, beside those of encoder/ (from=RUN/teacher)
 """
 
 from __future__ import annotations
@@ -109,6 +110,12 @@ def open_run(path: str | os.PathLike[str], purpose: str = "from") -> Run:
         hint = f"; did you mean {near[0]}?" if near else " (a run is a folder with a run.json; `sslt list runs` shows yours)"
         raise UserError(f"{purpose}={path} is no run folder{hint}")
     return Run(p)
+
+
+def run_of(path: Path) -> Run | None:
+    """The run that a folder is, or that an encoder folder is a part of (`RUN/encoder`, `RUN/teacher`)."""
+    places = (path, path.parent) if stored.is_folder(path) else ()
+    return next((Run(p) for p in places if stored.is_file(p / RUN_FILE)), None)
 
 
 def all_runs(root: str | os.PathLike[str] = "runs") -> list[Run]:

@@ -22,10 +22,11 @@ SSLT = str(Path(sys.executable).parent / "sslt")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Of the encoder and of what stands on it."""
-    files = [file for part in ("encoder", "head", "episodes") for file in (folder / part).glob("*.safetensors")]
+    """Of the encoder, of others beside it and of what stands on them."""
+    parts = ("encoder", "student", "teacher", "raw", "head", "raw/head", "episodes")
+    files = [file for part in parts for file in (folder / part).glob("*.safetensors")]
     assert files
-    return {f"{file.parent.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+    return {f"{file.relative_to(folder)}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def same(a: Path, b: Path) -> bool:
@@ -80,6 +81,8 @@ MAML = [
         ([*ADALORA, "trainer.max_steps=8", "adaptation.every=1"], (3, 6)),  # while ranks are taken away, and when they are settled
         (SHIFT, (8,)),  # two streams, a critic, the best epoch so far
         (MAML, (3, 6)),
+        ([*IMAGES, "ema=0.5"], (3, 6)),
+        ([*TUNE, "adaptation=partial", "adaptation.blocks=2", "ema=0.5", "report=best"], (4,)),
     ],
     ids=[
         "simclr",
@@ -94,6 +97,8 @@ MAML = [
         "adalora",
         "shift",
         "maml",
+        "averaged",
+        "averaged-partial",
     ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(args, stops, sslt, here):

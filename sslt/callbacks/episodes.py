@@ -40,6 +40,10 @@ class EpisodeValidation(pl.Callback):
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Score the validation episodes."""
+        with pl_module.as_saved():
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         device = pl_module.device
         found = episode_accuracies(
             self.method, pl_module.encoder, self.classes, self.draws, self.shot, device, self.batch_size, number_format="auto", cached=False

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 
 from sslt.callbacks.curves import Curves
 from sslt.data.base import Samples, stratified
+from sslt.encoders.base import Encoder
 from sslt.evaluation.features import encode
 from sslt.evaluation.knn import knn_accuracy
 from sslt.evaluation.spectrum import collapse_report, collapse_warning
@@ -23,11 +24,14 @@ class OnlineProbe(pl.Callback):
     """kNN accuracy on a few labelled samples, and a warning in words when features collapse.
 
     A seeded, stratified `bank` of training samples classifies `queries` of validation samples, never of the test set: an
-    indication for whoever watches, not a result. Without labels only the spectrum is watched.
+    indication for whoever watches, not a result. Without labels only the spectrum is watched. encoder: the one that the run will be
+    known by, perhaps a teacher; where weights are averaged, the average is measured.
     """
 
-    def __init__(self, curves: Curves, bank: Samples, queries: Samples | None, every_n_epochs: int, samples: int, batch_size: int):
-        self.curves, self.every, self.batch_size = curves, every_n_epochs, batch_size
+    def __init__(
+        self, curves: Curves, encoder: Encoder, bank: Samples, queries: Samples | None, every_n_epochs: int, samples: int, batch_size: int
+    ):
+        self.curves, self.encoder, self.every, self.batch_size = curves, encoder, every_n_epochs, batch_size
         self.bank = _subset(bank, samples)
         self.queries = _subset(queries, samples // 2) if queries is not None else None
         self.start: dict[str, float] | None = None
@@ -50,16 +54,16 @@ class OnlineProbe(pl.Callback):
         if self._measured_at != pl_module.batches_seen:  # the bound was no whole epoch
             self.measure(trainer, pl_module)
         elif self.features is None:  # measured before the run was interrupted
-            self.features = encode(pl_module.encoder, self.bank, pl_module.device, self.batch_size, "auto")
+            self.features = self._encode(pl_module, self.bank)
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Probe the encoder as it is now."""
-        x = encode(pl_module.encoder, self.bank, pl_module.device, self.batch_size, "auto")
+        x = self._encode(pl_module, self.bank)
         self.features = x
         now = collapse_report(x)
         values = {f"online/{k}": float(now[k]) for k in ("rankme", "std") if k in now}
         if self.queries is not None and self.bank.labels is not None and self.bank.classes is not None:
-            q = encode(pl_module.encoder, self.queries, pl_module.device, self.batch_size, "auto")
+            q = self._encode(pl_module, self.queries)
             values["online/knn_accuracy"] = float(knn_accuracy(x, _labels(self.bank), q, _labels(self.queries), len(self.bank.classes)))
         self.last, self._measured_at = values, pl_module.batches_seen
         self.curves.record(trainer, pl_module, values)
@@ -70,6 +74,10 @@ class OnlineProbe(pl.Callback):
             if trouble and name not in self.warned:
                 log.warning("step %d: %s", pl_module.batches_seen, trouble)
                 self.warned.add(name)
+
+    def _encode(self, pl_module: Any, samples: Samples) -> Any:
+        with pl_module.as_saved():
+            return encode(self.encoder, samples, pl_module.device, self.batch_size, "auto")
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": self.start, "warned": sorted(self.warned), "last": self.last, "measured_at": self._measured_at}
@@ -105,11 +113,12 @@ class Validation(pl.Callback):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        found = self.measure("auto")
-        self.curves.record(trainer, pl_module, found)
-        if self.key is not None and found[self.key] > self.highest.get(self.key, -math.inf):
-            self.best_epoch = round(pl_module.epoch_position, 4)
-            self.keep()
+        with pl_module.as_saved():
+            found = self.measure("auto")
+            self.curves.record(trainer, pl_module, found)
+            if self.key is not None and found[self.key] > self.highest.get(self.key, -math.inf):
+                self.best_epoch = round(pl_module.epoch_position, 4)
+                self.keep()
         self._measured_at = pl_module.batches_seen
         self.highest = {k: max(v, self.highest.get(k, -math.inf)) for k, v in found.items()}
 

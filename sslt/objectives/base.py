@@ -44,6 +44,7 @@ class Objective(nn.Module, abc.ABC):
     least_views = 1  # of a sample
     needs_labels = False  # True where pretraining reads `label`
     modality: str | None = None  # "image" or "text" where it knows one only
+    evaluated = "student"  # which of `encoders` its authors evaluate
     # Set by the learner before every step:
     logs_now = True  # False in steps whose logs nobody reads: what is only shown need not be computed
     progress = 0.0  # share of the run's budget that is used up, 0..1
@@ -71,6 +72,10 @@ class Objective(nn.Module, abc.ABC):
     def trouble(self) -> str | None:
         """What to tell the user of a collapse that features do not show, or None; asked whenever the features are probed."""
         return None
+
+    def encoders(self, encoder: Encoder) -> dict[str, Encoder]:
+        """What pretraining leaves behind, by name: `student`, the encoder that learned, and any other that came of it."""
+        return {"student": encoder}
 
     def after_step(self, encoder: Encoder) -> None:
         """Called after every optimizer step: what moves without a gradient (a momentum teacher) moves now."""

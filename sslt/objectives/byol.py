@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
-from sslt.objectives.momentum import Teacher
+from sslt.objectives.momentum import Taught, Teacher
 from sslt.ranges import Count, Share
 
 
@@ -20,12 +20,13 @@ def cosine_to_others(predicted: Tensor, target: Tensor) -> Tensor:
     return (2 - 2 * (predicted * others).sum(-1)).mean()
 
 
-class BYOL(Objective):
+class BYOL(Taught):
     """Bootstrap your own latent (Grill et al., 2020): the online network predicts a momentum teacher's projection of the other view.
 
     Reads `views` [V, B, ...], V ≥ 2; the loss is the mean over all ordered pairs of views (the paper adds the two directions, and
     LightlySSL's is -cos: half of this one, less one). All views go through each network in one forward, so a BatchNorm sees them
     together. momentum: of the `Teacher`. hidden, out: of projector and predictor.
+    The student is evaluated: of all networks the paper keeps the online encoder alone (section 3.1).
     """
 
     needs_full_batches = True
@@ -44,9 +45,6 @@ class BYOL(Objective):
         with full_precision():
             loss = cosine_to_others(predicted.unflatten(0, (v, -1)), target.unflatten(0, (v, -1)))
         return Loss(loss, {"similarity": 1 - loss.detach() / 2})
-
-    def after_step(self, encoder: Encoder) -> None:
-        self.teacher.follow(self.progress, encoder=encoder, projector=self.projector)
 
 
 class SimSiam(Objective):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslt.encoders.base import Encoder, Features
-from sslt.objectives.base import Loss, Objective, encode_views, full_precision, n_views
+from sslt.objectives.base import Loss, encode_views, full_precision, n_views
 from sslt.objectives.masking import block_tokens, check_share, positions_of, take
-from sslt.objectives.momentum import Teacher
+from sslt.objectives.momentum import Taught, Teacher
 from sslt.objectives.prototypes import Centre, Prototypes, cross_entropy_of_views, entropy, head, ramp
 from sslt.objectives.transformer import mask_token
 from sslt.ranges import Count, Positive, Share
@@ -20,7 +20,7 @@ from sslt.ranges import Count, Positive, Share
 UNDECIDED = 0.99  # share of the largest entropy from which on targets say next to nothing
 
 
-class DINO(Objective):
+class DINO(Taught):
     """Self-distillation with no labels (Caron et al., 2021, algorithm 1).
 
     Reads `views` [V, B, ...], which student and teacher see, and `local` [L, B, ...] where there are small crops, which only the
@@ -28,6 +28,8 @@ class DINO(Objective):
     running mean of all ranks (centre_momentum) and sharpened: its temperature rises from teacher_temperature_start to
     teacher_temperature over the first `warmup` share of the run. The prototypes stay still for the first share `freeze` of it.
     hidden, bottleneck: of the projector; out: prototypes. momentum: of the `Teacher`.
+    The teacher is evaluated: it is ahead of the student all through training (section 3.1), and the authors' kNN and linear
+    evaluations load it by default.
 
     Logs the entropy of the batch's mean target (`prototype_entropy`: 0 if one prototype takes all) and the mean entropy of the targets
     (`target_entropy`: log K if the teacher prefers nothing, so that there is nothing to learn).
@@ -35,6 +37,7 @@ class DINO(Objective):
 
     needs_full_batches = True
     least_views = 2
+    evaluated = "teacher"
 
     def __init__(
         self,
@@ -107,9 +110,6 @@ class DINO(Objective):
             "teacher_temperature_start, fewer prototypes (objective.out) or a larger batch"
         )
 
-    def after_step(self, encoder: Encoder) -> None:
-        self.teacher.follow(self.progress, encoder=encoder, projector=self.projector, prototypes=self.prototypes)
-
 
 class IBOT(DINO):
     """Image BERT with an online tokenizer (Zhou et al., 2022, eq. 2 and 3): DINO, and the same for hidden patches.
@@ -117,6 +117,7 @@ class IBOT(DINO):
     Student views have patches hidden in blocks; for each, the student predicts the assignment that the teacher, who sees all, gives
     this patch. Head and prototypes are shared by images and patches; each has a centre of its own. share: of the patches, equally many in
     every view (the paper leaves half of the views whole and varies the share). aspect: range of the blocks'. Other arguments: as DINO.
+    The teacher is evaluated and fine-tuned, as by the authors' commands.
     """
 
     modality = "image"

@@ -14,21 +14,22 @@ from torch import Tensor, nn
 from sslt.encoders.base import Encoder
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError
-from sslt.objectives.base import Loss, Objective, wide
+from sslt.objectives.base import Loss, wide
 from sslt.objectives.masking import block_tokens, check_share, random_tokens, take
-from sslt.objectives.momentum import Teacher
+from sslt.objectives.momentum import Taught, Teacher
 from sslt.objectives.transformer import Transformer, grid_positions, mask_token
 from sslt.ranges import Count, NonNegative, Positive, Share
 
 
-class Data2Vec(Objective):
+class Data2Vec(Taught):
     """data2vec (Baevski et al., 2022), for images and text alike: hidden tokens' features, as the teacher's last layers have them.
 
     Reads `views` [V, B, ...]. The target of a token is the mean of the outputs of the teacher's last `layers` blocks (null: of the
     upper half; theirs are the outputs of the blocks' feed-forward parts, before the residual sum), each normalised over its features
     (section 3.3); the student, who sees the input with tokens hidden, predicts it by a linear layer where they are hidden. Smooth L1
     with `beta` (0: squared error), averaged over hidden tokens, then over samples. share: of the tokens that are hidden. blocks: in
-    rectangles (images only), else one by one. momentum: of the `Teacher`.
+    rectangles (images only), else one by one. momentum: of the `Teacher`. The student is evaluated: it is what the authors' code
+    fine-tunes, which drops the teacher's weights.
     """
 
     def __init__(
@@ -80,9 +81,6 @@ class Data2Vec(Objective):
         # class and register tokens stand before those of the input
         return torch.stack([F.layer_norm(wide(x[:, -tokens:]), x.shape[-1:]) for x in last]).mean(0)
 
-    def after_step(self, encoder: Encoder) -> None:
-        self.teacher.follow(self.progress, encoder=encoder)
-
 
 @contextlib.contextmanager
 def outputs_of(module: nn.Module, names: list[str]) -> Iterator[list[Any]]:
@@ -96,7 +94,7 @@ def outputs_of(module: nn.Module, names: list[str]) -> Iterator[list[Any]]:
             handle.remove()
 
 
-class IJEPA(Objective):
+class IJEPA(Taught):
     """Image joint-embedding predictive architecture (Assran et al., 2023).
 
     Reads `views` [V, B, C, H, W], best without colour augmentation. The encoder sees a large block of patches less the target
@@ -104,10 +102,11 @@ class IJEPA(Objective):
     Blocks of a step have one size, drawn with area in context_scale or target_scale (shares of the image) and, for targets, aspect; their
     places are each image's own; contexts are cut at random to the smallest one's number of patches, as in the paper's code, or to a row
     of patches where that is more, for which an image whose targets cover its context gives others. Ranks draw sizes of their own.
-    width, depth, heads: of the predictor.
+    width, depth, heads: of the predictor. The teacher is evaluated: the paper's results are those of the target encoder.
     """
 
     modality = "image"
+    evaluated = "teacher"
 
     def __init__(
         self,
@@ -177,6 +176,3 @@ class IJEPA(Objective):
         top, left = torch.randint(self.grid - h + 1, (b, 1)), torch.randint(self.grid - w + 1, (b, 1))
         rows, columns = (place >= top) & (place < top + h), (place >= left) & (place < left + w)
         return (rows.unsqueeze(2) & columns.unsqueeze(1)).flatten(1)
-
-    def after_step(self, encoder: Encoder) -> None:
-        self.teacher.follow(self.progress, encoder=encoder)

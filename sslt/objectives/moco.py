@@ -10,7 +10,7 @@ from sslt import distributed
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
-from sslt.objectives.momentum import Queue, Teacher
+from sslt.objectives.momentum import Queue, Taught, Teacher
 from sslt.ranges import Count, Natural, Positive, Share
 
 
@@ -29,12 +29,14 @@ def _pairs(v: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(v) for b in range(v) if a != b]
 
 
-class _WithTeacher(Objective):
-    """An encoder and projector with their momentum copies."""
+class _WithTeacher(Taught):
+    """An encoder and projector with their momentum copies.
+
+    The student is evaluated: the authors' linear evaluations load the query encoder (v3's `base_encoder`).
+    """
 
     needs_full_batches = True
     least_views = 2
-    teacher: Teacher
     projector: torch.nn.Module
 
     def keys(self, batch: dict) -> Tensor:
@@ -43,9 +45,6 @@ class _WithTeacher(Objective):
             pooled = encode_views(self.teacher["encoder"], {"views": batch["views"]}).pooled  # type: ignore[arg-type]
             z = wide(self.teacher["projector"](pooled))
         return F.normalize(z, dim=1).unflatten(0, (n_views(batch["views"]), -1))
-
-    def after_step(self, encoder: Encoder) -> None:
-        self.teacher.follow(self.progress, encoder=encoder, projector=self.projector)
 
 
 class MoCoV2(_WithTeacher):

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sslt import distributed
+from sslt.encoders.base import Encoder
 from sslt.encoders.dropout import silence
 from sslt.errors import UserError
+from sslt.objectives.base import Objective
 
 
 class Teacher(nn.Module):
@@ -32,7 +34,7 @@ class Teacher(nn.Module):
                 f"objective.momentum={momentum}: give a number from 0 (the student itself) to 1 (never moves), or two, [first, last]"
             )
         self.first, self.last = ends
-        self.copies = nn.ModuleDict({name: copy.deepcopy(m).requires_grad_(False) for name, m in modules.items()})
+        self.copies = nn.ModuleDict({name: _twin(m).requires_grad_(False) for name, m in modules.items()})
         silence(self.copies)
 
     def __getitem__(self, name: str) -> nn.Module:
@@ -48,6 +50,28 @@ class Teacher(nn.Module):
         mine: list[Tensor] = [p for name in modules for p in self.copies[name].parameters()]
         theirs = [p.detach() for module in modules.values() for p in module.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - m)
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy; of an encoder, with the same processor."""
+    processor = getattr(module, "processor", None)
+    return copy.deepcopy(module, {id(processor): processor})
+
+
+class Taught(Objective):
+    """An objective with a momentum teacher of the encoder and of those modules of its own that have the names of `teacher.copies`.
+
+    Both encoders are what pretraining leaves behind. evaluated: `student` unless a class says otherwise.
+    """
+
+    teacher: Teacher
+
+    def encoders(self, encoder: Encoder) -> dict[str, Encoder]:
+        return {"student": encoder, "teacher": cast(Encoder, self.teacher["encoder"])}
+
+    def after_step(self, encoder: Encoder) -> None:
+        own = {name: self.get_submodule(name) for name in self.teacher.copies if name != "encoder"}
+        self.teacher.follow(self.progress, encoder=encoder, **own)
 
 
 LONGEST = 4096  # of a queue whose size is not given

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from sslt import distributed
 from sslt.encoders.base import Encoder
-from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp
+from sslt.objectives.base import Loss, encode_views, full_precision, mlp
 from sslt.objectives.masking import check_share, random_split
-from sslt.objectives.momentum import Teacher
+from sslt.objectives.momentum import Taught, Teacher
 from sslt.objectives.prototypes import Prototypes, entropy
 from sslt.ranges import Count, NonNegative, Positive, Share
 
 
-class MSN(Objective):
+class MSN(Taught):
     """Masked siamese networks (Assran et al., 2022, eq. 1 and 2).
 
     Reads `views` [V, B, C, H, W], of which the first is the target, seen whole by the teacher, and the others are anchors, of whose
@@ -25,12 +25,13 @@ class MSN(Objective):
     anchor's soft assignment to the prototypes is held to the target's, which is sharpened (target_temperature); the entropy of the
     mean assignment over all anchors of all ranks is raised with the weight `spread`, which keeps all prototypes in use (LightlySSL adds
     the constant log K to its negative, and can send targets through Sinkhorn's algorithm, which is not done here). hidden, out: of the
-    projector.
+    projector. The teacher is evaluated: the authors' linear evaluation loads their `target_encoder`.
     """
 
     modality = "image"
     needs_full_batches = True
     least_views = 2
+    evaluated = "teacher"
 
     def __init__(
         self,
@@ -79,6 +80,3 @@ class MSN(Objective):
             evenness = entropy(mean)
             loss = agreement - self.spread * evenness
         return Loss(loss, {"agreement": agreement.detach(), "prototype_entropy": evenness.detach()})
-
-    def after_step(self, encoder: Encoder) -> None:
-        self.teacher.follow(self.progress, encoder=encoder, projector=self.projector)

@@ -14,9 +14,10 @@ def model_card(run: Run, encoder: Any, cfg: Any, source: Any, metrics: dict[str,
     numbers = "\n".join(f"| {k} | {v:.4g} |" for k, v in sorted(metrics.items()) if isinstance(v, (int, float)) and "class/" not in k)
     name = encoder.args.get("name") or encoder.args.get("model_type") or type(encoder).__name__
     library = _usage(encoder)
+    weights = f"; weights: {metrics['encoder/is']}" if "encoder/is" in metrics else ""
     return f"""# {name}, {"fine-tuned" if info.get("verb") == "finetune" else "pretrained"} on {source.name}
 
-{encoder.modality} encoder, {encoder.dim} features, {sum(p.numel() for p in encoder.parameters()):,} parameters.
+{encoder.modality} encoder, {encoder.dim} features, {sum(p.numel() for p in encoder.parameters()):,} parameters{weights}.
 
 - made by: `{command}`
 - data: {source.name} (content {source.fingerprint()})

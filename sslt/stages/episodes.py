@@ -22,7 +22,7 @@ from sslt.learner import Term
 from sslt.objectives.base import Objective
 from sslt.report.end import say_next, write_plots
 from sslt.runs import Run
-from sslt.stages import common, fitting, joint
+from sslt.stages import common, fitting, joint, weights
 from sslt.stages.common import Parts
 from sslt.trusted import check_trusted
 
@@ -64,12 +64,17 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     device = common.device_of(cfg)
     if method.own_statistics:
         _recalibrate(encoder, stream, device)
+        if learner.average is not None:
+            with learner.average.applied(learner):
+                _recalibrate(encoder, stream, device)
     metrics = {**learner.run_metrics, "train/classes": len(sets["train"]) * stream.turns}
     if watchers:
         metrics |= {"val/accuracy": watchers[0].best} if cfg.report == "best" else watchers[0].last
     metrics |= _measured(cfg, plan, method, encoder, sets["test"], device)
+    save_head = lambda beside: _save(beside, method, encoder, cfg.episodes.method, plan.way)  # noqa: E731
+    weights.save_raw(run, learner, encoder, cfg, source, metrics, save_head)
     common.save_result(run, encoder, cfg, source, metrics)
-    _save(run, method, encoder, cfg.episodes.method, plan.way)
+    save_head(run)
     metrics["model/stored_bytes"] = common.stored_bytes(run)
     run.add_metrics(metrics)
     common.log_final(learner, metrics)

@@ -14,7 +14,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError, nearest
 from sslt.report.end import say_next
-from sslt.runs import RUN_FILE, Run
+from sslt.runs import Run, run_of
 from sslt.stages import common, episodes, labels, measure
 from sslt.stages.beside import cheap, compared
 from sslt.trusted import check_trusted
@@ -82,12 +82,13 @@ def data_of(cfg: Any) -> Any:
     if cfg.data is not None:
         return cfg.data
     path = stored.located(str(cfg["from"]).removeprefix("scratch:"))
-    if not stored.is_file(path / RUN_FILE):
+    run = run_of(path)
+    if run is None:
         raise UserError(f"from={cfg['from']} is no run, so its data are not known: say data=… (`sslt list data`)")
-    node = Run(path).config.get("data")
+    node = run.config.get("data")
     if node is None:
         raise UserError(f"from={cfg['from']} names no data set: say data=…")
-    where = stored.shown(path / "config.yaml")
+    where = stored.shown(run / "config.yaml")
     plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
     check_trusted({"data": plain}, list(cfg.trust), where)
     check_stored("data", plain, where)

@@ -21,7 +21,7 @@ from sslt.evaluation.features import MEASURED, cached_features, encode
 from sslt.learner import Term
 from sslt.report.end import say_next, write_map, write_plots
 from sslt.runs import Run
-from sslt.stages import common, episodes, fitting, heads, joint, measure, shift
+from sslt.stages import common, episodes, fitting, heads, joint, measure, shift, weights
 from sslt.stages.beside import cheap, compared
 from sslt.stages.common import Supervised
 
@@ -108,8 +108,10 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         found, theirs = cheap(cfg, source, splits._asdict(), labels)
         metrics |= found
         remarks = compared("this classifier", scored.right, {str(found.get("baseline/method")): theirs})
+    save_head = lambda beside: common.save_head(beside, objective, cfg.objective, source.classes)  # noqa: E731
+    weights.save_raw(run, learner, encoder, cfg, source, metrics, save_head)
     common.save_result(run, encoder, cfg, source, metrics)
-    common.save_head(run, objective, cfg.objective, source.classes)
+    save_head(run)
     metrics["model/stored_bytes"] = common.stored_bytes(run)
     run.add_metrics(metrics)
     common.log_final(learner, metrics)

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from sslt import cpu_kernels, distributed, precision
-from sslt.adaptation.adapters import Adapter
+from sslt.adaptation.adapters import AdaLoRA, Adapter
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
 from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, Signals, StreamedCheckpoints, newest
@@ -56,6 +56,7 @@ def fit(
 
     sampling: which streams a step draws from (None: all of them). least_steps: of a run without a bound, whose epochs may be short.
     nothing_to_train: the run is measured and saved as any other, without a step.
+    Where weights are averaged (`ema=`), encoder and objectives have the average afterwards.
     Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
     """
     settings = dict(cfg.trainer)
@@ -91,6 +92,7 @@ def fit(
         progress=budget.progress,
         seed=int(cfg.seed),
         log_every=settings["log_every_n_steps"],
+        ema=cfg.ema,
     )
     primary = next(iter(streams.values()))
     curves = Curves(run, primary.batch_size * world)
@@ -148,19 +150,25 @@ def fit(
     came = learner.interrupted or checkpoint.watch.came is not None
     if any(distributed.gather_objects(came)):  # one may have come to a single rank since training ended
         raise Interrupted(learner.batches_seen, checkpoint.watch.came)
+    if learner.average is not None:
+        learner.average.swap(learner)
     if start is not None:
         learner.see_first_views()
     seed_step(learner.seed, learner.batches_seen, 2)  # what is random from here on is the same after a training that was interrupted
     rate = round(curves.throughput, 2)
     now = {"train/loss": learner.scalars()["loss"], "throughput/samples_per_second": rate} if learner.last else {}
-    learner.run_metrics = now | {
-        "train/steps": learner.batches_seen,
-        "train/epochs": round(learner.epoch_position, 4),
-        "train/seconds": round(budget.elapsed, 2),
-        "model/parameters": whole,
-        "model/moving_parameters": moving,
-        "train/peak_memory_bytes": peak_memory(kind),
-    }
+    learner.run_metrics = (
+        now
+        | {
+            "train/steps": learner.batches_seen,
+            "train/epochs": round(learner.epoch_position, 4),
+            "train/seconds": round(budget.elapsed, 2),
+            "model/parameters": whole,
+            "model/moving_parameters": moving,
+            "train/peak_memory_bytes": peak_memory(kind),
+        }
+        | ({} if learner.average is None else {"encoder/is": "average"})
+    )
     learner.loggers_used = loggers
     return learner
 
@@ -217,6 +225,8 @@ def check(cfg: Any, encoder: Encoder, adaptation: Adaptation, objective: Objecti
             f"{cfg.get('name') or 'this objective'} has a teacher that follows every weight, and an adapter leaves weights where they are: "
             f"choose adaptation=full or partial"
         )
+    if cfg.ema is not None and isinstance(adaptation, AdaLoRA):
+        raise UserError("adaptation=adalora sets singular values to zero for good, which an average of weights undoes: leave out ema=")
 
 
 def _has_batch_norm(module: nn.Module) -> bool:

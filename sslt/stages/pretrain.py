@@ -14,13 +14,13 @@ from sslt.errors import UserError
 from sslt.learner import Term
 from sslt.report.end import say_next, write_map, write_pictures, write_plots
 from sslt.runs import Run
-from sslt.stages import common, fitting
+from sslt.stages import common, fitting, weights
 
 log = logging.getLogger("sslt")
 
 
 def main(cfg: Any, run: Run) -> dict[str, Any]:
-    """Train; write encoder/, metrics.json and plots/. Returns the metrics."""
+    """Train; write encoder/ (and what `stages/weights.py` puts beside it), metrics.json and plots/. Returns the metrics."""
     if cfg.objective is None:
         raise UserError("what shall be learned? Choose a task: +task=simclr (images), +task=crops or +task=mlm (text)")
     source = build(cfg.data)
@@ -41,6 +41,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     encoder = common.starting_encoder(cfg, source)
     objective, adaptation = build(cfg.objective, encoder), build(cfg.adaptation)
     fitting.check(cfg, encoder, adaptation, objective, views, int(cfg.batch_size))  # before the data are read
+    encoders = weights.of_objective(cfg, objective, encoder)
     samples = common.prepare(encoder, source, "train" if objective.needs_labels else "unlabeled")
     if cfg.pack:
         samples = samples.packed(encoder.processor.max_length)
@@ -48,7 +49,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     probes: list[OnlineProbe] = []
 
     def watchers(curves: Any) -> list[Any]:
-        probe = _probe(cfg, encoder, source, curves)
+        probe = _probe(cfg, next(iter(encoders.values())), source, curves)
         probes.extend(probe)
         return list(probe)
 
@@ -56,13 +57,14 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     learner = fitting.fit(cfg, run, encoder, terms, streams, adaptation, watchers)
     skipped = {"data/skipped": samples.skipped} if samples.skipped else {}
     metrics = {**learner.run_metrics, **skipped, **(probes[0].last if probes else {})}
-    common.save_result(run, encoder, cfg, source, metrics)
+    beside = weights.save(run, learner, encoders, cfg, source, metrics)
     run.add_metrics(metrics)
     common.log_final(learner, metrics, write_pictures(run, learner))
     write_plots(run, learner)
     if probes and probes[0].features is not None:
         write_map(run, probes[0].features, probes[0].bank)
-    say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt finetune +target={_target(source)} from={run}"])
+    measure = [f"sslt evaluate from={place}" for place in (run, *(f"{run}/{name}" for name in beside))]
+    say_next(run, metrics, [*measure, f"sslt finetune +target={_target(source)} from={run}"])
     return metrics
 
 
@@ -75,7 +77,7 @@ def _probe(cfg: Any, encoder: Any, source: Any, curves: Any) -> list[OnlineProbe
     queries = common.prepare(encoder, source, "val") if labelled else None
     if queries is not None and queries.labels is None:
         queries = None
-    return [OnlineProbe(curves, bank, queries, o.every_n_epochs, o.samples, common.eval_batch_size(cfg))]
+    return [OnlineProbe(curves, encoder, bank, queries, o.every_n_epochs, o.samples, common.eval_batch_size(cfg))]
 
 
 def _target(source: Any) -> str:
