@@ -116,7 +116,9 @@ def fit(
     whole = sum(p.numel() for p in learner.parameters()) + (encoder.parameters_behind if isinstance(encoder, Precomputed) else 0)
     ranks = f" × {world} ranks" if world > 1 else ""
     bound = _bound(budget, learner.steps_per_epoch)
-    log.info("%s samples, batches of %d%s, %s", f"{len(primary.samples):,}", primary.batch_size, ranks, bound)
+    side = getattr(encoder.processor, "size", None)
+    what = "texts" if encoder.modality == "text" else f"images of {side} × {side}" if side else "images"
+    log.info("%s %s, batches of %d%s, %s", f"{len(primary.samples):,}", what, primary.batch_size, ranks, bound)
     if len(streams) > 1:
         log.info("%s", sampling.describe({name: len(stream) for name, stream in streams.items()}))
     log.info("%s of %s parameters move; %s on %s", f"{moving:,}", f"{whole:,}", number_format, kind)

@@ -13,6 +13,7 @@ from sslt.data.views import Views
 from sslt.errors import UserError
 from sslt.learner import Term
 from sslt.report.end import say_next, write_map, write_pictures, write_plots
+from sslt.report.next_steps import after_pretraining, with_labels
 from sslt.runs import Run
 from sslt.stages import common, fitting
 
@@ -62,7 +63,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     write_plots(run, learner)
     if probes and probes[0].features is not None:
         write_map(run, probes[0].features, probes[0].bank)
-    say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt finetune +target={_target(source)} from={run}"])
+    say_next(run, metrics, after_pretraining(cfg, source, run), None if source.classes else with_labels(source, run))
     return metrics
 
 
@@ -76,9 +77,3 @@ def _probe(cfg: Any, encoder: Any, source: Any, curves: Any) -> list[OnlineProbe
     if queries is not None and queries.labels is None:
         queries = None
     return [OnlineProbe(curves, bank, queries, o.every_n_epochs, o.samples, common.eval_batch_size(cfg))]
-
-
-def _target(source: Any) -> str:
-    from sslt import groups
-
-    return source.name if source.name in groups.options("target") else ("image_folder" if source.modality == "image" else "text_csv")
