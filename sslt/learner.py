@@ -289,7 +289,7 @@ class Learner(pl.LightningModule):
 
 
 def adapt_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Have LARS scale the steps of all weights, and of them alone (You et al., 2017): timm's leaves out what is not decayed, at any rate."""
+    """Have LARS scale the steps of all weights, and of them alone (You et al., 2017): timm's leaves out what is not decayed."""
     for group in optimizer.param_groups:
         if "always_adapt" in group:
             group["always_adapt"] |= all(p.dim() > 1 for p in group["params"])

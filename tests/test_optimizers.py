@@ -20,7 +20,7 @@ def model() -> nn.Sequential:
 
 @pytest.mark.parametrize("decay", [0.01, 0.0])
 def test_lars_adapts_weights_and_leaves_biases_and_norms_alone(decay):
-    """Decayed or not, a weight's step is lr · trust · |w| / (|g| + λ|w|) · (g + λw) (You et al., 2017, eq. 6); a bias's and a norm's is lr · g."""
+    """A weight's step, decayed or not, is lr · trust · |w| / (|g| + λ|w|) · (g + λw) (You et al., 2017, eq. 6); a bias's is lr · g."""
     cfg = compose("pretrain", ["+task=barlow_twins", "optimizer=lars", "optimizer.lr=0.3", f"optimizer.weight_decay={decay}"])
     trust, rate = cfg.optimizer.trust_coeff, 0.3
     net = model()

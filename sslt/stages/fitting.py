@@ -33,7 +33,7 @@ from sslt.execute import Interrupted, accelerator
 from sslt.learner import Learner, Term, seed_step
 from sslt.objectives.base import Objective
 from sslt.objectives.momentum import Teacher
-from sslt.runs import Run
+from sslt.runs import Run, now
 
 log = logging.getLogger("sslt")
 
@@ -124,6 +124,7 @@ def fit(
     log.info("%s of %s parameters move; %s on %s", f"{moving:,}", f"{whole:,}", number_format, kind)
     if start is not None:
         log.info("going on from %s", start)
+    run.update(training=now())
     if kind == "gpu":
         torch.cuda.reset_peak_memory_stats()
     try:
