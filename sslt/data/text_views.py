@@ -66,7 +66,8 @@ class MaskTokens(Views):
             "n_targets": counted.sum(),
         }
 
-    def _tables(self, processor: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _tables(self, processor: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the vocabulary [V]: which are special, which continue a word; and the ids of those that are not special."""
         if self._special is None or self._special.device != device:
             import numpy as np
 
@@ -80,5 +81,5 @@ class MaskTokens(Views):
                 continues[: len(found)] = found
             self._special, self._continues = special.to(device), torch.from_numpy(continues).to(device)
             self._ordinary = (~self._special).nonzero().flatten()
-        assert self._special is not None and self._continues is not None
-        return self._special, self._continues
+        assert self._special is not None and self._continues is not None and self._ordinary is not None
+        return self._special, self._continues, self._ordinary

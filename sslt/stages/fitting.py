@@ -143,8 +143,8 @@ def fit(
         learner.see_first_views()
     seed_step(learner.seed, learner.batches_seen, 2)  # what is random from here on is the same after a training that was interrupted
     rate = round(curves.throughput, 2)
-    now = {"train/loss": learner.scalars()["loss"], "throughput/samples_per_second": rate} if learner.last else {}
-    learner.run_metrics = now | {
+    last = {"train/loss": learner.scalars()["loss"], "throughput/samples_per_second": rate} if learner.last else {}
+    learner.run_metrics = last | {
         "train/steps": learner.batches_seen,
         "train/epochs": round(learner.epoch_position, 4),
         "train/seconds": round(budget.elapsed, 2),
