@@ -28,6 +28,7 @@ class BYOL(Objective):
     together. momentum: of the `Teacher`. hidden, out: of projector and predictor.
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup or a teacher that follows more slowly (objective.momentum)"
     needs_full_batches = True
     least_views = 2
 
@@ -56,6 +57,7 @@ class SimSiam(Objective):
     hidden, out: of the projector; bottleneck: of the predictor.
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup or a larger batch_size"
     needs_full_batches = True
     least_views = 2
 

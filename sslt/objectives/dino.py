@@ -33,6 +33,7 @@ class DINO(Objective):
     (`target_entropy`: log K if the teacher prefers nothing, so that there is nothing to learn).
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup, or teacher temperature and number of prototypes anew"
     needs_full_batches = True
     least_views = 2
 

@@ -31,6 +31,8 @@ class Data2Vec(Objective):
     rectangles (images only), else one by one. momentum: of the `Teacher`.
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup or a teacher that follows more slowly (objective.momentum)"
+
     def __init__(
         self,
         encoder: Encoder,
@@ -107,6 +109,7 @@ class IJEPA(Objective):
     width, depth, heads: of the predictor.
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup or a teacher that follows more slowly (objective.momentum)"
     modality = "image"
 
     def __init__(

@@ -28,6 +28,7 @@ class MSN(Objective):
     projector.
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup, or teacher temperature and number of prototypes anew"
     modality = "image"
     needs_full_batches = True
     least_views = 2

@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from sslt.callbacks.budget import seconds
 from sslt.callbacks.probes import OnlineProbe
 from sslt.config import build
 from sslt.data.views import Views
@@ -76,4 +77,5 @@ def _probe(cfg: Any, encoder: Any, source: Any, curves: Any) -> list[OnlineProbe
     queries = common.prepare(encoder, source, "val") if labelled else None
     if queries is not None and queries.labels is None:
         queries = None
-    return [OnlineProbe(curves, bank, queries, o.every_n_epochs, o.samples, common.eval_batch_size(cfg))]
+    limit = seconds(cfg.trainer.max_time)
+    return [OnlineProbe(curves, bank, queries, o.every_n_epochs, o.samples, common.eval_batch_size(cfg), limit)]
