@@ -142,8 +142,8 @@ def joint(cells: Cells) -> Iterator[str]:
 
 
 SHOTS_OF_ANIL = (
-    "The figures of ANIL here are those of one inner step at rate 0.2, for training and tests, and that is why five shots gave it "
-    "nothing: after so large a step the head does not hold what the features do. Measured on the encoder of a short run (290 steps, "
+    "The figures of ANIL here are those of one inner step at rate 0.2, for training and tests, which a short run shows "
+    "to be too large: after it the head does not hold what the features do. Measured on the encoder of a short run (290 steps, "
     "conv4, 1-shot, 60 test episodes), 1-shot / 5-shot: one step at 0.2 gives 70.4 / 76.4, three give 62.1 / 63.6 (they overshoot: "
     "features of a ReLU share a direction, and are about 14 long), twenty 82.5 / 92.4; at 0.05 five steps give 82.2 / 90.6 and twenty "
     "82.7 / 92.8; the classes' means, without any step, 83.2 / 93.1 (100 episodes). `+episodes=anil` has 5 steps at 0.05 since, and "
