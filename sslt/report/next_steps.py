@@ -51,7 +51,7 @@ def data_settings(node: Any, config_dir: str | None = None) -> tuple[str, list[s
         assert isinstance(usual, dict)
         if usual.get("_target_") != plain["_target_"]:
             continue
-        other = [f"data.{key}={groups.written(value)}" for key, value in plain.items() if key not in usual or usual[key] != value]
+        other = [f"data.{key!s}={groups.written(value)}" for key, value in plain.items() if key not in usual or usual[key] != value]
         if found is None or len(other) < len(found[1]):
             found = option, other
     assert found is not None, plain["_target_"]
