@@ -53,7 +53,8 @@ def main() -> None:
         rows.append((kind, f"fine-tuned on {labels} labels", tuned.metrics["scratch/test/accuracy"], tuned.metrics["test/accuracy"]))
 
     table = [
-        {"data": k, "test accuracy": n, "from scratch": _p(a), "pretrained": _p(b), "gain": f"{100 * (b - a):+.1f}"} for k, n, a, b in rows
+        {"data": k, "test accuracy": n, "from scratch": _p(a), "pretrained": _p(b), "gain": f"{100 * (b - a):+.1f} points"}
+        for k, n, a, b in rows
     ]
     print()
     print_table("What pretraining gained", table)

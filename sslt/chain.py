@@ -120,6 +120,8 @@ def compose_stages(cfg: Any, folder: Path, config_dir: str | None) -> None:
     from omegaconf import open_dict
 
     from sslt import config
+    from sslt.execute import settle
+    from sslt.runs import Run
 
     if "task" not in cfg.stages.pretrain.choices or "target" not in cfg.stages.finetune.choices:
         raise UserError("a chain needs both: sslt run +task=simclr +target=digits")
@@ -132,6 +134,7 @@ def compose_stages(cfg: Any, folder: Path, config_dir: str | None) -> None:
         own = [f"cache_dir={_written(str(cfg.cache_dir))}"]
         with open_dict(cfg):
             cfg.stages[stage].config = config.compose(stage, [*own, *start, *overrides[stage]], config_dir)
+        settle(cfg.stages[stage].config, Run(folder / stage))
 
 
 def run_chain(cfg: Any, run: Any, config_dir: str | None) -> int:

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def _hydra(verb: str, args: list[str]) -> int:
     if "--cfg" in flags:
         config.compose(verb, [o for o in overrides if not o.startswith("hydra.")], config_dir)
 
+    made_by = _made_by(overrides)
     codes: list[int] = []
     errors: list[BaseException] = []
 
@@ -127,6 +129,12 @@ def _hydra(verb: str, args: list[str]) -> int:
                 raise KeyboardInterrupt  # of the whole sweep
         except (Exception, KeyboardInterrupt) as e:
             errors.append(e)
+            if not sweep and isinstance(e, UserError):
+                from sslt import runs
+
+                folder = Path(hydra_cfg.runtime.output_dir)
+                if runs.display(folder) not in str(e):  # a message that sends the user there
+                    runs.remove_refused(folder, made_by(folder))
             if not sweep or isinstance(e, KeyboardInterrupt):
                 raise SystemExit(1) from e
             print(f"sslt: job {hydra_cfg.job.num}: {printable(str(e))}; the sweep goes on", file=sys.stderr)
@@ -174,6 +182,16 @@ def _go_on(verb: str, going: Any, flags: dict[str, str | None], config_dir: str 
     from sslt.execute import execute
 
     return execute(verb, going.cfg, going.run.path, going.overrides, config_dir, resuming=True)
+
+
+def _made_by(overrides: list[str]) -> Callable[[Path], list[Path]]:
+    """Asked before a run: which folders, its own and those above it, a run folder has brought with it that were not there."""
+    given = next((o.partition("=")[2] for o in overrides if o.startswith("hydra.run.dir=")), "")
+    if "${" in given:
+        return lambda folder: []
+    place = (Path(given).expanduser() if given else Path("runs")).absolute()
+    before = {p for p in (place, *place.parents, *(place.glob("*") if not given else ())) if os.path.lexists(p)}
+    return lambda folder: [p for p in (folder, *folder.parents) if p.is_relative_to(place) or place.is_relative_to(p) if p not in before]
 
 
 def _refuse_taken(overrides: list[str], sweep: bool) -> None:

@@ -30,6 +30,7 @@ _EXTRAS = {"datasets": "hf", "peft": "peft", "diffusers": "diffusion", "tensorbo
 _WORKER = "import sys; sys.path[:] = {!r}; from sslt.worker import main; raise SystemExit(main())"
 LEFT_ALONE = 3  # exit code of a rank that ends only because another did
 _PATIENCE = 5.0  # seconds for rank 0 to fail by itself, when another rank has
+_IMAGE_SIZES = {"cpu": 64, "gpu": 128}  # what max_image_size=auto stands for
 
 
 class Interrupted(Exception):
@@ -54,6 +55,7 @@ def execute(verb: str, cfg: Any, folder: Path, overrides: list[str], config_dir:
         from sslt.chain import compose_stages
 
         compose_stages(cfg, folder, config_dir)
+    settle(cfg, run)
     with _writable(run):
         folder.mkdir(parents=True, exist_ok=True)
     with _writable(run), _lock(run), _logs(run), _status(run) as status:
@@ -70,6 +72,13 @@ def execute(verb: str, cfg: Any, folder: Path, overrides: list[str], config_dir:
 
             compare(cfg, run, overrides)
     return int(status.get("code", 0))
+
+
+def settle(cfg: Any, run: Run) -> None:
+    """Write down what `auto` stands for where a run must stay the same on another machine."""
+    if cfg.get("max_image_size") == "auto":
+        before = run.config.get("max_image_size") if run.info else None
+        cfg.max_image_size = before or _IMAGE_SIZES[accelerator(cfg.trainer)]
 
 
 def perform(verb: str, cfg: Any, run: Run) -> None:

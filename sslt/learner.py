@@ -242,6 +242,7 @@ class Learner(pl.LightningModule):
             optimizer = self.make_optimizer(groups)
         except (ValueError, TypeError) as e:
             raise UserError(f"optimizer: {e}") from e
+        adapt_weights(optimizer)
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"] * group.get("lr_scale", 1.0)
         return optimizer
@@ -319,6 +320,13 @@ class Learner(pl.LightningModule):
     def epoch_position(self) -> float:
         """Epochs that were seen, with fraction."""
         return self.batches_seen / self.steps_per_epoch
+
+
+def adapt_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Have LARS scale the steps of all weights, and of them alone (You et al., 2017): timm's leaves out what is not decayed."""
+    for group in optimizer.param_groups:
+        if "always_adapt" in group:
+            group["always_adapt"] |= all(p.dim() > 1 for p in group["params"])
 
 
 def _another_step(before: list[int], now: list[int]) -> str:

@@ -156,6 +156,45 @@ def refuse_overwrite(path: Path, setting: str = "hydra.run.dir") -> None:
         )
 
 
+_SCAFFOLD = {
+    "": {".lock", "config.yaml", "command.txt", "versions.json", RUN_FILE},
+    ".hydra": {"config.yaml", "hydra.yaml", "overrides.yaml"},
+}
+_STAGES = ("pretrain", "finetune", "evaluate")  # folders in a chain's
+
+
+def remove_refused(folder: Path, made: list[Path]) -> None:
+    """Remove the folder of a run that was refused before it trained, and of `made`, the folders made for it, those that are left empty.
+
+    One that holds anything else than what says how the run was started stays as it is, and so does one that was not made for this run.
+    """
+    if folder not in made or not _is_bare(folder):
+        return
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.rglob("*"), key=lambda p: -len(p.parts)):
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        for path in sorted(made, key=lambda p: -len(p.parts)):
+            path.rmdir()
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether a run folder holds nothing but the scaffolding of a run that never trained."""
+    try:
+        if "training" in Run(folder).info:
+            return False
+        for path in folder.rglob("*"):
+            *inner, name = path.relative_to(folder).parts
+            while inner and inner[0] in _STAGES:
+                inner = inner[1:]
+            known = name in (".hydra", "logs", *_STAGES) if path.is_dir() else name in _SCAFFOLD.get("/".join(inner), ())
+            ours = inner == ["logs"] and (name in ("sslt.log", "workers.yaml") or (name.startswith("rank") and name.endswith(".log")))
+            if path.is_symlink() or not (known or ours):
+                return False
+        return all("training" not in Run(folder / stage).info for stage in _STAGES)
+    except (OSError, UserError):
+        return False
+
+
 def now() -> str:
     """Local time with its offset, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -125,10 +125,16 @@ def test_every_task_composes(task):
         assert cfg[part]["_target_"], part
 
 
+def test_every_labelled_data_set_is_a_target():
+    """Whatever can have labels can be fine-tuned on; running text cannot."""
+    assert set(groups.options("data")) - set(groups.options("target")) == {"text_files", "text_lines"}
+
+
 @pytest.mark.parametrize("target", sorted(groups.options("target")))
 def test_every_target_composes(target):
     """A target needs nothing but what to start from, and the place of your own data."""
-    own = {"image_folder": ["data.path=x"], "text_csv": ["data.path=x"]}.get(target, [])
+    place = {"image_folder": "path", "text_csv": "path", "arrays": "path", "hf_images": "name", "hf_text": "name"}.get(target)
+    own = [f"data.{place}=x"] if place else []
     cfg = config.compose("finetune", [f"+target={target}", "from=x", *own])
     assert cfg.data["_target_"] and cfg.objective["_target_"] == "sslt.objectives.classification.Classification"
 

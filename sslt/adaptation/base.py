@@ -87,20 +87,20 @@ class Adaptation(abc.ABC):
 
     # ---------------------------------------------------------------- how fast
     def parameter_groups(self, encoder: Encoder, heads: nn.Module, weight_decay: float) -> list[dict]:
-        """Optimizer groups of all that ever moves; biases and norm parameters are not decayed.
+        """Optimizer groups of all that ever moves; biases and norm parameters are not decayed, and never in a group with weights.
 
         Each has `lr_scale`, the factor of the learning rate that is its own.
         """
         groups, depth = encoder.group_of(), encoder.depth
-        made: dict[tuple[float, float], list[nn.Parameter]] = {}
+        made: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for name, p in encoder.named_parameters():
             if self.ever_moves(name, groups[name], depth):
                 scale = self.layer_decay ** (depth + 1 - groups[name]) * encoder.rate_of(name)
-                made.setdefault((scale, self.decay_of(p, weight_decay, head=False)), []).append(p)
+                made.setdefault((scale, self.decay_of(p, weight_decay, head=False), p.dim() > 1), []).append(p)
         for p in heads.parameters():
             if p.requires_grad:
-                made.setdefault((1.0, self.decay_of(p, weight_decay, head=True)), []).append(p)
-        return [{"params": ps, "weight_decay": decay, "lr_scale": scale} for (scale, decay), ps in made.items()]
+                made.setdefault((1.0, self.decay_of(p, weight_decay, head=True), p.dim() > 1), []).append(p)
+        return [{"params": ps, "weight_decay": decay, "lr_scale": scale} for (scale, decay, _), ps in made.items()]
 
     def decay_of(self, parameter: nn.Parameter, weight_decay: float, head: bool) -> float:
         """Weight decay of a parameter of the encoder or of a head."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 
+from sslt import distributed
 from sslt.callbacks.curves import Curves
 from sslt.data.base import Samples, stratified
 from sslt.encoders.base import Encoder
@@ -18,18 +20,30 @@ from sslt.evaluation.knn import knn_accuracy
 from sslt.evaluation.spectrum import collapse_report, collapse_warning
 
 log = logging.getLogger("sslt")
+SHARE_OF_TIME = 0.02  # of a run's seconds, that one probe may take
+FEWEST = 64  # samples of a probe
 
 
 class OnlineProbe(pl.Callback):
     """kNN accuracy on a few labelled samples, and a warning in words when features collapse.
 
     A seeded, stratified `bank` of training samples classifies `queries` of validation samples, never of the test set: an
-    indication for whoever watches, not a result. Without labels only the spectrum is watched. encoder: the one that the run will be
-    known by, perhaps a teacher; where weights are averaged, the average is measured.
+    indication for whoever watches, not a result. Without labels only the spectrum is watched. Says when a run ends below where it began.
+
+    encoder: the one that the run will be known by, perhaps a teacher; where weights are averaged, the average is measured. max_time:
+    seconds of the run; of fewer samples than asked for, where a probe would take more than `SHARE_OF_TIME` of them.
     """
 
     def __init__(
-        self, curves: Curves, encoder: Encoder, bank: Samples, queries: Samples | None, every_n_epochs: int, samples: int, batch_size: int
+        self,
+        curves: Curves,
+        encoder: Encoder,
+        bank: Samples,
+        queries: Samples | None,
+        every_n_epochs: int,
+        samples: int,
+        batch_size: int,
+        max_time: float | None = None,
     ):
         self.curves, self.encoder, self.every, self.batch_size = curves, encoder, every_n_epochs, batch_size
         self.bank = _subset(bank, samples)
@@ -39,9 +53,11 @@ class OnlineProbe(pl.Callback):
         self.last: dict[str, float] = {}
         self.features: Any = None  # of the bank, as last measured
         self._measured_at = -1
+        self.max_time = max_time
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.start is None:  # what collapse is judged against, and the first point of the curve
+            self._keep_to_time(pl_module)
             self.measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -55,6 +71,42 @@ class OnlineProbe(pl.Callback):
             self.measure(trainer, pl_module)
         elif self.features is None:  # measured before the run was interrupted
             self.features = self._encode(pl_module, self.bank)
+        if said := self.below_start(pl_module):
+            log.warning("%s", said)
+
+    def below_start(self, pl_module: Any) -> str | None:
+        """What to tell the user where kNN ends below what it was before training, by more than chance explains (95 %, normal)."""
+        before, after = (self.start or {}).get("knn_accuracy"), self.last.get("online/knn_accuracy")
+        if before is None or after is None or self.queries is None:
+            return None
+        n = len(self.queries)
+        if before - after <= 1.96 * math.sqrt((before * (1 - before) + after * (1 - after)) / n):
+            return None
+        return (
+            f"the features end below those that training began with: kNN of {100 * after:.1f} % on {n:,} validation samples, "
+            f"{100 * before:.1f} % before; {_advice(pl_module)}"
+        )
+
+    def _keep_to_time(self, pl_module: Any) -> None:
+        """Time a few samples, and watch no more than the time allows."""
+        few = self.bank.subset(np.arange(min(len(self.bank), 16)))
+        if not self.max_time or len(few) == len(self.bank):
+            return
+        encode(pl_module.encoder, few, pl_module.device, self.batch_size, "auto")  # allocates
+        began = time.perf_counter()
+        encode(pl_module.encoder, few, pl_module.device, self.batch_size, "auto")
+        each = (time.perf_counter() - began) / len(few)
+        wanted = len(self.bank) + (0 if self.queries is None else len(self.queries))
+        share = distributed.broadcast_object(SHARE_OF_TIME * self.max_time / (each * wanted))
+        if share < 1:
+            self._cut([max(int(share * len(part)), FEWEST) for part in (self.bank, self.queries) if part is not None])
+            log.info("the probes watch %d samples, so that one takes little of trainer.max_time", len(self.bank))
+
+    def _cut(self, sizes: list[int]) -> None:
+        """Watch so many samples of the bank, and of the queries."""
+        self.bank = _subset(self.bank, sizes[0])
+        if self.queries is not None:
+            self.queries = _subset(self.queries, sizes[1])
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Probe the encoder as it is now."""
@@ -67,8 +119,9 @@ class OnlineProbe(pl.Callback):
             values["online/knn_accuracy"] = float(knn_accuracy(x, _labels(self.bank), q, _labels(self.queries), len(self.bank.classes)))
         self.last, self._measured_at = values, pl_module.batches_seen
         self.curves.record(trainer, pl_module, values)
-        self.start = self.start or {k: float(v) for k, v in now.items()}
-        troubles = {"features": collapse_warning(self.start, now, min(x.shape[1], len(x) - 1))}
+        knn = {"knn_accuracy": values["online/knn_accuracy"]} if "online/knn_accuracy" in values else {}
+        self.start = self.start or {k: float(v) for k, v in now.items()} | knn
+        troubles = {"features": collapse_warning(self.start, now, min(x.shape[1], len(x) - 1), _advice(pl_module))}
         troubles |= {name: objective.trouble() for name, objective in pl_module.objectives.items()}
         for name, trouble in troubles.items():
             if trouble and name not in self.warned:
@@ -80,11 +133,20 @@ class OnlineProbe(pl.Callback):
             return encode(self.encoder, samples, pl_module.device, self.batch_size, "auto")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"start": self.start, "warned": sorted(self.warned), "last": self.last, "measured_at": self._measured_at}
+        watched = [len(part) for part in (self.bank, self.queries) if part is not None]
+        return {
+            "start": self.start,
+            "warned": sorted(self.warned),
+            "last": self.last,
+            "measured_at": self._measured_at,
+            "watched": watched,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start, self.last = state_dict["start"], state_dict["last"]
         self._measured_at = state_dict.get("measured_at", -1)
+        if "watched" in state_dict:
+            self._cut(state_dict["watched"])
         warned = state_dict["warned"]  # of an older checkpoint: whether features were warned of
         self.warned = ({"features"} if warned else set()) if isinstance(warned, bool) else set(warned)
 
@@ -128,6 +190,11 @@ class Validation(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.highest, self.best_epoch = state_dict["highest"], state_dict["best_epoch"]
         self._measured_at = state_dict.get("measured_at", -1)
+
+
+def _advice(learner: Any) -> str:
+    """What the first objective, the run's own, advises."""
+    return next(iter(learner.objectives.values())).advice
 
 
 def _epoch_due(learner: Any, every: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
@@ -12,19 +13,30 @@ from sslt import distributed
 from sslt.callbacks.budget import Budget
 from sslt.callbacks.curves import Curves
 
+log = logging.getLogger("sslt")
 _LOG_SECONDS = 20.0  # between lines where there is no terminal
+_FIRST_STEPS = 3  # of a process: they compile and allocate, and say nothing of those that follow
+_KNOWN_STEPS, _KNOWN_SECONDS = 5, 3.0  # after these, from which the time left is told
+FEW_STEPS = 50  # fewer than these within a time budget teach little
 
 
 class Progress(pl.Callback):
-    """Share done, epoch, step, loss, probe, samples/s and time left."""
+    """Share done, epoch, step, loss, probe, samples/s and, as soon as it can be known, time left.
+
+    Warns once where `max_time` will have held fewer than `FEW_STEPS` steps.
+    """
 
     def __init__(self, budget: Budget, curves: Curves, title: str):
         self.budget, self.curves, self.title = budget, curves, title
         self._bar: Any = None
         self._task: Any = None
         self._printed = 0.0
+        self._steps = 0  # of this process
+        self._from: tuple[float, float] | None = None  # seconds and share done after its first steps
+        self._warned = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._warned = bool(pl_module.batches_seen)
         if not trainer.is_global_zero:
             return
         if sys.stderr.isatty():
@@ -41,6 +53,10 @@ class Progress(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if not trainer.is_global_zero:
             return
+        self._steps += 1
+        if self._steps == _FIRST_STEPS:
+            self._from = self.budget.elapsed, self._done(pl_module)
+        self._warn_of_few(trainer, pl_module)
         now = time.monotonic()
         if now - self._printed < (0.25 if self._bar is not None else _LOG_SECONDS):
             return
@@ -64,10 +80,40 @@ class Progress(pl.Callback):
                 parts.append(f"{name} {100 * shown[key]:.1f}%")
         if rate := self.curves.throughput:
             parts.append(f"{rate:,.0f} samples/s")
-        done = self._done(pl_module)
-        if done > 1e-3:
-            parts.append(f"{_clock(self.budget.elapsed * (1 - done) / done)} left")
+        if (left := self.left(pl_module)) is not None:
+            parts.append(f"{_clock(left)} left")
         return "  ".join(parts)
+
+    def left(self, pl_module: Any) -> float | None:
+        """Seconds until the end at the pace since the first steps; None as long as it cannot be known."""
+        if self._from is None or self._steps < _FIRST_STEPS + _KNOWN_STEPS:
+            return None
+        spent, done = self.budget.elapsed - self._from[0], self._done(pl_module) - self._from[1]
+        if spent < _KNOWN_SECONDS or done <= 0:
+            return None
+        return spent * (1 - self._done(pl_module)) / done
+
+    def _warn_of_few(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Once the steps are timed, or a quarter of the time is gone before they are: how many there will be, where that is few."""
+        b = self.budget
+        if self._warned or not b.max_time or (self._steps <= _FIRST_STEPS and b.elapsed < b.max_time / 4):
+            return
+        self._warned = True
+        each = self.curves.busy / self.curves.counted if self.curves.counted else b.elapsed / self._steps
+        batches = pl_module.batches_seen + max(b.max_time - b.elapsed, 0.0) / each
+        steps = int(batches / trainer.accumulate_grad_batches)
+        wanted = min(FEW_STEPS, b.max_steps or FEW_STEPS, (b.max_epochs or FEW_STEPS) * pl_module.steps_per_epoch)
+        if steps < wanted:
+            smaller = (
+                "smaller images (max_image_size=), "
+                if pl_module.encoder.modality == "image"
+                else "shorter texts (encoder.processor.max_length=), "
+            )
+            log.warning(
+                "a step takes %.2g s, so that trainer.max_time holds about %d: too few to learn much from; give more time, or %sa smaller "
+                "batch_size= or encoder=",
+                each * trainer.accumulate_grad_batches, max(steps, 1), smaller,
+            )  # fmt: skip
 
     def close(self) -> None:
         """Take the live bar off the screen."""

@@ -100,6 +100,13 @@ class Source(abc.ABC):
         """Names of the rows of an own split (file names), where rows have names."""
         return None
 
+    def truth(self, split: str, column: str | None) -> list[str | None] | None:
+        """Labels by name of all rows of an own split that is read without them (None: of a row without one); None where there are none.
+
+        column: the one to look at in a table; None finds it.
+        """
+        return None
+
     def splits(self) -> tuple[str, ...]:
         """Every split `get` can give: the own ones, and those drawn from train."""
         own = self.own_splits()

@@ -295,12 +295,16 @@ class ImageSource(Source):
 
 
 def encoder_shape(name: str, shapes: Sequence[tuple[int, ...]], size: int | None) -> tuple[int, int]:
-    """(size, channels) of an encoder for images of these shapes (H, W, C): their own size where they agree, else 64."""
+    """(size, channels) of an encoder for images of these shapes (H, W, C): the size asked for, else their own, at most 224.
+
+    Where they differ it is the middle one of their shorter sides, as a multiple of 8.
+    """
     if not shapes:
         raise UserError(f"none of the first images of {name} can be read")
     channels = 1 if all(shape[2] == 1 for shape in shapes) else 3
     if size is not None:
         return size, channels
-    sides = {min(shape[:2]) for shape in shapes}
-    own = min(sides.pop(), 224) if len(sides) == 1 else 64
-    return own, channels
+    sides = sorted(min(shape[:2]) for shape in shapes)
+    middle = sides[len(sides) // 2]
+    own = middle if sides[0] == sides[-1] else max(middle // 8 * 8, 8)
+    return min(own, 224), channels

@@ -291,9 +291,15 @@ def read_rows(table: Table, text: str, label: str | None, on_error: str) -> tupl
     A row without text or, where `label` names a column, without label is an error (`UserError` naming file and row),
     or is left out with `on_error` "skip".
     """
+    texts, labels, skipped = read_labels(table, text, label, on_error, every=True)
+    return texts, [str(name) for name in labels] if label else None, skipped
+
+
+def read_labels(table: Table, text: str, label: str | None, on_error: str, *, every: bool) -> tuple[list[str], list[str | None], list[str]]:
+    """As `read_rows`; every: whether a row must have a label. Otherwise that of one without is None."""
     names = table.class_names(label) if label else None
     texts: list[str] = []
-    labels: list[str] = []
+    labels: list[str | None] = []
     skipped: list[str] = []
     for row in table.rows([text, label] if label else [text]):
         values = [decoded(v) for v in row.values]
@@ -301,14 +307,13 @@ def read_rows(table: Table, text: str, label: str | None, on_error: str) -> tupl
         name = None
         if not problem and label:
             name = label_name(values[1], names)
-            problem = "" if name is not None else _label_problem(values[1], label)
+            problem = "" if name is not None or not every else _label_problem(values[1], label)
         if problem:
             refuse(f"{table.path}, {row.where}: {problem}", on_error, skipped)
             continue
         texts.append(str(values[0]))
-        if name is not None:
-            labels.append(name)
-    return texts, labels if label else None, skipped
+        labels.append(name)
+    return texts, labels, skipped
 
 
 def refuse(message: str, on_error: str, skipped: list[str]) -> None:

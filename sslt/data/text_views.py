@@ -13,7 +13,7 @@ from sslt.ranges import Count, Share
 
 
 class MaskTokens(Views):
-    """Choose tokens to predict (Devlin et al., 2019): 15 % of a row, of these 80 % masked, 10 % random, 10 % kept.
+    """Choose tokens to predict (Devlin et al., 2019): 15 % of a row, of these 80 % masked, 10 % random words, 10 % kept.
 
     Exactly K = round(rate · length) tokens a row are chosen, so that shapes are static (Geiping & Goldstein, 2023); special tokens
     and padding are never chosen; a row with fewer real tokens has its surplus targets set to -100, which no loss counts.
@@ -28,13 +28,14 @@ class MaskTokens(Views):
         self.rate, self.mask_share, self.random_share, self.whole_word = rate, mask_share, random_share, whole_word
         self._special: Tensor | None = None
         self._continues: Tensor | None = None
+        self._ordinary: Tensor | None = None
 
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
         tokens = batch["tokens"]
         p = encoder.processor
         if p.mask_id is None:
             raise UserError("this tokenizer has no mask token, so its encoder cannot learn by masking: +task=simcse needs none")
-        special, continues = self._tables(p, tokens.device)
+        special, continues, ordinary = self._tables(p, tokens.device)
         k = max(1, round(self.rate * tokens.shape[1]))
         allowed = ~special[tokens]
         if "mask" in batch:
@@ -53,7 +54,7 @@ class MaskTokens(Views):
         targets = tokens.gather(1, positions)
         counted = (drawn < 1.5) & (torch.arange(k, device=tokens.device) < want.unsqueeze(1))
         fate = torch.rand(targets.shape, device=tokens.device)
-        words = torch.randint(0, p.vocab_size, targets.shape, device=tokens.device)
+        words = ordinary[torch.randint(0, len(ordinary), targets.shape, device=tokens.device)]
         shown = torch.where(fate < self.mask_share, p.mask_id, torch.where(fate < self.mask_share + self.random_share, words, targets))
         masked = tokens.scatter(1, positions, torch.where(counted, shown, targets))
         inputs = {"tokens": masked, **({"mask": batch["mask"]} if "mask" in batch else {})}
@@ -65,7 +66,8 @@ class MaskTokens(Views):
             "n_targets": counted.sum(),
         }
 
-    def _tables(self, processor: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _tables(self, processor: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the vocabulary [V]: which are special, which continue a word; and the ids of those that are not special."""
         if self._special is None or self._special.device != device:
             import numpy as np
 
@@ -78,8 +80,9 @@ class MaskTokens(Views):
                 found = continues_word(processor.tokenizer)
                 continues[: len(found)] = found
             self._special, self._continues = special.to(device), torch.from_numpy(continues).to(device)
-        assert self._special is not None and self._continues is not None
-        return self._special, self._continues
+            self._ordinary = (~self._special).nonzero().flatten()
+        assert self._special is not None and self._continues is not None and self._ordinary is not None
+        return self._special, self._continues, self._ordinary
 
 
 class Crops(Views):

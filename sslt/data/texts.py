@@ -145,6 +145,22 @@ class TableSource(Source):
             self._classes = entry.meta["classes"]
         return self._classes
 
+    def truth(self, split: str, column: str | None) -> list[str | None] | None:
+        text = self.columns[0]
+        first = (self.tables.get("train") or self.tables["unlabeled"])[0]
+        label = column if column in first.columns else tables.choose_columns(first, text, None)[1]
+        if label is None or label == text:
+            return None
+        found: list[str | None] = []
+        for table in self._parts(split):
+            found += tables.read_labels(table, text, label if label in table.columns else None, self.on_error, every=False)[1]
+        return found
+
+    def _parts(self, split: str) -> list[Table]:
+        """The tables of a split; without labels, all that there is to train on is one."""
+        parts = self.tables.get(split, [])
+        return [*self.tables.get("train", []), *parts] if split == "unlabeled" and self.own_splits() == ("unlabeled",) else parts
+
     def _find_classes(self, _: Path) -> dict[str, Any]:
         return {"classes": self._order(self._read("train")[1] or [])}
 
@@ -165,9 +181,7 @@ class TableSource(Source):
         text, label = self.columns
         if split == "unlabeled":
             label = None
-        parts = self.tables.get(split, [])
-        if split == "unlabeled" and self.own_splits() == ("unlabeled",):
-            parts = [*self.tables.get("train", []), *parts]
+        parts = self._parts(split)
         texts: list[str] = []
         labels: list[str] = []
         skipped: list[str] = []

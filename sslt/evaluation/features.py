@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ FORMAT = 1
 # Features that differ little from each other (an untrained encoder's do) lose their differences in bfloat16's 8 bits:
 # what is reported is measured in float32. Numbers shown while training may use the format of training.
 MEASURED = "32-true"
+SILENT = 15.0  # seconds after which a long pass says how far it is
+log = logging.getLogger("sslt")
 
 
 def encode(encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED) -> Tensor:
@@ -44,9 +48,14 @@ def _over_batches(
 ) -> Tensor:
     rank, world = distributed.rank(), distributed.world_size()
     rows, parts = [], []
+    told, done = time.monotonic(), 0
     encoder.to(device)
     with evaluating(encoder), precision.autocast(device, number_format):
         for i, index in enumerate(samples.ordered_batches(batch_size)):
+            done += len(index)
+            if rank == 0 and time.monotonic() - told > SILENT:
+                log.info("features of %s of %s samples", f"{done:,}", f"{len(samples):,}")
+                told = time.monotonic()
             if i % world == rank:
                 batch = {k: v.to(device, non_blocking=True) for k, v in samples.batch(index).items()}
                 parts.append(compute(encoder.inputs(batch)).float())

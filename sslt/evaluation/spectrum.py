@@ -126,13 +126,13 @@ def collapse_report(x: Tensor) -> dict[str, float]:
     return {"rankme": rankme(x), "alpha_req": alpha_req(x), "std": feature_std(x), "uniformity": uniformity(x)}
 
 
-def collapse_warning(before: Mapping[str, float] | None, now: Mapping[str, float], dim: int) -> str | None:
+def collapse_warning(before: Mapping[str, float] | None, now: Mapping[str, float], dim: int, advice: str) -> str | None:
     """What to tell the user if the features collapsed, or None.
 
     `before` and `now` are `collapse_report`s of the untrained encoder (None if unknown) and of the present one; `dim`
-    is the largest possible rank, min(N - 1, D). Complete collapse: `std` is below a tenth of what it was before
-    training (0.05 if unknown). Dimensional collapse: RankMe is below 5% of `dim` and below half of what it was before
-    training (if known).
+    is the largest possible rank, min(N - 1, D); `advice` says what to try, by the objective. Complete collapse: `std` is
+    below a tenth of what it was before training (0.05 if unknown). Dimensional collapse: RankMe is below 5% of `dim` and
+    below half of what it was before training (if known).
     """
     std, rank = now["std"], now["rankme"]
     if not (math.isfinite(std) and math.isfinite(rank)):
@@ -141,16 +141,11 @@ def collapse_warning(before: Mapping[str, float] | None, now: Mapping[str, float
             "lower the learning rate, lengthen the warm-up or clip gradients"
         )
     if std < _limit(before, "std", COMPLETE_OF_START, COMPLETE_ALONE):
-        return (
-            f"the features have collapsed: all samples are mapped to nearly the same point (spread {std:.2g}, where 1 "
-            "is even); try a lower learning rate, a larger batch or stronger augmentation, and check that the "
-            "objective's guard against collapse (negatives, predictor, momentum or variance term) is in force"
-        )
+        return f"the features have collapsed: all samples are mapped to nearly the same point (spread {std:.2g}, where 1 is even); {advice}"
     if rank < RANK_OF_DIM * dim and rank < _limit(before, "rankme", RANK_OF_START, math.inf):
         return (
             f"the features are collapsing: {dim} dimensions carry what {max(1, round(rank))} could "
-            f"(RankMe {rank:.1f}{_was(before)}); try a lower learning rate, a larger batch, stronger augmentation or "
-            "more weight on the objective's variance or covariance term"
+            f"(RankMe {rank:.1f}{_was(before)}); {advice}"
         )
     return None
 

@@ -45,6 +45,7 @@ class Objective(nn.Module, abc.ABC):
     needs_labels = False  # True where pretraining reads `label`
     modality: str | None = None  # "image" or "text" where it knows one only
     evaluated = "student"  # which of `encoders` its authors evaluate
+    advice = "try a lower learning rate, a longer schedule.warmup or a longer training"  # where its features say little
     # Set by the learner before every step:
     logs_now = True  # False in steps whose logs nobody reads: what is only shown need not be computed
     progress = 0.0  # share of the run's budget that is used up, 0..1

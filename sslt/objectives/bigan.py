@@ -54,6 +54,7 @@ class BiGAN(Objective):
     error of G(E(x)), which falls as the two become each other's inverse, and the critic's accuracy and loss.
     """
 
+    advice = "train for longer, or by a task that compares views (+task=simclr): what generates pixels need not tell classes apart"
     needs_full_batches = True
 
     def __init__(self, encoder: Encoder, latent: Count, width: Count):

@@ -29,6 +29,7 @@ class BYOL(Taught):
     The student is evaluated: of all networks the paper keeps the online encoder alone (section 3.1).
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup or a teacher that follows more slowly (objective.momentum)"
     needs_full_batches = True
     least_views = 2
 
@@ -54,6 +55,7 @@ class SimSiam(Objective):
     hidden, out: of the projector; bottleneck: of the predictor.
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup or a larger batch_size"
     needs_full_batches = True
     least_views = 2
 

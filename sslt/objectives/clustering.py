@@ -54,6 +54,7 @@ class SwAV(Objective):
     hidden, out: of the projector.
     """
 
+    advice = "try a lower learning rate, another objective.temperature or fewer prototypes"
     needs_full_batches = True
     least_views = 2
 
@@ -121,6 +122,7 @@ class DeepClusterV2(Objective):
     Ranks share one memory. hidden, out: of the projector. steps: of k-means.
     """
 
+    advice = "try a lower learning rate, another objective.temperature or fewer prototypes"
     needs_full_batches = True
     alike_on_ranks = True
 

@@ -47,6 +47,11 @@ class Colorization(Objective):
     is right.
     """
 
+    advice = (
+        "train for longer, or by a task that compares views (+task=simclr): this one may be solved by other means than "
+        "what classes differ in"
+    )
+
     def __init__(self, encoder: Encoder, step: Positive, shrink: Count, width: Count, smooth: Positive, uniform: float):
         super().__init__()
         grid, size = grid_of(encoder), encoder.processor.size

@@ -22,6 +22,7 @@ class NTXent(Objective):
     norm: BatchNorm inside the projector.
     """
 
+    advice = "try a larger batch_size, another objective.temperature or stronger augmentation, and a lower learning rate"
     needs_full_batches = True
     least_views = 2
 

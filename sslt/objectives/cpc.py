@@ -57,6 +57,8 @@ class CPC(Objective):
     of the context network. out, scale: dimensions of predictions and targets, and a factor of the predictions.
     """
 
+    advice = "try a lower learning rate or a larger batch_size, whose patches are the negatives"
+
     def __init__(
         self,
         encoder: Encoder,

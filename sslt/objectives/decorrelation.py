@@ -41,6 +41,8 @@ class BarlowTwins(_Joined):
     (the paper's code has 0.024; 1 is the formula).
     """
 
+    advice = "try a larger batch_size, a lower learning rate or more weight on the terms that keep dimensions apart"
+
     def __init__(self, encoder: Encoder, hidden: Count, out: Count, redundancy: NonNegative, scale: NonNegative):
         super().__init__()
         self.projector = mlp(encoder.dim, hidden, out, layers=3)
@@ -70,6 +72,8 @@ class VICReg(_Joined):
     sum of the variance as well, so that their 25, 25, 1 are 25, 25, 2 here). The hinge is at deviation 1, ε = 1e-4.
     """
 
+    advice = "try a larger batch_size, a lower learning rate or more weight on the terms that keep dimensions apart"
+
     def __init__(
         self, encoder: Encoder, hidden: Count, out: Count, invariance: NonNegative, variance: NonNegative, covariance: NonNegative
     ):
@@ -98,6 +102,8 @@ class WMSE(_Joined):
     batch), which must be at least twice `out`; the batch is random already, so it is not shuffled once more for this, as it is in the
     authors' code. shrink: how far the covariance is drawn to the identity.
     """
+
+    advice = "try a larger batch_size, a lower learning rate or more weight on the terms that keep dimensions apart"
 
     def __init__(self, encoder: Encoder, hidden: Count, out: Count, size: Count | None, shrink: Share):
         super().__init__()

@@ -25,6 +25,8 @@ class Diffusion(Objective):
     says at which level and block it is read later. draw_steps: of the sampler (DDIM: Song et al., 2021) that draws the picture.
     """
 
+    advice = "train for longer, or by a task that compares views (+task=simclr): what generates pixels need not tell classes apart"
+
     def __init__(self, encoder: Encoder, draw_steps: Count):
         super().__init__()
         if not isinstance(encoder, UNetEncoder):

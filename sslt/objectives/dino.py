@@ -35,6 +35,7 @@ class DINO(Taught):
     (`target_entropy`: log K if the teacher prefers nothing, so that there is nothing to learn).
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup, or teacher temperature and number of prototypes anew"
     needs_full_batches = True
     least_views = 2
     evaluated = "teacher"

@@ -63,6 +63,11 @@ class Jigsaw(Objective):
     channel only, against chromatic aberration. hidden: of the MLP.
     """
 
+    advice = (
+        "train for longer, or by a task that compares views (+task=simclr): this one may be solved by other means than "
+        "what classes differ in"
+    )
+
     def __init__(self, encoder: Encoder, permutations: Count, min_distance: Count, tile: Count | None, drop_colour: Share, hidden: Count):
         super().__init__()
         self.tile = tile_side(encoder, "tile", tile, lambda size: size // 3 * 64 // 75)
@@ -144,6 +149,11 @@ class PatchContext(Objective):
     theirs, at least 1. gap: between tiles before they move; null: half a tile, as theirs, or as much as there is room for.
     drop_colour: probability with which a tile keeps one channel only (theirs: 1). hidden: of the MLP.
     """
+
+    advice = (
+        "train for longer, or by a task that compares views (+task=simclr): this one may be solved by other means than "
+        "what classes differ in"
+    )
 
     def __init__(
         self, encoder: Encoder, tile: Count | None, gap: Natural | None, jitter: Natural | None, drop_colour: Share, hidden: Count

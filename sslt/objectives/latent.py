@@ -32,6 +32,8 @@ class Data2Vec(Taught):
     fine-tunes, which drops the teacher's weights.
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup or a teacher that follows more slowly (objective.momentum)"
+
     def __init__(
         self,
         encoder: Encoder,
@@ -105,6 +107,7 @@ class IJEPA(Taught):
     width, depth, heads: of the predictor. The teacher is evaluated: the paper's results are those of the target encoder.
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup or a teacher that follows more slowly (objective.momentum)"
     modality = "image"
     evaluated = "teacher"
 

@@ -39,6 +39,7 @@ class LeJEPA(Objective):
     The loss is (1 - weight)·prediction + weight·SIGReg. knots, reach: of the statistic's integral.
     """
 
+    advice = "try a larger batch_size, a lower learning rate or more weight on the terms that keep dimensions apart"
     needs_full_batches = True
     least_views = 2
 

@@ -36,6 +36,7 @@ class _MaskedImages(Objective):
     Only tokens are trained, so that the encoder's pooled features should be their mean (`global_pool: avg`).
     """
 
+    advice = "train for longer: hidden patches teach late what kNN and linear probes see, and fine-tuning may gain before they do"
     modality = "image"
 
     def __init__(self, encoder: PixelEncoder, share: float):

@@ -18,6 +18,8 @@ class MaskedLM(Objective):
     The output matrix is the encoder's token embedding.
     """
 
+    advice = "train for longer: hidden words teach late what a pooled text means; where time is short, +task=simcse compares whole texts"
+
     def __init__(self, encoder: Encoder):
         super().__init__()
         embeddings = getattr(encoder, "token_embeddings", None)

@@ -55,6 +55,8 @@ class MoCoV2(_WithTeacher):
     `Teacher`; the paper's is constant. BatchNorm sees all views of all ranks together, in place of the paper's shuffling.
     """
 
+    advice = "try a lower learning rate, another objective.temperature or stronger augmentation"
+
     def __init__(
         self, encoder: Encoder, hidden: Count, out: Count, temperature: Positive, momentum: Share | list[Share], queue: Natural | None
     ):
@@ -91,6 +93,8 @@ class MoCoV3(_WithTeacher):
     the sum. The first layer of a ViT is not frozen (their section 4.2 does, for stability at large batches).
     """
 
+    advice = "try a lower learning rate, another objective.temperature or stronger augmentation"
+
     def __init__(self, encoder: Encoder, hidden: Count, out: Count, temperature: Positive, momentum: Share | list[Share]):
         super().__init__()
         self.temperature = temperature
@@ -116,6 +120,7 @@ class NNCLR(Objective):
     paper, a neighbour's negatives are the batch's other predictions alone (LightlySSL's example has neighbours among them too).
     """
 
+    advice = "try a lower learning rate, another objective.temperature or stronger augmentation"
     needs_full_batches = True
     least_views = 2
 

@@ -28,6 +28,7 @@ class MSN(Taught):
     projector. The teacher is evaluated: the authors' linear evaluation loads their `target_encoder`.
     """
 
+    advice = "try a lower learning rate, a longer schedule.warmup, or teacher temperature and number of prototypes anew"
     modality = "image"
     needs_full_batches = True
     least_views = 2

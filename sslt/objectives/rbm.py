@@ -29,6 +29,7 @@ class RBM(Objective):
     an `RBMEncoder`. Logs the square error of E[v | P(h | v)], the usual (and weak) sign of progress.
     """
 
+    advice = "train for longer, or by a task that compares views (+task=simclr): what generates pixels need not tell classes apart"
     needs_full_batches = True
 
     def __init__(self, encoder: Encoder, k: Count, persistent: bool):

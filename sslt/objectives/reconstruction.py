@@ -65,6 +65,11 @@ class Inpainting(Objective):
     too, `overlap_weight` times (theirs: 7 of 128 pixels, 10 times); 0: none. width: of the decoder.
     """
 
+    advice = (
+        "train for longer, or by a task that compares views (+task=simclr): this one may be solved by other means than "
+        "what classes differ in"
+    )
+
     def __init__(self, encoder: Encoder, mask: str, share: Share, overlap: Natural, overlap_weight: NonNegative, width: Count):
         super().__init__()
         if mask not in MASKS:
@@ -112,6 +117,11 @@ class Denoising(Objective):
     pixels that become black; "salt_and_pepper", the share that become black or white. width: of the decoder.
     """
 
+    advice = (
+        "train for longer, or by a task that compares views (+task=simclr): this one may be solved by other means than "
+        "what classes differ in"
+    )
+
     def __init__(self, encoder: Encoder, noise: str, strength: NonNegative, width: Count):
         super().__init__()
         if noise not in NOISES:
@@ -153,6 +163,10 @@ class ContrastiveAutoencoder(Objective):
     width: of the decoder.
     """
 
+    advice = (
+        "train for longer, or by a task that compares views (+task=simclr): this one may be solved by other means than "
+        "what classes differ in"
+    )
     needs_full_batches = True
     least_views = 2
 

@@ -15,6 +15,10 @@ from sslt.objectives.pixels import answers, choice, images_of, require_images
 class _Positions(Objective):
     """Reads `views` [V, B, C, S, S]; each image is encoded in all K positions, in one forward of K·V·B, and classified linearly."""
 
+    advice = (
+        "train for longer, or by a task that compares views (+task=simclr): this one may be solved by other means than "
+        "what classes differ in"
+    )
     names: tuple[str, ...]
 
     def __init__(self, encoder: Encoder):

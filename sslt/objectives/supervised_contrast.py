@@ -66,6 +66,8 @@ class _Contrast(Objective):
 class DCL(_Contrast):
     """Decoupled contrastive learning (Yeh et al., 2022). Reads `views` [V, B, ...], V ≥ 2."""
 
+    advice = "try a larger batch_size, another objective.temperature or stronger augmentation, and a lower learning rate"
+
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         z = self.projections(encoder, batch)
         with full_precision():
@@ -75,6 +77,7 @@ class DCL(_Contrast):
 class SupCon(_Contrast):
     """Supervised contrastive learning (Khosla et al., 2020). Reads `views` [V, B, ...], V ≥ 2, and `label` [B]."""
 
+    advice = "try a larger batch_size, another objective.temperature or stronger augmentation, and a lower learning rate"
     needs_labels = True
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:

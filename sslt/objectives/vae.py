@@ -28,6 +28,8 @@ class VAE(Objective):
     the loss is ½|x - x̂|² + beta · KL, a sum over pixels and latent numbers, over the number of pixels: nats a pixel, less a constant.
     """
 
+    advice = "train for longer, or by a task that compares views (+task=simclr): what generates pixels need not tell classes apart"
+
     def __init__(self, encoder: Encoder, latent: Count, beta: NonNegative, width: Count):
         super().__init__()
         require_images(encoder)

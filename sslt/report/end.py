@@ -82,8 +82,11 @@ def _reported(what: str) -> Any:
         log.warning("the picture of the %s could not be drawn: %s", what, e)
 
 
-def say_next(run: Run, metrics: dict[str, Any], commands: list[str], remarks: Sequence[str] = ()) -> None:
-    """Print the headline numbers, what there is to say of them, where everything lies, and the next command to type."""
+def say_next(run: Run, metrics: dict[str, Any], commands: list[str], with_labels: str | None = None, remarks: Sequence[str] = ()) -> None:
+    """Print the headline numbers, what there is to say of them, where everything lies, and the next command to type.
+
+    with_labels: the command for which labels lack.
+    """
     if not run.is_main:
         return
     from sslt.report.tables import print_table, summary
@@ -97,3 +100,5 @@ def say_next(run: Run, metrics: dict[str, Any], commands: list[str], remarks: Se
     print(f"{run}: {', '.join(where)}")
     for command in commands:
         print(f"  next: {command}")
+    if with_labels:
+        print(f"  once you have labels: {with_labels}")

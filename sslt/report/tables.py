@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 PERCENTAGES = ("accuracy", "f1", "precision", "recall", "interval")
+DIFFERENCES = ("difference", "gain")
 HEADLINES = ("accuracy", "f1", "precision", "recall", "ece", "nll")
 
 
@@ -20,7 +21,8 @@ def print_table(title: str, rows: Sequence[Row], console: Console | None = None)
 
     Metrics that end in accuracy, f1, precision, recall or interval are shown as percentages: by the name of the
     column, or, in a table with one metric per row, by what the column `metric` says (there an accuracy may also be
-    one of several domains, as in `shift/accuracy/usps`).
+    one of several domains, as in `shift/accuracy/usps`). Differences of them (a column `difference` or `gain`, a metric whose
+    name begins or ends with `gain`) are shown in points, with their sign.
     """
     from rich.console import Console
     from rich.table import Table
@@ -85,8 +87,16 @@ def _cell(row: Row, column: str) -> str:
         return str(value)
     if not math.isfinite(value):
         return "–" if math.isnan(value) else str(value)
+    metric = str(row.get("metric", ""))
+    percentage = column.endswith(PERCENTAGES) or metric.endswith(PERCENTAGES) or "accuracy" in metric
+    if column in DIFFERENCES or metric.startswith("gain/") or metric.endswith("/gain"):
+        if percentage or metric.endswith("/gain"):
+            return f"{100 * value:+.1f} points"
+        return f"{value:+,}" if isinstance(value, int) else _number(value, "+")
     if isinstance(value, int):
         return f"{value:,}"
-    if column.endswith(PERCENTAGES) or str(row.get("metric", "")).endswith(PERCENTAGES) or "accuracy" in str(row.get("metric", "")):
-        return f"{100 * value:.2f} %"
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{100 * value:.2f} %" if percentage else _number(value)
+
+
+def _number(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.4g}" if abs(value) < 1e4 else f"{value:{sign},.0f}"

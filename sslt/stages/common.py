@@ -52,7 +52,7 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
     start = cfg["from"]
     trust = list(cfg.trust)
     if start in (None, "scratch"):
-        encoder = build_encoder(cfg.encoder, corpus or source)
+        encoder = build_encoder(_sized(cfg, corpus or source), corpus or source)
     elif str(start).startswith("scratch:"):
         encoder = fresh_like(str(start).partition(":")[2], trust)
     else:
@@ -65,6 +65,19 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
         raise UserError(f"from={start} reads {encoder.modality}s, but {source.name} holds {source.modality}s: choose another data=")
     set_dropout(encoder, cfg.dropout)
     return encoder
+
+
+def _sized(cfg: Any, source: Any) -> Any:
+    """The node of a fresh encoder, for images of at most `max_image_size` where neither it nor the data set has a size set."""
+    node, limit = cfg.encoder, cfg.get("max_image_size")
+    if limit is None or node is None or source.modality != "image" or getattr(source, "size", None):
+        return node
+    if not isinstance(limit, int) or limit < 1:
+        raise UserError(f"max_image_size={limit}: give a number of pixels, or auto")
+    if "size" not in (node.get("processor") or {}) or node.processor["size"] is not None or (own := source.image_shape[0]) <= limit:
+        return node
+    log.info("%s: images of %d × %d are taken at %d × %d (max_image_size=%d keeps their size)", source.name, own, own, limit, limit, own)
+    return OmegaConf.merge(node, {"processor": {"size": limit}})
 
 
 def prepare(encoder: Encoder, source: Any, split: str) -> Samples:

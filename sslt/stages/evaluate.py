@@ -60,7 +60,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         if metrics and source.classes is not None:
             metrics |= labels.saved(cfg, run, data, source, metrics)
     run.add_metrics(metrics)
-    say_next(run, metrics, [], remarks)
+    say_next(run, metrics, [], remarks=remarks)
     return metrics
 
 

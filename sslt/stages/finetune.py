@@ -119,7 +119,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     shown = some(parts.test, MAPPED, int(cfg.seed))
     write_map(run, encode(trained, shown, device, batch), shown)
     if cfg.compare is None:
-        say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"], remarks)
+        say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"], remarks=remarks)
     return metrics
 
 

@@ -34,7 +34,7 @@ from sslt.execute import Interrupted, accelerator
 from sslt.learner import Learner, Term, seed_step
 from sslt.objectives.base import Objective
 from sslt.objectives.momentum import Teacher
-from sslt.runs import Run
+from sslt.runs import Run, now
 from sslt.stored import first_line
 
 log = logging.getLogger("sslt")
@@ -124,13 +124,16 @@ def fit(
     whole = sum(p.numel() for p in learner.parameters()) + (encoder.parameters_behind if isinstance(encoder, Precomputed) else 0)
     ranks = f" × {world} ranks" if world > 1 else ""
     bound = _bound(budget, learner.steps_per_epoch)
+    side = getattr(encoder.processor, "size", None)
+    what = "texts" if encoder.modality == "text" else f"images of {side} × {side}" if side else "images"
     if not nothing_to_train:
-        log.info("%s samples, batches of %d%s, %s", f"{len(primary.samples):,}", primary.batch_size, ranks, bound)
+        log.info("%s %s, batches of %d%s, %s", f"{len(primary.samples):,}", what, primary.batch_size, ranks, bound)
     if len(streams) > 1:
         log.info("%s", sampling.describe({name: len(stream) for name, stream in streams.items()}))
     log.info("%s of %s parameters move; %s on %s", f"{moving:,}", f"{whole:,}", number_format, kind)
     if start is not None:
         log.info("going on from %s", start)
+    run.update(training=now())
     if kind == "gpu":
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -156,19 +159,18 @@ def fit(
         learner.see_first_views()
     seed_step(learner.seed, learner.batches_seen, 2)  # what is random from here on is the same after a training that was interrupted
     rate = round(curves.throughput, 2)
-    now = {"train/loss": learner.scalars()["loss"], "throughput/samples_per_second": rate} if learner.last else {}
-    learner.run_metrics = (
-        now
-        | {
-            "train/steps": learner.batches_seen,
-            "train/epochs": round(learner.epoch_position, 4),
-            "train/seconds": round(budget.elapsed, 2),
-            "model/parameters": whole,
-            "model/moving_parameters": moving,
-            "train/peak_memory_bytes": peak_memory(kind),
-        }
-        | ({} if learner.average is None else {"encoder/is": "average"})
-    )
+    last = {"train/loss": learner.scalars()["loss"], "throughput/samples_per_second": rate} if learner.last else {}
+    average = {} if learner.average is None else {"encoder/is": "average"}
+    learner.run_metrics = {
+        **last,
+        "train/steps": learner.batches_seen,
+        "train/epochs": round(learner.epoch_position, 4),
+        "train/seconds": round(budget.elapsed, 2),
+        "model/parameters": whole,
+        "model/moving_parameters": moving,
+        "train/peak_memory_bytes": peak_memory(kind),
+        **average,
+    }
     learner.loggers_used = loggers
     return learner
 

@@ -7,12 +7,14 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from sslt.callbacks.budget import seconds
 from sslt.callbacks.probes import OnlineProbe
 from sslt.config import build
 from sslt.data.views import Views
 from sslt.errors import UserError
 from sslt.learner import Term
 from sslt.report.end import say_next, write_map, write_pictures, write_plots
+from sslt.report.next_steps import after_pretraining, with_labels
 from sslt.runs import Run
 from sslt.stages import common, fitting, weights
 
@@ -63,8 +65,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     write_plots(run, learner)
     if probes and probes[0].features is not None:
         write_map(run, probes[0].features, probes[0].bank)
-    measure = [f"sslt evaluate from={place}" for place in (run, *(f"{run}/{name}" for name in beside))]
-    say_next(run, metrics, [*measure, f"sslt finetune +target={_target(source)} from={run}"])
+    commands = [*(f"sslt evaluate from={run}/{name}" for name in beside), *after_pretraining(cfg, source, run)]
+    say_next(run, metrics, commands, None if source.classes else with_labels(source, run))
     return metrics
 
 
@@ -77,10 +79,5 @@ def _probe(cfg: Any, encoder: Any, source: Any, curves: Any) -> list[OnlineProbe
     queries = common.prepare(encoder, source, "val") if labelled else None
     if queries is not None and queries.labels is None:
         queries = None
-    return [OnlineProbe(curves, encoder, bank, queries, o.every_n_epochs, o.samples, common.eval_batch_size(cfg))]
-
-
-def _target(source: Any) -> str:
-    from sslt import groups
-
-    return source.name if source.name in groups.options("target") else ("image_folder" if source.modality == "image" else "text_csv")
+    limit = seconds(cfg.trainer.max_time)
+    return [OnlineProbe(curves, encoder, bank, queries, o.every_n_epochs, o.samples, common.eval_batch_size(cfg), limit)]

@@ -102,16 +102,17 @@ def test_warning_tells_the_kinds_of_collapse_apart():
     point = spectrum.collapse_report(_gaussian(1, 128) + 1e-3 * _gaussian(2000, 128))
     few = spectrum.collapse_report(_gaussian(2000, 3) @ _gaussian(3, 128))
     lost = spectrum.collapse_report(_gaussian(20, 8) * math.nan)
-    assert spectrum.collapse_warning(None, sound, 128) is None
-    assert spectrum.collapse_warning(sound, sound, 128) is None
+    assert spectrum.collapse_warning(None, sound, 128, "try it") is None
+    assert spectrum.collapse_warning(sound, sound, 128, "try it") is None
     for before in (None, sound):
-        assert "the same point" in str(spectrum.collapse_warning(before, point, 128))
-        assert "128 dimensions carry what 3 could" in str(spectrum.collapse_warning(before, few, 128))
-        assert "diverged" in str(spectrum.collapse_warning(before, lost, 128))
+        said = str(spectrum.collapse_warning(before, point, 128, "try it"))
+        assert "the same point" in said and said.endswith("try it")
+        assert "128 dimensions carry what 3 could" in str(spectrum.collapse_warning(before, few, 128, "try it"))
+        assert "diverged" in str(spectrum.collapse_warning(before, lost, 128, "try it"))
 
 
 def test_no_warning_where_features_started_as_low():
     """An untrained encoder of low rank and little spread that has got better is not collapsing."""
     start = {"std": 0.04, "rankme": 4.0}
-    assert spectrum.collapse_warning(start, {"std": 0.045, "rankme": 6.0}, 512) is None
-    assert spectrum.collapse_warning(start, {"std": 0.045, "rankme": 1.5}, 512) is not None
+    assert spectrum.collapse_warning(start, {"std": 0.045, "rankme": 6.0}, 512, "try it") is None
+    assert spectrum.collapse_warning(start, {"std": 0.045, "rankme": 1.5}, 512, "try it") is not None

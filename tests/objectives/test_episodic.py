@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_encoder import VectorEncoder
 
+from sslt.config import compose
 from sslt.data.image_processor import ImageProcessor
 from sslt.encoders.base import Encoder
 from sslt.encoders.conv4 import Conv4
 from sslt.errors import UserError
 from sslt.objectives.episodic import ANIL, MAML, Prototypes
+from sslt.objectives.inner import descend_head
 
 
 class Tiny(VectorEncoder):
@@ -259,3 +262,20 @@ def test_features_of_a_narrow_format_are_widened_first(make):
 
     losses = [make(Narrow(dtype))(Narrow(dtype), dict(batch)).value for dtype in (torch.bfloat16, torch.float32)]
     assert losses[0].dtype == torch.float32 and torch.equal(*losses)
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_the_shipped_inner_steps_of_anil_descend(shots):
+    """On features as Conv4 has them (no number below 0, length about 14), each step lowers the loss on the support: none overshoots."""
+    cfg = compose("finetune", ["+target=omniglot", "+episodes=anil", "from=scratch"]).episodes.method
+    g = torch.Generator().manual_seed(0)
+    x = torch.relu(1 + torch.randn(20, 5, 1, 64, generator=g) + torch.randn(20, 5, shots, 64, generator=g))
+    x = x * (14.4 / x.norm(dim=-1).mean())
+    head = torch.nn.Linear(64, 5)
+    labels = torch.arange(5).repeat_interleave(shots).expand(20, -1)
+    losses = []
+    for steps in range(cfg.test_steps + 1):
+        weight, bias = descend_head(x, head.weight, head.bias, steps, cfg.inner_lr, False)
+        logits = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight.transpose(1, 2))
+        losses.append(float(F.cross_entropy(logits.flatten(0, 1), labels.flatten())))
+    assert all(b < a for a, b in itertools.pairwise(losses)), losses

@@ -89,18 +89,26 @@ def test_tokens_that_were_not_chosen_are_shown_as_they_are(processor):
 
 
 def test_eighty_ten_ten(processor):
-    """Of the chosen tokens 80 % are masked, 10 % replaced by any entry, 10 % kept, within five standard errors."""
+    """Of the chosen tokens 80 % are masked, 10 % replaced by any word, 10 % kept, within five standard errors."""
     torch.manual_seed(0)
     made = views()(packed(processor, 1500, 64), SimpleNamespace(processor=processor))
     targets = made["targets"].flatten()
     shown = made["inputs"]["tokens"].gather(1, made["positions"]).flatten()
-    n, v = targets.numel(), processor.vocab_size
-    # a random entry is now and then the mask token or the true one
-    expected = {"masked": 0.8 + 0.1 / v, "kept": 0.1 + 0.1 / v, "other": 0.1 * (v - 2) / v}
+    n, v = targets.numel(), processor.vocab_size - len(processor.special_ids)
+    expected = {"masked": 0.8, "kept": 0.1 + 0.1 / v, "other": 0.1 * (v - 1) / v}  # a random word is now and then the true one
     masked, kept = shown == processor.mask_id, shown == targets
     found = {"masked": masked.float().mean(), "kept": kept.float().mean(), "other": (~masked & ~kept).float().mean()}
     for name, p in expected.items():
         assert float(found[name]) == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / n)), name
+
+
+def test_random_words_are_words(processor):
+    """What stands for a word by chance is never a special token, and every word may."""
+    made = views(mask_share=0.0, random_share=1.0)(packed(processor, 4000, 64), SimpleNamespace(processor=processor))
+    shown = made["inputs"]["tokens"].gather(1, made["positions"])[made["targets"] != -100]
+    drawn = np.unique(shown.numpy())
+    assert not np.isin(drawn, processor.special_ids).any()
+    assert len(drawn) > 0.9 * (processor.vocab_size - len(processor.special_ids))
 
 
 def test_every_place_is_chosen_equally_often(processor):

@@ -164,7 +164,7 @@ def test_predictions_for_a_folder_of_pictures(sslt, here):
                 Image.fromarray(np.full((20, 30, 3), 80 * i, np.uint8)).save(here / "set" / split / name / f"{i}.png")
     sslt("predict", "from=fine", "input=set", "trainer.accelerator=cpu", "hydra.run.dir=splits")
     lines = [line.split(",") for line in (here / "splits" / "predictions.csv").read_text().splitlines()]
-    assert lines[0] == ["row", "split", "name", "label", "probability"] and len(lines) == 7
+    assert lines[0][:5] == ["row", "split", "name", "label", "probability"] and len(lines) == 7  # a and b are no digits
     assert [line[:2] for line in lines[1:]] == [["0", "train"], ["1", "train"], ["2", "train"], ["3", "train"], ["0", "val"], ["1", "val"]]
     for i in range(3):
         Image.fromarray(np.full((20, 30, 3), 80 * i, np.uint8)).save(here / "photos" / f"{i}.png")

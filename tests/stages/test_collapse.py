@@ -70,3 +70,32 @@ def test_what_was_told_before_an_older_checkpoint_is_known():
     for kept, warned in ((True, {"features"}), (False, set()), (["pretrain"], {"pretrain"})):
         probe.load_state_dict({"start": None, "warned": kept, "last": {}})
         assert probe.warned == warned
+
+
+HARMS = """
+from mylab import Nothing
+
+
+class Harms(Nothing):
+    advice = "take another one"
+"""
+
+
+def test_a_run_that_ends_below_its_start_says_so(sslt, own_code, capsys):
+    """kNN of features that were driven to one point, against those of the untrained encoder, with what the objective advises."""
+    (own_code / "mylab.py").write_text(MODULE)
+    (own_code / "myharm.py").write_text(HARMS)
+    (own_code / "mine" / "objective").mkdir(parents=True)
+    (own_code / "mine" / "objective" / "harms.yaml").write_text("_target_: myharm.Harms\n")
+    common = [*TINY_IMAGES, "batch_size=64", "trainer.max_epochs=4", "optimizer.lr=0.02", "schedule.warmup=0"]
+    sslt("pretrain", "+task=simclr", "objective=harms", "--config-dir", "mine", *common, "hydra.run.dir=bad")
+    said = [line for line in capsys.readouterr().err.splitlines() if "below those that training began with" in line]
+    assert len(said) == 1 and said[0].startswith("warning: ") and said[0].endswith("take another one")
+
+
+def test_every_objective_says_what_to_try():
+    """Negatives are the advice of those that have some alone."""
+    from sslt.objectives.byol import BYOL
+    from sslt.objectives.masked_lm import MaskedLM
+
+    assert "negatives" not in MaskedLM.advice and "simcse" in MaskedLM.advice and "momentum" in BYOL.advice

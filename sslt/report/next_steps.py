@@ -1,0 +1,75 @@
+"""What to type next, as commands that run as they stand: with the settings of the data that the run was made on."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sslt import groups
+from sslt.runs import Run
+
+_GENERAL = {"image": ("image_folder", "FOLDER"), "text": ("text_csv", "FILE")}  # targets for labels of a user's own, and what they are
+
+
+def after_pretraining(cfg: Any, source: Any, run: Run) -> list[str]:
+    """Commands that measure an encoder on the data it was made of and carry it to their labels; its features, where they have none."""
+    own = run.info.get("config_dir")
+    option, settings = data_settings(cfg.data, own)
+    end = [*_trust(cfg), *(["--config-dir", str(own)] if own else [])]
+    start = f"from={groups.written(str(run))}"
+    classes = source.classes
+    if classes is None:
+        split = "unlabeled" if "unlabeled" in source.own_splits() else "train"
+        features = ["predict", start, f"data={option}", *settings, f"split={split}", *end]
+        return [command("evaluate", start, *end), command(*features)]
+    known = option in groups.options("target", own)
+    target = [f"+target={option}"] if known else [f"+target={_GENERAL[source.modality][0]}", f"data={option}"]
+    if source.new_classes_in_test:
+        tune = ["finetune", *target, "+episodes=protonet", *settings, start, *end]
+        return [command("evaluate", start, "+episodes=centroid", *end), command(*tune)]
+    if len(classes) < 2 or "test" not in source.splits():
+        return [command("predict", start, f"data={option}", *settings, "split=train", *end)]
+    probes = [command("evaluate", start, *end)] if "val" in source.splits() else []
+    return [*probes, command("finetune", *target, *settings, start, *end)]
+
+
+def with_labels(source: Any, run: Run) -> str:
+    """How to go on once there are labels; the word in capitals is the user's to give."""
+    target, what = _GENERAL[source.modality]
+    return command("finetune", f"+target={target}", f"data.path={what}", f"from={groups.written(str(run))}")
+
+
+def data_settings(node: Any, config_dir: str | None = None) -> tuple[str, list[str]]:
+    """The option of `data=` that a composed node was made from, and what was set of it otherwise, as overrides."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
+    assert isinstance(plain, dict)
+    found: tuple[str, list[str]] | None = None
+    for option in groups.options("data", config_dir):
+        usual = OmegaConf.to_container(OmegaConf.create(groups.own_values("data", option, config_dir)), resolve=True)
+        assert isinstance(usual, dict)
+        if usual.get("_target_") != plain["_target_"]:
+            continue
+        other = [f"data.{key!s}={groups.written(value)}" for key, value in plain.items() if key not in usual or usual[key] != value]
+        if found is None or len(other) < len(found[1]):
+            found = option, other
+    assert found is not None, plain["_target_"]
+    return found
+
+
+def command(*words: str) -> str:
+    """`sslt` with these arguments, as a shell reads it."""
+    return " ".join(["sslt", *(_quoted(word) for word in words)])
+
+
+def _quoted(word: str) -> str:
+    plain = shlex.quote(word)
+    return f'"{word}"' if plain != word and "'" in word and not set(word) & set('"$`\\!') else plain
+
+
+def _trust(cfg: Any) -> list[str]:
+    """`trust=` for what the run has of others."""
+    named = {str(node["_target_"]).partition(".")[0] for node in (cfg.data, cfg.get("encoder")) if node is not None and "_target_" in node}
+    packages = sorted({*map(str, cfg.trust), *(named - {"sslt"})})
+    return [f"trust=[{','.join(packages)}]"] if packages else []

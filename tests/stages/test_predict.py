@@ -1,0 +1,65 @@
+"""Protects what predictions say where the input has labels: the truth beside them, the accuracy, and every class's probability."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY_IMAGES, TINY_TEXT
+from PIL import Image
+
+from sslt.runs import Run
+
+CPU = "trainer.accelerator=cpu"
+
+
+def rows_of(run: str) -> list[dict[str, str]]:
+    with (Path(run) / "predictions.csv").open(encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def check(run: str, labelled: int) -> list[dict[str, str]]:
+    """The numbers of a run agree with its table."""
+    rows, metrics = rows_of(run), Run(Path(run)).metrics
+    known = [r for r in rows if f"probability/{r['truth']}" in r]
+    assert metrics["predict/rows"] == len(rows) and metrics["predict/labelled"] == labelled == len(known)
+    assert metrics["predict/accuracy"] == pytest.approx(np.mean([r["truth"] == r["label"] for r in known]))
+    for r in rows:
+        each = {k.partition("/")[2]: float(v) for k, v in r.items() if k.startswith("probability/")}
+        assert sum(each.values()) == pytest.approx(1, abs=1e-3) and float(r["probability"]) == max(each.values()) == each[r["label"]]
+    return rows
+
+
+def test_a_table_with_labels(sslt, here, capsys):
+    """The run's own column is read again; a row without a label is predicted as any other; what the head does not know counts nowhere."""
+    lines = [f"{word} {i},x,{team}" for i in range(20) for word, team in (("trees grow", "garden"), ("ships sail", "sea"))]
+    (here / "tickets.csv").write_text("\n".join(["body,label,team", *lines]) + "\n")
+    own = ["data.path=tickets.csv", "data.text=body", "data.label=team", *TINY_TEXT]
+    sslt("finetune", "+target=text_csv", "from=scratch", *own, "trainer.max_steps=2", "hydra.run.dir=run")
+    (here / "new.csv").write_text("body,label,team\ntrees,x,garden\nships,x,\nships,x,sea\nstars,x,sky\n")
+    capsys.readouterr()
+    sslt("predict", "from=run", "input=new.csv", CPU, "hydra.run.dir=out")
+    assert "of the 2 that have a label of these classes are right" in capsys.readouterr().out
+    assert [r["truth"] for r in check("out", 2)] == ["garden", "", "sea", "sky"]
+    sslt("predict", "from=run", "input=new.csv", CPU, "probabilities=false", "hydra.run.dir=short")
+    assert list(rows_of("short")[0]) == ["row", "truth", "label", "probability"]
+    (here / "new.txt").write_text("trees\n")
+    sslt("predict", "from=run", "input=new.txt", CPU, "hydra.run.dir=lines")
+    assert "truth" not in rows_of("lines")[0] and "predict/accuracy" not in Run(Path("lines")).metrics
+    sslt("predict", "from=run", "input=new.txt", CPU, "probabilities=some", code=2)
+
+
+def test_folders_of_classes(sslt, here):
+    """Pictures in folders named as the classes, and a data set by name."""
+    for name in ("3", "7"):
+        (here / "set" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(np.full((8, 8), 80 * i, np.uint8)).save(here / "set" / name / f"{i}.png")
+    sslt("finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=2", "hydra.run.dir=run")
+    sslt("predict", "from=run", "input=set", CPU, "hydra.run.dir=out")
+    assert [r["truth"] for r in check("out", 4)] == ["3", "3", "7", "7"]
+    sslt("predict", "from=run", "data=digits", CPU, "hydra.run.dir=named")
+    assert Run(Path("named")).metrics["predict/accuracy"] == pytest.approx(Run(Path("run")).metrics["test/accuracy"])
+    check("named", len(rows_of("named")))
