@@ -52,7 +52,7 @@ def command(args: list[str], point: str | None = None, sends: int = signal.SIGKI
     """
     process = CONTEXT.Process(target=_run, args=(args, str(Path.cwd()), dict(os.environ), sys.path, point, sends, rank))
     process.start()
-    process.join(300)
+    process.join(600)
     assert process.exitcode is not None, f"{args} hangs"
     return process.exitcode
 
