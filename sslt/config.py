@@ -135,6 +135,10 @@ def _check_read_by_a_stage(group: str, node: dict[str, Any], config_dir: str | N
     for key in node:
         if key not in keys:
             raise UserError(f"nothing reads '{group}.{key}'{nearest(str(key), keys)}")
+    values = [groups.own_values(group, option) for option in groups.options(group)]
+    common = set.intersection(*({k for k, v in own.items() if v != {}} for own in values))  # {}: another group's, which may be none
+    if lacking := sorted(common - node.keys() - {"_target_"}):
+        raise UserError(f"'{group}.{lacking[0]}' has no value: choose one of +{group}={', '.join(groups.options(group))} first")
 
 
 def _check_alike(path: str, node: dict[str, Any], defaults: dict[str, Any]) -> None:

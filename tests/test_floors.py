@@ -82,7 +82,7 @@ def test_imports_go_down(module):
 
 
 def test_the_guide_needs_little():
-    """Help and completion read folders: of sslt they use what costs nothing."""
+    """Help and completion read folders: of sslt they use groups, errors, runs and the reading of small files alone."""
     names = {name.split(".")[1] for _, name in anywhere("guide") if name.startswith("sslt.")}
     assert names <= {"groups", "errors", "runs", "stored"}
 
