@@ -231,7 +231,7 @@ def test_episodes_are_averaged_too(sslt, here):
     assert not equal(*(load_file(here / folder / "episodes" / "model.safetensors") for folder in ("run", "run/raw")))
     again = ["+episodes=maml", "episodes.way=3", "episodes.query=5", "episodes.test_episodes=4", "trainer.accelerator=cpu"]
     sslt("evaluate", "from=run/raw", *again, "hydra.run.dir=measured")
-    assert Run(here / "measured").metrics["test/accuracy"] > 0
+    assert Run(here / "measured").metrics["episodes/accuracy"] > 0
 
 
 @pytest.mark.parametrize(
