@@ -382,5 +382,5 @@ def test_what_a_user_adds_is_looked_at_before_it_is_read(here):
 
 
 def test_a_group_that_is_filled_by_hand_has_what_all_its_options_have():
-    with pytest.raises(UserError, match="'shift.* has no value: choose one of .*dann"):
+    with pytest.raises(UserError, match=r"'shift.* has no value: choose one of .*dann"):
         config.compose("finetune", ["+target=docs", "from=x", "+shift.target=[1]"])
