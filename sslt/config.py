@@ -90,6 +90,8 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
     _check_ranges(plain)
     for path, node in targets(plain):
         _check_node(path, node)
+    if not isinstance(changed := plain.get("data_overrides") or {}, dict):
+        raise UserError(f"data_overrides={reprlib.repr(changed)} is of the wrong type: it takes settings of the data, {{KEY: VALUE}}")
     for group in sorted(known & set(groups.names(config_dir))):
         _check_group(str(group), plain.get(group), verb, config_dir)
     for i, node in enumerate(plain.get("callbacks") or []):
