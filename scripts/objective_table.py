@@ -43,7 +43,7 @@ def problems(seeds: Sequence[Seed]) -> list[str]:
     first, last = (statistics.fmean(s.loss[i] for s in seeds) for i in (0, 1))
     if not first - last >= FALL * abs(first):
         found.append("the loss does not fall")
-    if any(collapse_warning(*(_spectrum(m) for m in (s.before, s.after)), s.dim) for s in seeds):
+    if any(collapse_warning(*(_spectrum(m) for m in (s.before, s.after)), s.dim, "") for s in seeds):
         found.append("the features collapse")
     if not _mean(seeds, "after", "linear/accuracy") > _mean(seeds, "before", "linear/accuracy"):
         found.append("the linear probe does not beat the untrained encoder's")

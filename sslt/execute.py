@@ -78,7 +78,12 @@ def settle(cfg: Any, run: Run) -> None:
     """Write down what `auto` stands for where a run must stay the same on another machine."""
     if cfg.get("max_image_size") == "auto":
         before = run.config.get("max_image_size") if run.info else None
-        cfg.max_image_size = before or _IMAGE_SIZES[accelerator(cfg.trainer)]
+        cfg.max_image_size = before or image_size(cfg)
+
+
+def image_size(cfg: Any) -> Any:
+    """`max_image_size`, resolved."""
+    return _IMAGE_SIZES[accelerator(cfg.trainer)] if cfg.max_image_size == "auto" else cfg.max_image_size
 
 
 def perform(verb: str, cfg: Any, run: Run) -> None:

@@ -54,6 +54,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shared) if shared else tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(autouse=True)
+def _safe_path_ends() -> Iterator[None]:
+    """A command keeps the processes that it starts from the working folder; scripts that the next test starts have theirs again."""
+    yield
+    os.environ.pop("PYTHONSAFEPATH", None)
+
+
 @pytest.fixture
 def here(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder."""

@@ -73,7 +73,7 @@ MAML = [
         ([*IMAGES, "trainer.accumulate_grad_batches=2"], (2, 6)),
         (TEXT, (5,)),
         ([*TUNE, "adaptation=partial", "adaptation.blocks=2"], (4, 7)),
-        ([*TUNE, "adaptation=probe"], (4,)),
+        ([*TUNE, "adaptation=probe", "head=fresh"], (4,)),
         ([*TUNE, "adaptation=gradual", "adaptation.over=0.9"], (4, 7)),  # some blocks free, others not yet
         ([*TUNE, "adaptation=l2sp"], (4,)),
         ([*TUNE, "+joint=simclr", "joint.batch_size=100"], (4, 8)),  # one stream in its second round, the other in its first

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslt.data.bag_processor import BagProcessor
 from sslt.encoders.base import Encoder, Features, require
-from sslt.encoders.files import read_tensors
+from sslt.encoders.files import fill
 from sslt.errors import UserError
 
 WEIGHTS = "model.safetensors"
@@ -85,10 +85,7 @@ class BagEncoder(Encoder):
         save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
 
     def load_weights(self, folder: Path) -> None:
-        try:
-            self.load_state_dict(read_tensors(folder / WEIGHTS))
-        except RuntimeError as e:
-            raise UserError(f"{folder}: the weights do not fit the encoder's config ({str(e).splitlines()[0]})") from e
+        fill(self, folder / WEIGHTS)
 
     def processor_config(self, folder: Path) -> dict[str, Any]:
         return self.processor.save(folder)

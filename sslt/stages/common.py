@@ -25,7 +25,7 @@ from sslt.encoders.files import building, fill, read_tensors, write_tensors
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
 from sslt.encoders.seals import check_seal, seal
 from sslt.errors import UserError
-from sslt.execute import accelerator
+from sslt.execute import accelerator, image_size
 from sslt.learner import Learner, Term
 from sslt.loggers import log_picture
 from sslt.objectives.base import Objective
@@ -69,9 +69,10 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
 
 def _sized(cfg: Any, source: Any) -> Any:
     """The node of a fresh encoder, for images of at most `max_image_size` where neither it nor the data set has a size set."""
-    node, limit = cfg.encoder, cfg.get("max_image_size")
-    if limit is None or node is None or source.modality != "image" or getattr(source, "size", None):
+    node = cfg.encoder
+    if cfg.get("max_image_size") is None or node is None or source.modality != "image" or getattr(source, "size", None):
         return node
+    limit = image_size(cfg)
     if not isinstance(limit, int) or limit < 1:
         raise UserError(f"max_image_size={limit}: give a number of pixels, or auto")
     if "size" not in (node.get("processor") or {}) or node.processor["size"] is not None or (own := source.image_shape[0]) <= limit:

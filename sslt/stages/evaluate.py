@@ -66,7 +66,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
 
 def _beside(cfg: Any, run: Run, encoder: Encoder, source: Any, samples: Any, metrics: dict[str, Any], right: Any) -> list[str]:
     """Add the cheap methods to the metrics of a fine-tuned run, on the rows that it learned from; what they say of it, in words."""
-    made = Run(stored.located(str(cfg["from"]))).config
+    found_in = run_of(stored.located(str(cfg["from"])))
+    made = {} if found_in is None else found_in.config
     labels = (made.get("label_fraction", 1.0), made.get("labels_per_class"), made.get("seed", 0))
     train = label_subset(common.prepare(encoder, source, "train"), *labels)
     val = common.prepare(encoder, source, "val") if "val" in source.splits() else None

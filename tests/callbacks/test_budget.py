@@ -20,7 +20,7 @@ def clock(monkeypatch) -> SimpleNamespace:
 
 
 def learner(epochs: float = 0.0, steps: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(epoch_position=epochs, global_step=steps)
+    return SimpleNamespace(epoch_position=epochs, global_step=steps, interrupted=False, finish=lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_clock_goes_on_where_it_stopped(clock):
     clock.t += 30
     state = b.state_dict()
     assert b.elapsed == 30 and state == {"elapsed": 30.0}
-    b.on_train_end(None, None)
+    b.on_train_end(None, learner())
     clock.t += 500
     assert b.elapsed == 30
     resumed = Budget(None, None, 100.0)

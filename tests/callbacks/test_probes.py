@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -51,11 +52,15 @@ class Kept:
         self.said.append((learner.batches_seen, values))
 
 
+IDENTITY = VectorEncoder(nn.Identity(), 4)
+
+
 def learner(seen: int, steps: int = 5, **more: Any) -> Any:
     encoder = VectorEncoder(nn.Identity(), 4)
+    main = SimpleNamespace(advice="more", trouble=lambda: None)
     return SimpleNamespace(
         batches_seen=seen, steps_per_epoch=steps, epoch_position=seen / steps, interrupted=False, encoder=encoder,
-        device=torch.device("cpu"), objectives={}, **more,
+        device=torch.device("cpu"), objectives={"main": main}, as_saved=contextlib.nullcontext, **more,
     )  # fmt: skip
 
 
@@ -81,7 +86,7 @@ def test_a_subset_is_stratified_where_there_are_labels():
 def test_online_probe():
     """Features of the bank, spectrum and kNN of other samples, at the start, after due epochs and at an end within an epoch."""
     kept = Kept()
-    probe = OnlineProbe(kept, Points(60), Points(60, seed=1), 2, 40, 8)
+    probe = OnlineProbe(kept, IDENTITY, Points(60), Points(60, seed=1), 2, 40, 8)
     assert (len(probe.bank), len(probe.queries)) == (40, 20)
     probe.on_train_start(None, learner(0))
     assert torch.allclose(probe.features, probe.bank.x, atol=0.05)
@@ -92,20 +97,20 @@ def test_online_probe():
     assert [step for step, _ in kept.said] == [0, 10, 12]
     assert kept.said[0][1].keys() == {"online/rankme", "online/std", "online/knn_accuracy"} and probe.last == kept.said[-1][1]
     assert kept.said[0][1]["online/knn_accuracy"] > 0.9
-    for seen, interrupted in ((10, False), (12, True)):
+    for seen, interrupted in ((12, False), (13, True)):  # measured at this step already, or stopped
         stopped = learner(seen)
         stopped.interrupted = interrupted
         probe.on_train_end(None, stopped)
     assert len(kept.said) == 3
-    bare = OnlineProbe(kept, Points(60, labelled=False), None, 1, 40, 8)
+    bare = OnlineProbe(kept, IDENTITY, Points(60, labelled=False), None, 1, 40, 8)
     bare.measure(None, learner(0))
     assert kept.said[-1][1].keys() == {"online/rankme", "online/std"}
 
 
 def test_collapse_and_trouble_are_said_once(caplog):
     """Each by itself, in a resumed run too; an older checkpoint only knows whether features were warned of."""
-    probe = OnlineProbe(Kept(), Points(60), None, 1, 40, 8)
-    trouble = SimpleNamespace(trouble=lambda: "no prototype")
+    probe = OnlineProbe(Kept(), IDENTITY, Points(60), None, 1, 40, 8)
+    trouble = SimpleNamespace(trouble=lambda: "no prototype", advice="more")
     with caplog.at_level(logging.WARNING, "sslt"):
         probe.on_train_start(None, learner(0))
         assert not caplog.messages
@@ -113,10 +118,11 @@ def test_collapse_and_trouble_are_said_once(caplog):
         flat.encoder.layer = nn.Linear(4, 4)
         nn.init.zeros_(flat.encoder.layer.weight)
         flat.objectives = {"main": trouble}
+        probe.encoder = flat.encoder
         probe.measure(None, flat)
         assert len(caplog.messages) == 2 and all(m.startswith("step 5: ") for m in caplog.messages)
         probe.measure(None, flat)
-        resumed = OnlineProbe(Kept(), Points(60), None, 1, 40, 8)
+        resumed = OnlineProbe(Kept(), flat.encoder, Points(60), None, 1, 40, 8)
         resumed.load_state_dict(probe.state_dict())
         assert resumed.last == probe.last
         resumed.on_train_start(None, flat)

@@ -25,7 +25,7 @@ def test_labels_by_number_and_by_name():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([0.0, 1.5], "float64 values"), ([0, 3], "row 1: the label"), ([0, 1, -1], "row 2: the label"),
+        ([0.0, 1.5], "row 1: the label"), ([0, 3], "row 1: the label"), ([0, 1, -1], "row 2: no label"),
         (["ant", "dog"], "row 1: the label"),
         ([[0, 1], [1, 2]], r"shape \[2, 2\]"), ([1 + 1j], "complex128 values"),
     ],
@@ -38,10 +38,10 @@ def test_what_no_label_is(values, said):
 
 def test_class_names():
     """Those given; the strings of all splits, sorted; the numbers up to the largest."""
-    assert class_names([np.array([5])], ["x", "y"]) == ["x", "y"]
-    assert class_names([np.array(["b", None, "a"], object), np.array(["c", "a"], object)], None) == ["a", "b", "c"]
-    assert class_names([np.array([0, 2]), np.array([3]), np.array([], int)], None) == ["0", "1", "2", "3"]
-    assert class_names([], None) == []
+    assert class_names([np.array([5])], ["x", "y"], "y") == ["x", "y"]
+    assert class_names([np.array(["b", None, "a"], object), np.array(["c", "a"], object)], None, "y") == ["a", "b", "c"]
+    assert class_names([np.array([0, 2]), np.array([3]), np.array([], int)], None, "y") == ["0", "1", "2", "3"]
+    assert class_names([], None, "y") == []
 
 
 def test_layouts():

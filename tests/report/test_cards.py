@@ -59,7 +59,7 @@ def test_how_weights_are_used(args, said):
     encoder = Encoder(**args)
     encoder.processor = SimpleNamespace(channels=1)
     assert said in _usage(encoder)
-    encoder.modality = "text"
+    encoder.args["model_type"] = "bert"
     assert "transformers.AutoModel" in _usage(encoder)
     encoder.adapter = {"kind": "lora"}
     assert "An adapter (lora) with the weights it was made over" in _usage(encoder)

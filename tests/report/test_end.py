@@ -32,8 +32,7 @@ def drawn(monkeypatch) -> dict[str, Any]:
 
 
 def learner(views: dict | None = None, pictures: dict | None = None) -> Any:
-    tokenizer = SimpleNamespace(decode=lambda row, skip_special_tokens: " ".join(map(str, row)) + f" {skip_special_tokens}")
-    processor = SimpleNamespace(mean=[0.5], std=[0.25], tokenizer=tokenizer)
+    processor = SimpleNamespace(mean=[0.5], std=[0.25], decode=lambda row: " ".join(map(str, row)))
     return SimpleNamespace(first_views=views, encoder=SimpleNamespace(processor=processor), pictures=lambda: pictures or {})
 
 
@@ -51,7 +50,7 @@ def test_texts_are_shown_as_the_encoder_saw_them(run):
     """Eight, special tokens too."""
     end.write_plots(run, learner({"main": {"tokens": torch.arange(40).view(2, 10, 2)}}))
     rows = (run / "plots" / "views_main.txt").read_text().split("\n\n")
-    assert len(rows) == 8 and rows[0] == "0 1 False" and rows[7] == "14 15 False\n"
+    assert len(rows) == 8 and rows[0] == "0 1" and rows[7] == "14 15\n"
 
 
 def test_what_objectives_draw(run, drawn):

@@ -96,6 +96,10 @@ def test_a_stored_command_cannot_widen_trust(sslt, here, capsys):
     (here / "r").mkdir()
     (here / "r" / "run.json").write_text(json.dumps({"verb": "evaluate", "status": "failed", "overrides": ["from=x", "trust=[os]"]}))
     sslt("evaluate", "resume=r", code=2)
+    said(capsys)
+    whole = {"from": "x", "trust": ["os"], "data": {"_target_": "os.system", "command": "touch owned"}}
+    (here / "r" / "config.yaml").write_text(json.dumps(whole))
+    sslt("evaluate", "resume=r", code=2)
     assert "trust=[os]" in said(capsys) and not (here / "owned").exists()
 
 
