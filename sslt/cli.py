@@ -257,7 +257,11 @@ def _debug(args: list[str]) -> bool:
 
 
 def _from_composition(e: Exception) -> bool:
-    return type(e).__module__.split(".")[0] in ("hydra", "omegaconf", "antlr4")
+    """Whether an error is of the libraries that compose, or was raised in them: Hydra meets some values with Python's own errors."""
+    libraries = ("hydra", "omegaconf", "antlr4")
+    frames = traceback.extract_tb(e.__traceback__)
+    raised_in = Path(frames[-1].filename).parts if frames else ()
+    return type(e).__module__.split(".")[0] in libraries or any(part in libraries for part in raised_in)
 
 
 def _defect(e: Exception, args: list[str]) -> int:

@@ -130,7 +130,10 @@ def _restored(plain: dict[str, Any], where: str, verb: str, typed: list[str], co
     touched = _apply(cfg, verb, typed, config_dir)
     saved = {k: v for k, v in plain.items() if k not in touched}
     trusted.check_trusted(saved, list(cfg.get("trust") or []), where, config_dir)
-    config.check(cfg, verb, config_dir)
+    try:
+        config.check(cfg, verb, config_dir)
+    except UserError as e:
+        raise UserError(f"{e} (settings saved in {where})") from e
     OmegaConf.set_struct(cfg, True)
     return cfg
 
