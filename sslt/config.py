@@ -264,6 +264,8 @@ def explain(e: Exception, verb: str, config_dir: str | None = None) -> UserError
         return UserError("a ~ cannot stand in a value as it is: write $HOME, or quote it twice: \"key='~/photos'\"")
     if "mismatched input" in text or "no viable alternative" in text or "token recognition" in text or "LexerNoViableAlt" in text:
         return UserError(f"cannot read an override: {text.splitlines()[0]}; quote values with spaces or commas: key='a, b'")
+    if isinstance(e, (TypeError, AttributeError, KeyError)):  # what Hydra does not check before it uses it
+        return UserError(f"the settings cannot be composed ({text.splitlines()[0]}): a group takes the name of an option, +group=NAME")
     return UserError(f"config: {text.splitlines()[0] if text else type(e).__name__}")
 
 

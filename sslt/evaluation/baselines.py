@@ -221,7 +221,7 @@ def _neighbours(
 
     tried = [(math.nan if val is None else accuracy(scores(val[0], k), val[1]), k) for k in (NEIGHBOURS if val is not None else (5,))]
     score, best = max(tried, key=lambda t: t[0])
-    return _Fitted(f"{name}, {best} nearest neighbours", score, lambda items: scores(_described(items, describe), best).argmax(1).numpy())
+    return _Fitted(f"{name}, kNN (k={best})", score, lambda items: scores(_described(items, describe), best).argmax(1).numpy())
 
 
 def _described(samples: Samples, describe: Callable[[Tensor], Tensor]) -> Tensor:
