@@ -200,7 +200,9 @@ def _check_node(path: str, node: dict[str, Any]) -> None:
         module, _, name = target.rpartition(".")
         hint = nearest(name, signatures.names_in(module)) or "; is its package installed?"
         raise UserError(f"{path}._target_={target}: no such class or function can be found{hint}")
-    if isinstance(node.get("processor"), dict) and (fit := signatures.processor_signature(target)):
+    if node.get("processor") is not None and (fit := signatures.processor_signature(target)):
+        if not isinstance(node["processor"], dict):
+            raise UserError(f"{path}.processor={node['processor']!r} is of the wrong type: it holds {', '.join(fit.parameters)}")
         _check_keys(f"{path}.processor", f"{target}'s processor", node["processor"], fit)
     if found := signatures.signature(target):
         _check_keys(path, target, node, found)

@@ -84,6 +84,7 @@ MISTAKES = [
     (["pretrain", "+task=simclr", "optimizer.lr=-1"], "optimizer: "),
     (["pretrain", "+task=simclr", "optimizer.lr=0.1,0.2"], "add -m"),
     (["finetune", "+target=docs", "from=x", "+shift.target=[1]"], "choose one of +shift=cdan"),
+    (["pretrain", "+task=simclr", "encoder.processor=2"], "encoder.processor=2 is of the wrong type"),
     (["pretrain", "+task=simclr", "batch_size=0"], "batch_size=0 is out of range"),
     (["pretrain", "+task=simclr", "+checkpoint.foo=3"], "checkpoint.foo"),
     (["pretrain", "+task=simclr", "checkpoint.every_minutes=often"], "checkpoint.every_minutes"),
