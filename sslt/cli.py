@@ -16,6 +16,7 @@ from typing import Any
 
 from sslt import groups, guide
 from sslt.errors import RankLost, UserError, nearest, printable
+from sslt.stored import is_text
 
 INTERRUPTED = 130
 _SHORT = {"-m": "--multirun", "-c": "--cfg", "-cd": "--config-dir", "-p": "--package", "-i": "--info", "-r": "--run"}
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         for a in args:
-            if "\0" in a or not _is_text(a):
+            if "\0" in a or not is_text(a):
                 raise UserError(f"{a[:200]!a} is no UTF-8 text: files with such names have to be renamed or linked to first")
         return _dispatch(args)
     except (UserError, RankLost) as e:
@@ -233,14 +234,6 @@ def _split(args: list[str]) -> tuple[list[str], dict[str, str | None]]:
     if len(alone := [flag for flag in _ALONE if flag in flags]) > 1:
         raise UserError(f"{' and '.join(alone)} cannot be joined: give one of them")
     return overrides, flags
-
-
-def _is_text(argument: str) -> bool:
-    try:
-        argument.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _config_dir(args: list[str]) -> str | None:

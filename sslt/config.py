@@ -10,7 +10,7 @@ import contextlib
 import math
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sslt import groups, signatures
 from sslt.errors import UserError, nearest
 from sslt.ranges import SETTINGS
-from sslt.trusted import targets
+from sslt.trusted import targets, walk
 
 
 def compose(verb: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
@@ -83,8 +83,8 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
     except OmegaConfBaseException as e:
         raise UserError(_missing(e)) from e
     assert isinstance(plain, dict)
-    for name, value in _numbers(plain):
-        if not math.isfinite(value):
+    for name, value in walk(plain):
+        if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name}={value} is no number that anything can be set to: give a finite one")
     _check_alike("", {str(k): v for k, v in plain.items()}, groups.plain_values(verb))
     _check_ranges(plain)
@@ -178,18 +178,6 @@ def _alike(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
-
-
-def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """(dotted path, value) of every float in a config."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _numbers(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from _numbers(value, f"{path}[{i}]")
-    elif isinstance(node, float):
-        yield path, node
 
 
 def _check_node(path: str, node: dict[str, Any]) -> None:

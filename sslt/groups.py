@@ -12,6 +12,7 @@ from typing import Any
 
 from sslt import stored
 from sslt.errors import UserError, nearest
+from sslt.ranges import is_number
 
 # Groups of which nothing is chosen by default: written with a + on the command line.
 ADDED = ("task", "target", "joint", "shift", "episodes", "test_time", "corruption")
@@ -157,7 +158,7 @@ def check_choices(verb: str, overrides: list[str], config_dir: str | None = None
     usual, there = default_options(verb), names(config_dir)
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if key in there and (value.lower() in ("true", "false") or _is_number(value) or (value == "null" and usual.get(key))):
+        if key in there and (value.lower() in ("true", "false") or is_number(value) or (value == "null" and usual.get(key))):
             raise UserError(f"{key}={value}: give the name of one{nearest(value, options(key, config_dir)) or f' (`sslt list {key}`)'}")
         if config_dir:
             for option in value.strip("[]").split(","):
@@ -179,14 +180,6 @@ def _check_files(folder: Path, group: str, option: str, seen: set[str]) -> None:
             inner = str(key).split()[-1].partition("@")[0]
             for chosen in value if isinstance(value, list) else [value]:
                 _check_files(folder, inner if inner.startswith("/") else f"{group}/{inner}", str(chosen), seen)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def fit_recipe(verb: str, overrides: list[str], config_dir: str | None = None) -> list[str]:

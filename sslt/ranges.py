@@ -68,3 +68,12 @@ SETTINGS = {
     "draws": "Count",
     "curve.fractions": "list[Fraction]",
 }
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is that of a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

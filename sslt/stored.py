@@ -203,3 +203,14 @@ def first_line(e: BaseException) -> str:
     """What an exception says, on one line of at most 200 characters; its name where it says nothing."""
     lines = [line for line in str(e).splitlines() if line.strip()]
     return lines[0].strip()[:200] if lines else type(e).__name__
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it: JSON can escape half a character (a lone surrogate), which no file and no tokenizer takes."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False

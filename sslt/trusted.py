@@ -101,24 +101,23 @@ def _named_in(config_dir: str) -> frozenset[str]:
     return frozenset(node["_target_"] for file in files for _, node in targets(stored.yaml_object(file)))
 
 
-def _strings(node: Any) -> Iterator[str]:
+def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything in a plain config, outermost first; the whole itself has the path ""."""
+    yield path, node
     if isinstance(node, Mapping):
         for key, value in node.items():
-            yield from (*_strings(key), *_strings(value))
+            yield from walk(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list):
-        for value in node:
-            yield from _strings(value)
-    elif isinstance(node, str):
-        yield node
+        for i, value in enumerate(node):
+            yield from walk(value, f"{path}[{i}]")
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """(dotted path, node) of every node with a `_target_`, outermost first."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield path, dict(node)
-        for key, value in node.items():
-            yield from targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from targets(value, f"{path}[{i}]")
+    return ((where, dict(inner)) for where, inner in walk(node, path) if isinstance(inner, Mapping) and "_target_" in inner)
+
+
+def _strings(node: Any) -> Iterator[str]:
+    """Every text in a config, keys included."""
+    for _, inner in walk(node):
+        yield from (text for text in (inner if isinstance(inner, Mapping) else [inner]) if isinstance(text, str))

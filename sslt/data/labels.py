@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from sslt.stored import is_text
+
 # What programs write where there is nothing. "None" is not among them: it is a class of stance and of intent data.
 MISSING = frozenset({"", "nan", "+nan", "-nan", "null", "<na>", "n/a", "#n/a", "#na", "nil"})
 MISSING_AS_WRITTEN = frozenset({"NA"})  # of R; "na" is a word
@@ -37,14 +39,3 @@ def decoded(value: Any) -> Any:
         except UnicodeDecodeError:
             return value
     return value
-
-
-def is_text(text: str) -> bool:
-    """Whether UTF-8 can hold it: JSON can escape half a character (a lone surrogate), which no file and no tokenizer takes."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-        return True
-    except UnicodeEncodeError:
-        return False

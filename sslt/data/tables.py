@@ -18,8 +18,9 @@ from typing import Any
 
 from sslt.data import parquet
 from sslt.data.disk import LONGEST_LINE, lines, open_text, reading, suffix
-from sslt.data.labels import decoded, is_missing, is_text, label_name
+from sslt.data.labels import decoded, is_missing, label_name
 from sslt.errors import UserError, nearest
+from sslt.stored import is_text
 
 TEXT_NAMES = (
     "text", "text_a", "sentence", "sentence1", "review", "review_text", "body", "content", "document", "comment",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sslt.data.cache import write_atomic
+from sslt.ranges import is_number
 
 COLUMNS = ("step", "epoch", "name", "value")
 
@@ -71,7 +72,7 @@ def _rows(path: Path) -> Iterator[list[str]]:
         for line in f:
             row = next(csv.reader([line]), [])
             # A line without its end may have lost digits of its value.
-            if line.endswith("\n") and len(row) == len(COLUMNS) and row[0].isdecimal() and _is_number(row[3]):
+            if line.endswith("\n") and len(row) == len(COLUMNS) and row[0].isdecimal() and is_number(row[3]):
                 yield row
 
 
@@ -89,14 +90,6 @@ def _drop_incomplete_line(f: BinaryIO) -> None:
     if end < size:
         f.truncate(end)
     f.seek(end)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:
