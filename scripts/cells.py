@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sslt.cli import main as sslt
 from sslt.evaluation.few_shot import mean_interval
 from sslt.runs import Run, read_json
 
 SEEDS = (0, 1, 2)
+_KEPT = re.compile(
+    r"^(test|val|baseline|majority|untrained|knn|linear|train)/(accuracy|val_accuracy|method|knn|linear|labels|steps|seconds|epochs)"
+)
+Argument = str | Callable[[], str]  # what is only made where a cell that needs it has to be run
 
 
 class Cells:
-    """Runs `sslt` commands into folders below `root`: a finished one is not run again, an interrupted one goes on."""
+    """Runs `sslt` commands into folders below `root`: a finished one is not run again, an interrupted one goes on.
 
-    def __init__(self, root: Path, data: str):
-        self.root, self.data = root, data
+    kept: a file of JSON lines with what was measured, by the name of a cell and its command; what it has is not run again, be the folder
+    gone or not.
+    """
+
+    def __init__(self, root: Path, data: str, kept: Path | None = None):
+        self.root, self.data, self.kept = root, data, kept
+        lines = kept.read_text().splitlines() if kept is not None and kept.exists() else []
+        self.found: dict[str, dict[str, Any]] = {line["cell"]: line for line in map(json.loads, lines)}
         os.environ["SSLT_DATA"] = str(Path(data).resolve())
 
     def run(self, name: str, verb: str, *args: str, may_fail: bool = False, alone: bool = False) -> Run:
@@ -40,6 +54,23 @@ class Cells:
         if code:
             (folder / "error.txt").write_text(str(run.info.get("error", "")))
         return run
+
+    def measure(self, name: str, verb: str, *args: Argument) -> dict[str, Any]:
+        """What a command measures; arguments that are functions are called where it has to be run."""
+        if name in self.found:
+            return self.found[name]
+        run = self.run(name, verb, *(a if isinstance(a, str) else a() for a in args))
+        metrics = {k: round(v, 5) if isinstance(v, float) else v for k, v in read_json(run / "metrics.json").items() if _KEPT.match(k)}
+        self.found[name] = {"cell": name, **metrics}
+        if self.kept is not None:
+            self.kept.parent.mkdir(parents=True, exist_ok=True)
+            with self.kept.open("a") as f:
+                f.write(json.dumps(self.found[name]) + "\n")
+        return self.found[name]
+
+    def values(self, pattern: str, key: str = "test/accuracy") -> list[float]:
+        """`key` of every cell of which the whole name matches."""
+        return [line[key] for name, line in self.found.items() if re.fullmatch(pattern, name) and key in line]
 
 
 def numbers(root: Path, pattern: str, key: str = "test/accuracy") -> list[float]:

@@ -3,7 +3,7 @@
     python scripts/transfer.py --data DIR [--root FOLDER] [--only modes,digits,text,episodes,joint]
 
 Each cell is one `sslt` command in a run folder below --root; what is finished is not run again. The document is written from the
-run folders after every cell. The encoders of the modes are those of scripts/results.py (its --root, if they are there).
+run folders after every cell.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cells import SEEDS, Cells, about, numbers, percent
-from results import PRETRAIN
 
 from sslt.runs import Run, read_json
 
+PRETRAIN = {
+    "cifar10": ["+task=simclr", "data=cifar10", "trainer.max_time=00:10:00"],
+    "imdb": ["+task=mlm", "data=imdb", "encoder=modernbert_tiny", "trainer.max_time=00:15:00"],
+}
 MODES = {
     "full": ["adaptation=full"],
     "layer decay 0.7": ["adaptation=full", "adaptation.layer_decay=0.7"],

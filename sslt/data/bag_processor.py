@@ -120,6 +120,11 @@ class BagProcessor(TokenProcessor):
         """The words of ids; … for words outside the vocabulary, _ where nothing is read."""
         return " ".join("_" if i == 0 else self._words[i] if i < len(self._words) else "…" for i in ids)
 
+    @property
+    def vocabulary(self) -> list[str]:
+        """The word of every id; "" for padding and the ids that unknown words share."""
+        return self._words + [""] * self.unknown
+
     def rarity(self) -> np.ndarray:
         """float32 [vocab_size]: inverse document frequency ln((1 + texts) / (1 + documents)) + 1 of every id, that of one document
         for the ids that unknown words share; 0 for padding."""

@@ -81,6 +81,9 @@ class Encoder(nn.Module, abc.ABC):
         """Learning rate of a parameter, by its name, as a multiple of the optimizer's."""
         return 1.0
 
+    def forget(self) -> None:
+        """Drop what belongs to the classes that it was fine-tuned for, where there is such."""
+
     # ---------------------------------------------------------------- tokens that are hidden
     def require_tokens(self, pooled: bool) -> None:
         """Raise `UserError` if this encoder's tokens cannot be hidden one by one. pooled: whether the loss trains the pooled features."""

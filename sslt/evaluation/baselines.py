@@ -118,12 +118,13 @@ def _fitted_vectoriser(analyzer: str, lengths: tuple[int, int], texts: Sequence[
         return made.set_params(min_df=1, analyzer="char").fit([t or " " for t in texts])
 
 
-def _linear(n_classes: int, strength: float) -> Any:
+def linear_model(n_classes: int, strength: float) -> Any:
+    """Of unit rows: logistic regression, or one class against the rest where they are many."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
     if n_classes > MANY_CLASSES:
-        return LinearSVC(C=strength / 10)
+        return LinearSVC(C=strength / 10, random_state=0)
     return LogisticRegression(C=strength, max_iter=300, tol=1e-3)
 
 
@@ -134,7 +135,7 @@ def _best_linear(
     held = None if val is None else vectors(val.items)
     best: tuple[float, Any] | None = None
     for strength in STRENGTHS if val is not None else STRENGTHS[2:3]:
-        model = _linear(n_classes, scale * strength).fit(x, y)
+        model = linear_model(n_classes, scale * strength).fit(x, y)
         score = math.nan if val is None else float(model.score(held, val.labels))
         if best is None or score > best[0]:
             best = score, model

@@ -63,6 +63,7 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
             adapters.merge(encoder)
     if encoder.modality != source.modality:
         raise UserError(f"from={start} reads {encoder.modality}s, but {source.name} holds {source.modality}s: choose another data=")
+    encoder.forget()
     set_dropout(encoder, cfg.dropout)
     return encoder
 

@@ -21,8 +21,9 @@ from sslt.evaluation.features import MEASURED, cached_features, encode
 from sslt.learner import Term
 from sslt.report.end import say_next, write_map, write_plots
 from sslt.runs import Run
-from sslt.stages import common, episodes, fitting, heads, joint, measure, shift, weights
+from sslt.stages import common, episodes, fitting, heads, joint, measure, shift, weights, words
 from sslt.stages.beside import cheap, compared
+from sslt.stages.between import Between
 from sslt.stages.common import Supervised
 
 log = logging.getLogger("sslt")
@@ -58,6 +59,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         trained, views, seen = Precomputed(encoder), Plain(1), features
         how = "the head on its features is solved, not trained" if solved else "its features are computed once, without augmentation"
         log.info("the encoder stands still: %s", how)
+
+    start = Between({"encoder": encoder, "objective": objective}) if solved and not frozen and splits.val is not None else None
 
     def validate(number_format: str) -> dict[str, float]:
         if seen.val is None:
@@ -95,7 +98,14 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         distributed.barrier()  # they are written by one rank
         common.load_best(best, trained, objective)
 
-    metrics = {**learner.run_metrics, "train/labels": parts.labels} | (
+    save_head = lambda beside: common.save_head(beside, objective, cfg.objective, source.classes)  # noqa: E731
+    weights.save_raw(run, learner, encoder, cfg, source, learner.run_metrics, save_head)
+    weighed: dict[str, Any] = {}
+    if start is not None and cfg.interpolate:
+        weighed["train/interpolated"] = start.choose(cfg.interpolate, lambda: parts.validate(MEASURED)["val/accuracy"])
+    if cfg.words and not frozen and domains is None:
+        weighed |= words.add(encoder, objective, splits.train, splits.val, device, batch, MEASURED)
+    metrics = {**learner.run_metrics, **weighed, "train/labels": parts.labels} | (
         {"data/skipped": splits.train.skipped} if splits.train.skipped else {}
     )
     metrics |= parts.validate(MEASURED)
@@ -108,8 +118,6 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         found, theirs = cheap(cfg, source, splits._asdict(), labels)
         metrics |= found
         remarks = compared("this classifier", scored.right, {str(found.get("baseline/method")): theirs})
-    save_head = lambda beside: common.save_head(beside, objective, cfg.objective, source.classes)  # noqa: E731
-    weights.save_raw(run, learner, encoder, cfg, source, metrics, save_head)
     common.save_result(run, encoder, cfg, source, metrics)
     save_head(run)
     metrics["model/stored_bytes"] = common.stored_bytes(run)

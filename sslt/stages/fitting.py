@@ -51,11 +51,12 @@ def fit(
     sampling: Sampling | None = None,
     least_steps: int = 0,
     nothing_to_train: bool = False,
+    most_epochs: int | None = None,
 ) -> Learner:
     """Train, or go on training, in a run folder. `watchers(curves)` gives the stage's own callbacks.
 
     sampling: which streams a step draws from (None: all of them). least_steps: of a run without a bound, whose epochs may be short.
-    nothing_to_train: the run is measured and saved as any other, without a step.
+    nothing_to_train: the run is measured and saved as any other, without a step. most_epochs: of a run that is bounded by time alone.
     Where weights are averaged (`ema=`), encoder and objectives have the average afterwards.
     Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
     """
@@ -72,6 +73,11 @@ def fit(
     sampling = sampling or Together()
     per_epoch = sampling.epoch({k: len(s) for k, s in streams.items()})
     budget = _budget(settings, max(cfg.default_max_epochs, -(-least_steps * settings["accumulate_grad_batches"] // per_epoch)))
+    if most_epochs is not None and budget.max_time and not (budget.max_epochs or budget.max_steps):
+        log.info(
+            "more than %d epochs would make this recipe's encoder worse: it ends there if time is left (most_epochs=null)", most_epochs
+        )
+        budget.max_epochs = most_epochs
     if nothing_to_train:
         budget = Budget(None, 0, None)
     settings["sync_batchnorm"] = settings["sync_batchnorm"] and world > 1

@@ -56,7 +56,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         return list(probe)
 
     terms, streams = {"pretrain": Term(objective, "pretrain")}, {"pretrain": stream}
-    learner = fitting.fit(cfg, run, encoder, terms, streams, adaptation, watchers)
+    learner = fitting.fit(cfg, run, encoder, terms, streams, adaptation, watchers, most_epochs=cfg.most_epochs)
     skipped = {"data/skipped": samples.skipped} if samples.skipped else {}
     metrics = {**learner.run_metrics, **skipped, **(probes[0].last if probes else {})}
     beside = weights.save(run, learner, encoders, cfg, source, metrics)

@@ -1,0 +1,126 @@
+"""Scores of classes from the words of a text themselves: what a linear model on TF-IDF knows, as a part of an encoder."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+SUBWORDS = (3, 4)  # letters of the parts of words, whose ends count as letters
+NONE, TRIPLES, PARTS = "none", "triples", "parts"
+BUCKETS = 1 << 24  # numbers that pairs share, and that triples or parts of words share; only those that training has take room
+
+
+class Terms(NamedTuple):
+    """Terms of texts, one row each and in order: int64 `text` and `term`, float32 `weight`."""
+
+    text: Tensor
+    term: Tensor
+    weight: Tensor
+
+
+class Lexicon(nn.Module):
+    """TF-IDF of words, pairs of neighbours and a third kind of term, times a table: [B, T] word ids → [B, outputs].
+
+    A term that a text has c times weighs (1 + ln c) · idf, and a text's terms have length 1 (Salton & Buckley, 1988, as scikit-learn's
+    `sublinear_tf` has it). third: "triples" of neighbours, "parts" of words of 3 and 4 letters, which have length 1 by themselves, or
+    "none". Terms are hashed; those that training did not have count for nothing.
+
+    parts: the terms of every word id, one after the other, and where each id's begin [V + 1]. It starts without terms (`learn`), or with
+    room for `rows` of them that a folder holds. The table is solved for (`stages/words.py`), and not trained.
+    """
+
+    def __init__(self, words: int, third: str, outputs: int, parts: tuple[Tensor, Tensor] | None = None, rows: int = 0):
+        super().__init__()
+        self.words, self.third, self.outputs = words, third, outputs
+        self.terms: Tensor
+        self.idf: Tensor
+        self.table: Tensor
+        self.register_buffer("terms", torch.zeros(rows, dtype=torch.int64))  # sorted
+        self.register_buffer("idf", torch.zeros(rows))
+        self.register_buffer("table", torch.zeros(rows, outputs))
+        parts = (torch.zeros(0, dtype=torch.int64), torch.zeros(words + 1, dtype=torch.int64)) if parts is None else parts
+        self.parts: Tensor
+        self.starts: Tensor
+        self.register_buffer("parts", parts[0], persistent=False)
+        self.register_buffer("starts", parts[1], persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found = self.vectors(tokens)
+        out = torch.zeros(len(tokens), self.outputs, device=tokens.device)
+        return out.index_add_(0, found.text, self.table[found.term] * found.weight.unsqueeze(1))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes another one of the same shape."""
+        return {"third": self.third, "outputs": self.outputs, "rows": len(self.terms)}
+
+    def learn(self, terms: Tensor, idf: Tensor) -> None:
+        """Know these terms (int64, sorted) with their inverse document frequencies."""
+        self.terms, self.idf = terms, idf
+        self.table = torch.zeros(len(terms), self.outputs, device=terms.device)
+
+    def vectors(self, tokens: Tensor) -> Terms:
+        """The terms of texts [B, T] (0: no word) that are known, `term` being their places among these, with their weights."""
+        found = self.counts(tokens)
+        place = torch.searchsorted(self.terms, found.term).clamp(max=max(len(self.terms) - 1, 0))
+        known = self.terms[place] == found.term if len(self.terms) else torch.zeros_like(found.term, dtype=torch.bool)
+        text, term = found.text[known], place[known]
+        weight = (1 + found.weight[known].log()) * self.idf[term]
+        kind = text * 2 + ((self.terms[term] >= self.words + BUCKETS) & (self.third == PARTS))
+        squares = torch.zeros(2 * len(tokens), device=tokens.device).index_add_(0, kind, weight.square())
+        return Terms(text, term, weight / squares.sqrt()[kind])
+
+    def counts(self, tokens: Tensor) -> Terms:
+        """All terms of texts [B, T], and how often each text has them."""
+        tokens = tokens.long()
+        seen = tokens > 0
+        rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
+        ids, texts = [tokens[seen]], [rows[seen]]
+        both = seen[:, 1:] & seen[:, :-1]
+        pairs = hashed_pairs(tokens[:, :-1][both], tokens[:, 1:][both], BUCKETS)
+        ids.append(self.words + pairs)
+        texts.append(rows[:, 1:][both])
+        if self.third == TRIPLES:
+            three = both[:, 1:] & both[:, :-1]
+            first = hashed_pairs(tokens[:, :-2][three], tokens[:, 1:-1][three], 1 << 31)
+            ids.append(self.words + BUCKETS + hashed_pairs(first, tokens[:, 2:][three], BUCKETS))
+            texts.append(rows[:, 2:][three])
+        elif self.third == PARTS:
+            starts, sizes = self.starts[ids[0]], self.starts[ids[0] + 1] - self.starts[ids[0]]
+            begins = sizes.cumsum(0) - sizes
+            within = torch.arange(int(sizes.sum()), device=tokens.device) - begins.repeat_interleave(sizes)
+            ids.append(self.words + BUCKETS + self.parts[starts.repeat_interleave(sizes) + within])
+            texts.append(texts[0].repeat_interleave(sizes))
+        room = self.words + 2 * BUCKETS
+        key, count = (torch.cat(texts) * room + torch.cat(ids)).unique(return_counts=True)
+        return Terms(key // room, key % room, count.float())
+
+
+def hashed_pairs(first: Tensor, second: Tensor, rows: int) -> Tensor:
+    """For pairs of word ids (int64, below 2^31) a row 0 … rows - 1 each, the same everywhere: 32-bit multiplicative hashing, then mixed."""
+    h = (first * 0x9E3779B1 + second * 0x85EBCA77) & 0xFFFFFFFF
+    h = ((h ^ (h >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    return (h ^ (h >> 15)) % rows
+
+
+def with_scores(pooled: Tensor, lexicon: Lexicon | None, tokens: Tensor) -> Tensor:
+    """Features [B, D], and beside them the lexicon's scores, where there is one: [B, D + outputs]."""
+    if lexicon is None:
+        return pooled
+    return torch.cat([pooled, lexicon(tokens).to(pooled.dtype)], 1)
+
+
+def parts_of(words: list[str]) -> tuple[Tensor, Tensor]:
+    """For every id the hashed parts of its word, and where each id's begin; the parts of <word> of 3 and 4 letters, none of ""."""
+    found: list[int] = []
+    starts = [0]
+    for word in words:
+        if word:
+            whole = f"<{word}>"
+            spans = {whole[i : i + n] for n in SUBWORDS for i in range(len(whole) - n + 1)}
+            found += sorted(zlib.crc32(part.encode("utf-8", "surrogatepass")) % BUCKETS for part in spans)
+        starts.append(len(found))
+    return torch.tensor(found, dtype=torch.int64), torch.tensor(starts, dtype=torch.int64)
