@@ -75,7 +75,7 @@ def fit(
     budget = _budget(settings, max(cfg.default_max_epochs, -(-least_steps * settings["accumulate_grad_batches"] // per_epoch)))
     if most_epochs is not None and budget.max_time and not (budget.max_epochs or budget.max_steps):
         log.info(
-            "more than %d epochs would make this recipe's encoder worse: it ends there if time is left (most_epochs=null)", most_epochs
+            "this recipe gains nothing from more than %d epochs, and ends there if time is left (most_epochs=null goes on)", most_epochs
         )
         budget.max_epochs = most_epochs
     if nothing_to_train:
