@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from sslt import groups, guide
+from sslt import config, groups, guide
 from sslt.cli import main
 
 SSLT = str(Path(sys.executable).parent / "sslt")
@@ -43,6 +44,26 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     assert main([verb, "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"sslt {verb}" in shown and guide.VERBS[verb][1] in shown
+
+
+def test_lists_are_tables(capsys):
+    """Of what can be listed, asked for or not, and of the options of one kind: what is said begins in one column."""
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"sslt list {kind} " in shown for kind in (*guide.KINDS, "runs"))
+    assert main(["list", "--help"]) == 0
+    assert capsys.readouterr().out == shown
+    assert main(["list", "tasks"]) == 0
+    tasks = groups.options("task")
+    start = max(map(len, tasks)) + 2
+    assert capsys.readouterr().out.splitlines() == [name.ljust(start) + what for name, what in tasks.items()]
+
+
+def test_what_is_shown_has_the_values_of_the_chosen_part(here, capsys):
+    """`--cfg job` of a recipe with another optimizer: that one's own rate, as composing gives it."""
+    for args in (["+task=simclr"], ["+task=simclr", "optimizer=lars"]):
+        assert main(["pretrain", *args, "--cfg", "job"]) == 0
+        assert OmegaConf.create(capsys.readouterr().out).optimizer == config.compose("pretrain", args).optimizer
 
 
 def test_every_option_has_one_line(capsys):
@@ -112,6 +133,7 @@ MISTAKES = [
     (["pretrain", "+task=simclr", "--run", "--cfg", "job"], "cannot be joined"),
     (["pretrain", "+task=simclr", "-m", "--cfg", "job"], "cannot be joined"),
     (["pretrain", "+task=simclr", "--cfg", "jib"], "'job'"),
+    (["pretrain", "+task=simclr", "optimizer.lr=fast", "--cfg", "job"], "optimizer.lr='fast' is of the wrong type"),
     (["pretrain", "+task=simclr", "--shell-completion"], "no option"),
     (["pretrain", "+task=simclr", "--experimental-rerun", "x"], "no option"),
     (["pretrain", "+task=simclr", "name=a\0b"], "UTF-8"),

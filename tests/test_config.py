@@ -391,3 +391,15 @@ def test_what_a_user_adds_is_looked_at_before_it_is_read(here):
 def test_a_group_that_is_filled_by_hand_has_what_all_its_options_have():
     with pytest.raises(UserError, match=r"'shift.* has no value: choose one of .*dann"):
         config.compose("finetune", ["+target=docs", "from=x", "+shift.target=[1]"])
+
+
+WRITTEN = ["a/b-c_d.csv", "two words", "a,b", "it's", "it\\'s", "[x", "k=v", "", None, True, 3, 0.5, ["a b", 1], {"k": "a, b"}]
+
+
+@pytest.mark.parametrize("value", WRITTEN, ids=repr)
+def test_a_written_value_is_read_as_what_it_was(value):
+    """A chain hands its stages settings in Hydra's grammar: whatever a text holds, it stays one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    override = OverridesParser.create().parse_override(f"key={groups.written(value)}")
+    assert not override.is_sweep_override() and override.value() == value

@@ -606,3 +606,13 @@ def test_terms_that_take_turns_on_ranks_are_the_joined_batch(ranks):
     for out in got:
         for shown, expected in zip(out["shown"], joined["shown"], strict=True):
             assert shown == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("given", "rank"), [({"LOCAL_RANK": "1"}, "1"), ({"RANK": "3", "LOCAL_RANK": "1"}, "3"), ({}, "0")])
+def test_a_rank_is_the_launchers(given, rank, monkeypatch):
+    """The place among all processes where it is said, or that on this machine."""
+    joined = []
+    monkeypatch.setattr(distributed.os, "environ", environment := {"WORLD_SIZE": "4", **given})
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **_: joined.append(backend))
+    distributed.init("cpu")
+    assert environment["RANK"] == rank and joined == ["gloo"]

@@ -100,12 +100,12 @@ def test_dataclasses(own_code):
         "import dataclasses\nfrom dataclasses import dataclass\n"
         "@dataclass\nclass A:\n    x: int\n    y: float = 1.0\n"
         "@dataclasses.dataclass(frozen=True)\nclass B(A):\n    pass\n"
-        "class C(A):\n    def __init__(self, z, *, w=1, **rest): ...\n"
+        "class C(A):\n    def __init__(self, z, *, v, w=1, **rest): ...\n"
     )
     a = signatures.signature("own_package.A")
     assert list(a.parameters) == ["x", "y"] and a.required == {"x"} and not a.open
     c = signatures.signature("own_package.C")
-    assert list(c.parameters) == ["z", "w"] and c.required == {"z"} and c.open
+    assert list(c.parameters) == ["z", "v", "w"] and c.required == {"z", "v"} and c.open
 
 
 def test_follows_relative_re_exports(own_code):

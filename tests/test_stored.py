@@ -69,6 +69,17 @@ def test_what_is_no_plain_mapping_is_damaged(content, here):
         stored.yaml_object(here / "a.yaml")
 
 
+def test_nesting_is_bounded(here):
+    """As deep as is allowed is read, one level more is not."""
+    for lists, fits in ((stored.DEEPEST - 1, True), (stored.DEEPEST, False)):  # within the mapping
+        (here / "a.yaml").write_text(f"a: {'[' * lists}{']' * lists}\n")
+        if fits:
+            assert stored.yaml_text(here / "a.yaml") == (here / "a.yaml").read_text()
+        else:
+            with pytest.raises(UserError, match=rf"a\.yaml is nested more than {stored.DEEPEST} deep"):
+                stored.yaml_text(here / "a.yaml")
+
+
 def test_a_value_is_of_its_kind(here):
     """A switch is no number; the message names file, key, and what is there."""
     found = {"n": 3, "s": "x", "on": True}

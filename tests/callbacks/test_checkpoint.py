@@ -118,6 +118,10 @@ def test_what_cannot_be_saved_costs_nothing(tmp_path):
         checkpoint.save(Trainer(b"third", full), one_weight())
     with pytest.raises(UserError, match=r"weights of weight are no longer finite at step 3; the last good checkpoint is kept"):
         checkpoint.save(Trainer(b"fourth"), one_weight(float("nan")))
+    partly = one_weight()
+    partly.weight = torch.nn.Parameter(torch.tensor([[1.0, float("inf")]]))  # one number among good ones
+    with pytest.raises(UserError, match="no longer finite"):
+        checkpoint.save(Trainer(b"fifth"), partly)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {LAST: b"second" * 2, PREVIOUS: b"first" * 2}
     assert not checkpoint.watch.writing
 

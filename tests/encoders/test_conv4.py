@@ -65,6 +65,12 @@ def test_a_wrong_option_names_the_nearest():
         conv4(downsample="strided")
 
 
+@pytest.mark.parametrize("changed", [{"width": 0}, {"blocks": 0}])
+def test_nothing_of_either_is_refused(changed):
+    with pytest.raises(UserError, match="at least 1 of each"):
+        conv4(**changed)
+
+
 # -------------------------------------------------------------------- BatchNorm
 def test_batch_statistics_leave_no_trace():
     """Inside, in eval mode too, the batch's own statistics; afterwards modes, running statistics and counters are as before."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sslt.errors import UserError
 from sslt.evaluation import few_shot
 from sslt.evaluation.few_shot import few_shot_probe, mean_interval
 
@@ -69,3 +70,10 @@ def test_shots_that_a_class_cannot_give_are_left_out(caplog):
     assert set(result) == {"1_shot/accuracy", "1_shot/interval"}
     assert "5-shot left out" in caplog.text
     assert few_shot_probe(x, y, x, y, n_classes=4, draws=1) == {}
+
+
+@pytest.mark.parametrize(("shots", "draws"), [((5, 0), 2), ((-1,), 2), ((1,), 0)])
+def test_no_shots_and_no_draws_are_refused(shots, draws):
+    """No accuracy is made of nothing."""
+    with pytest.raises(UserError, match="must be at least 1"):
+        few_shot_probe(*_split(30, 0), *_split(9, 1), 3, shots=shots, draws=draws)

@@ -269,6 +269,17 @@ def test_a_queue_keeps_the_newest():
     assert sorted(queue.rows[:, 0].tolist()) == [4, 6, 8, 10]
 
 
+def test_a_queue_is_no_longer_than_there_are_samples():
+    """As long as there are, where no size is given; one that is given stands, or is refused."""
+    free, given = Queue(None, 2), Queue(4, 2)
+    free.fit(3)
+    assert free.rows.shape == (3, 2)
+    given.fit(4)
+    assert given.rows.shape == (4, 2)
+    with pytest.raises(UserError, match="more than the 3 samples"):
+        given.fit(3)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_order_of_the_batch_does_not_matter(name):
     """The same samples in another order give the same loss."""

@@ -123,6 +123,18 @@ def test_metrics_csv_truncates_for_a_resume(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m.csv"]
 
 
+def test_metrics_csv_is_cut_to_a_size(tmp_path):
+    """What was written after it goes; a file that is shorter stays as it is, and says so."""
+    record = MetricsCSV(tmp_path / "m.csv")
+    assert record.size == 0 and record.cut(0) and not record.cut(9)
+    record.append(1, 0, {"loss": 1})
+    size = record.size
+    assert size == len(record.path.read_bytes())
+    record.append(2, 0, {"loss": 2})
+    assert record.cut(size) and MetricsCSV.read(record.path) == {"loss": ([1], [1.0])}
+    assert not record.cut(size + 1) and record.size == size
+
+
 def test_summary_skips_classes_and_puts_headlines_first():
     """What a run prints at its end."""
     metrics = {

@@ -22,3 +22,9 @@ from sslt.report.tables import markdown_table
 def test_differences_are_points(row, shown):
     """80 % against 55.6 % are 24.4 points more, not 24.4 %."""
     assert shown in markdown_table([row])
+
+
+def test_a_column_of_numbers_alone_is_set_right():
+    """A word among the numbers makes it one of words; an empty cell does not."""
+    rows = [{"n": 1, "both": 1, "some": None}, {"n": 2, "both": "none", "some": 2}]
+    assert markdown_table(rows).splitlines()[1] == "| ---: | :--- | ---: |"

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY_IMAGES, TINY_TEXT
 
+from sslt.data.image_processor import ImageProcessor
+from sslt.encoders.base import fingerprint
+from sslt.encoders.conv4 import Conv4
 from sslt.evaluation import baselines
 from sslt.runs import Run
 from sslt.stages import beside
+from sslt.stages.measure import untrained
 
 TUNE = ["finetune", "+target=digits", *TINY_IMAGES, "trainer.max_steps=2", "labels_per_class=3", "batch_size=16"]
 
@@ -51,6 +56,15 @@ def test_texts_are_the_sources_own(sslt, here, seen):
     whole = {raw.items[i]: int(raw.labels[i]) for i in range(len(raw))}
     assert len(train.items) == 16 and all(whole[text] == label for text, label in zip(train.items, train.labels, strict=True))
     assert list(test.items) == [source.get("test").items[i] for i in range(len(test.items))]
+
+
+def test_the_untrained_encoder_is_that_of_the_seed():
+    """The same whatever was drawn before, another for another seed; of the same architecture."""
+    torch.manual_seed(0)
+    encoder = Conv4(ImageProcessor(8, 1, [0.5], [0.25]), width=4, blocks=2, downsample="pool", pooling="mean")
+    first, again, other = (fingerprint(untrained(encoder, seed)) for seed in (3, 3, 4))
+    assert first == again and len({first, other, fingerprint(encoder)}) == 3
+    assert untrained(encoder, 3).args == encoder.args
 
 
 def test_probes_stand_beside_the_untrained_encoder(sslt, here, seen):
