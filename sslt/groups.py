@@ -6,6 +6,7 @@ Help, lists, completion and error messages use this; it imports neither Hydra no
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from sslt.ranges import is_number
 
 # Groups of which nothing is chosen by default: written with a + on the command line.
 ADDED = ("task", "target", "joint", "shift", "episodes", "test_time", "corruption")
+
+_BARE = re.compile(r"[A-Za-z0-9/._:%+@-]+")  # what Hydra's grammar takes without quotes
 
 _HERE = Path(__file__).resolve().parent
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
@@ -233,5 +236,6 @@ def written(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{k}:{written(v)}" for k, v in value.items()) + "}"
     text = str(value)
-    safe = all(c.isalnum() or c in "/._-:%+@" for c in text) and text
-    return text if safe else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if _BARE.fullmatch(text) and not is_number(text) and text.lower() not in ("null", "true", "false"):
+        return text
+    return "'" + re.sub(r"(\\+)(?='|\Z)", r"\1\1", text).replace("'", "\\'") + "'"  # a backslash stands for itself elsewhere

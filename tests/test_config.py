@@ -200,6 +200,8 @@ MISTAKES = [
     ("pretrain", [*SIMCLR, "optimizer.lrr=1"], r"optimizer\.lrr.*did you mean 'lr'"),
     ("pretrain", [*SIMCLR, "+optimizer.lrr=1"], r"optimizer\.lrr.*AdamW does not take it.*did you mean 'lr'"),
     ("pretrain", [*SIMCLR, "+objective.temprature=1"], r"objective\.temprature.*did you mean 'temperature'"),
+    ("pretrain", [*SIMCLR, "optimzer.lr=1"], r"optimzer\.lr.*did you mean 'optimizer'"),
+    ("pretrain", [*SIMCLR, "encodr.processor.size=1"], r"encodr\.processor\.size.*did you mean 'encoder'"),
     ("pretrain", [*SIMCLR, "batchsize=3"], r"batchsize.*did you mean 'batch_size'"),
     ("pretrain", [*SIMCLR, "+batchsize=3"], r"batchsize.*did you mean 'batch_size'"),
     ("pretrain", [*SIMCLR, "trainer.max_epoch=3"], r"trainer\.max_epoch.*did you mean 'max_epochs'"),
@@ -393,7 +395,31 @@ def test_a_group_that_is_filled_by_hand_has_what_all_its_options_have():
         config.compose("finetune", ["+target=docs", "from=x", "+shift.target=[1]"])
 
 
-WRITTEN = ["a/b-c_d.csv", "two words", "a,b", "it's", "it\\'s", "[x", "k=v", "", None, True, 3, 0.5, ["a b", 1], {"k": "a, b"}]
+WRITTEN = [
+    "a/b-c_d.csv",
+    "résumé/1",
+    "back\\slash",
+    "ends\\",
+    "1",
+    "1e3",
+    "nan",
+    "-inf",
+    "null",
+    "True",
+    "two words",
+    "a,b",
+    "it's",
+    "it\\'s",
+    "[x",
+    "k=v",
+    "",
+    None,
+    True,
+    3,
+    0.5,
+    ["a b", 1],
+    {"k": "a, b"},
+]
 
 
 @pytest.mark.parametrize("value", WRITTEN, ids=repr)

@@ -119,6 +119,16 @@ def test_follows_relative_re_exports(own_code):
     assert list(found.parameters) == ["a", "b"] and found.required == {"a"}
 
 
+def test_how_far_re_exports_are_followed(own_code):
+    """Through eight modules to the ninth; those that name each other in a circle end in nothing."""
+    for i in range(8):
+        (own_code / f"own_step{i}.py").write_text(f"from own_step{i + 1} import Thing\n")
+    (own_code / "own_step8.py").write_text("class Thing:\n    def __init__(self, a): ...\n")
+    assert list(signatures.signature("own_step0.Thing").parameters) == ["a"]
+    (own_code / "own_circle.py").write_text("from own_circle import Thing\n")
+    assert signatures.signature("own_circle.Thing") is None
+
+
 def test_what_is_not_there():
     """A module that cannot be found does not exist; one that can, does, and nothing is imported to tell."""
     assert not signatures.exists("no_such_package.Thing")

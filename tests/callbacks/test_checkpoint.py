@@ -134,6 +134,16 @@ def test_kept_copies_leave_the_others_alone(tmp_path):
     assert (tmp_path / PREVIOUS).read_bytes() == LAST.encode() * 2
 
 
+def test_so_many_epochs_are_kept(tmp_path):
+    """A copy of every second epoch, at its end only; without the setting none."""
+    for every, kept in ((2, ["epoch=2.ckpt", "epoch=4.ckpt"]), (0, [])):
+        checkpoint, module = Checkpoint(tmp_path / str(every), 1, every), one_weight()
+        module.steps_per_epoch, module.interrupted, module.device = 3, False, torch.device("cpu")
+        for module.batches_seen in range(3, 14):
+            checkpoint.on_train_epoch_end(Trainer(b"x"), module)
+        assert sorted(p.name for p in (tmp_path / str(every)).glob("epoch=*")) == kept
+
+
 # ---------------------------------------------------------------- what is damaged
 ONE = ["pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=2", "checkpoint.every_minutes=1e-9", "online_probe.every_n_epochs=0"]
 

@@ -107,6 +107,17 @@ def test_online_probe():
     assert kept.said[-1][1].keys() == {"online/rankme", "online/std"}
 
 
+def test_a_probe_watches_what_the_time_allows(caplog):
+    """All that was asked for, silently, where a run is long; the fewest samples, with a line, where it is short."""
+    for seconds, sizes, lines in ((1e9, [200, 100], 0), (None, [200, 100], 0), (1e-9, [64, 64], 1)):
+        caplog.clear()
+        probe = OnlineProbe(Kept(), IDENTITY, Points(200), Points(200, seed=1), 1, 200, 8, seconds)
+        with caplog.at_level(logging.INFO, "sslt"):
+            probe.on_train_start(None, learner(0))
+        assert [len(probe.bank), len(probe.queries)] == sizes
+        assert len(caplog.messages) == lines and all("the probes watch 64 samples" in m for m in caplog.messages)
+
+
 def test_collapse_and_trouble_are_said_once(caplog):
     """Each by itself, in a resumed run too; an older checkpoint only knows whether features were warned of."""
     probe = OnlineProbe(Kept(), IDENTITY, Points(60), None, 1, 40, 8)

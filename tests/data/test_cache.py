@@ -264,7 +264,7 @@ def test_a_large_entry_is_read_by_one_rank(own_cache, monkeypatch, rank, read_by
     read, sums = [], cache._sums
     monkeypatch.setattr(cache, "_sums", lambda path: read.append(path.name) or sums(path))
     monkeypatch.setenv("LOCAL_RANK", rank)
-    for small, expected in ((1 << 20, read_by_it), (1 << 30, ["numbers.npy", "words.json"])):
+    for small, expected in ((1 << 20, read_by_it), (cache.SMALL, ["numbers.npy", "words.json"])):
         monkeypatch.setattr(cache, "SMALL", small)
         cache.set_cache_dir(own_cache)
         cache.get_or_make("kind", "key", write_much)

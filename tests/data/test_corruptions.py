@@ -64,6 +64,15 @@ def test_noise_has_the_deviation_it_says():
     assert float(made["image"].float().std() / 255) == pytest.approx(0.12, rel=0.03)
 
 
+def test_salt_and_pepper_hit_the_share_they_say():
+    """Half of it black and half white, on grey images; milder to stronger."""
+    grey = {"image": torch.full((16, 3, 64, 64), 128, dtype=torch.uint8)}
+    for severity, share in enumerate((0.01, 0.03, 0.06, 0.1, 0.17), start=1):
+        made = corruptions.ImpulseNoise(severity)(grey, torch.Generator().manual_seed(0))["image"]
+        for colour in (0, 255):
+            assert float((made == colour).float().mean()) == pytest.approx(share / 2, rel=0.1)
+
+
 def test_words_are_dropped_where_there_are_words():
     """The first token and padding stay; about the stated share of the others becomes unknown."""
     tokens, mask = torch.full((200, 21), 7), torch.ones(200, 21, dtype=torch.bool)

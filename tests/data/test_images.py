@@ -205,6 +205,14 @@ def test_set_from_parquet(tmp_path: Path) -> None:
         np.testing.assert_array_equal(item[..., 0], image)
 
 
+def test_a_set_from_parquet_whose_classes_are_numbers(tmp_path: Path) -> None:
+    """All of the set's own numbers are its classes by name; fewer stay the numbers they are."""
+    for name, n in (("ten", 10), ("nine", 9)):
+        write_parquet(tmp_path / name / "cifar10/train.parquet", [noise(32, 32, 3) for _ in range(n)], list(range(n)))
+    assert ImageSet("cifar10", str(tmp_path / "ten"), False).classes == list(sources.SETS["cifar10"].classes)
+    assert ImageSet("cifar10", str(tmp_path / "nine"), False).classes == [str(i) for i in range(9)]
+
+
 def test_missing_set_says_which_files_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Absent and offline sets, and misspelt names, tell the user what to do."""
     with pytest.raises(UserError, match=r"(?s)cifar10 is not in .*data_batch_1.*cifar-10-batches-py.*data.download=true"):
@@ -399,7 +407,8 @@ def test_array_errors(tmp_path: Path) -> None:
 def test_arrays_without_labels(tmp_path: Path) -> None:
     """Images alone are the unlabelled split."""
     np.savez(tmp_path / "a.npz", x=noise(4, 8, 8))
-    assert Arrays(str(tmp_path / "a.npz")).own_splits() == ("unlabeled",)
+    source = Arrays(str(tmp_path / "a.npz"))
+    assert source.own_splits() == ("unlabeled",) and source.classes is None
 
 
 # Hugging Face

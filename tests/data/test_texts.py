@@ -396,5 +396,9 @@ def test_tables_of_which_none_or_several_could_be_train(tmp_path):
         write(tmp_path / "several" / name, "text\na\n")
     with pytest.raises(UserError, match=r"several files for train \(train_a\.csv, train_b\.csv\)"):
         texts.find_tables(tmp_path / "several", None)
+    for name in ("train-00000-of-00001.csv", "train.csv"):
+        write(tmp_path / "shard" / name, "text\na\n")
+    with pytest.raises(UserError, match=r"several files for train \(train-00000-of-00001\.csv, train\.csv\)"):
+        texts.find_tables(tmp_path / "shard", None)
     with pytest.raises(UserError, match="no such file"):
         texts.find_tables(tmp_path / "nowhere", None)

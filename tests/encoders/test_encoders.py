@@ -12,6 +12,7 @@ from sslt.data.image_processor import ImageProcessor
 from sslt.encoders.base import fingerprint
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
+from sslt.encoders.text import TextEncoder
 from sslt.errors import UserError
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
@@ -77,6 +78,12 @@ def test_padding_does_not_change_features(text_encoder):
     alone = text_encoder({"tokens": row, "mask": torch.ones_like(row).bool()}).pooled
     beside = text_encoder({"tokens": padded, "mask": padded != p.pad_id}).pooled
     assert torch.allclose(alone, beside, atol=1e-5)
+
+
+def test_another_pooling_than_the_two_is_refused(text_encoder):
+    """With the nearest that there is."""
+    with pytest.raises(UserError, match=r"encoder\.pooling=meen; did you mean 'mean'"):
+        TextEncoder(text_encoder.processor, "bert", {}, "meen", model=text_encoder.model)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):

@@ -97,6 +97,11 @@ def test_the_a_distance_is_measured_on_rows_it_was_not_fitted_to():
     assert proxy_a_distance(normal(60, 200), normal(60, 200, seed=1), 0) < 1
 
 
+def test_two_rows_of_each_domain_have_an_a_distance():
+    """One of each to learn from, one to measure on."""
+    assert proxy_a_distance(normal(2), normal(2, seed=1, shift=20.0), 0) == 2
+
+
 def test_the_a_distance_is_repeatable():
     x, y = normal(100), normal(90, seed=1, shift=0.5)
     assert proxy_a_distance(x, y, 3) == proxy_a_distance(x, y, 3)

@@ -52,6 +52,13 @@ def test_constant_features_have_rank_one_despite_rounding():
     assert spectrum.collapse_report(rounded)["std"] < 1e-5
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (4,), (2, 3, 4)])
+def test_what_has_no_spectrum(shape):
+    """No row, or no matrix: said with the shape."""
+    with pytest.raises(ValueError, match=r"\[N, D\] with N > 0, not \[" + ", ".join(map(str, shape))):
+        spectrum.rankme(torch.zeros(shape))
+
+
 @pytest.mark.parametrize(("d", "exponent"), [(40, 1.0), (256, 1.0), (256, 2.0)])
 def test_alpha_of_a_power_law(d, exponent):
     """Eigenvalues i^-a give a."""

@@ -59,6 +59,13 @@ def test_blocks_have_the_exact_count_and_hang_together(share):
     assert not torch.equal(masked[0], masked[1])
 
 
+def test_blocks_lie_anywhere():
+    """Over many draws the first row and column are hidden as often as the last ones: none lies outside, and none is kept from the edge."""
+    hidden = block_tokens(2000, 8, 0.4, (0.3, 3.3), torch.device("cpu")).view(-1, 8, 8).float().mean(0)
+    for share in (hidden.mean(0), hidden.mean(1)):
+        assert torch.allclose(share, share.flip(0), atol=0.03)
+
+
 def test_positions_of_a_mask():
     """Ascending places of the True."""
     masked = torch.tensor([[False, True, True, False], [True, False, False, True]])

@@ -149,7 +149,7 @@ def test_summary_skips_classes_and_puts_headlines_first():
 
 
 def test_tables_format_numbers():
-    """Percentages by column or by the row's metric, NaN as a dash, brackets as they are, missing cells empty."""
+    """Percentages by column or by the row's metric, NaN as a dash, brackets as they are, missing cells empty; the title on the left."""
     from rich.console import Console
 
     rows = [{"run": "[a] x|y", "test/accuracy": 0.1234, "nll": 0.123456}, {"run": "b", "nll": math.nan, "n": 12345}]
@@ -164,4 +164,4 @@ def test_tables_format_numbers():
     assert markdown_table([]) == ""
     out = io.StringIO()
     print_table("Results [1]", rows, Console(file=out, width=100))
-    assert "[a] x|y" in out.getvalue() and "Results [1]" in out.getvalue()
+    assert "[a] x|y" in out.getvalue() and out.getvalue().startswith("Results [1]")

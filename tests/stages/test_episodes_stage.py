@@ -112,6 +112,7 @@ MISTAKES = [
     (["finetune", *DIGITS, "+episodes=centroid"], "nothing to learn"),
     (["finetune", *DIGITS, "+episodes=protonet", "label_fraction=0.5"], "label_fraction"),
     (["finetune", *DIGITS, "+episodes=protonet", "views.n=2"], "one view"),
+    (["finetune", *DIGITS, "+episodes=protonet", "adaptation=probe"], "no weights beside the encoder's"),
     (["finetune", *DIGITS, "+episodes=maml", "episodes.way=1"], "at least 2"),
     (["finetune", *DIGITS, "+episodes=protonett"], "did you mean 'protonet'"),
     (["finetune", "+target=imdb", "from=scratch", "+episodes=protonet", "data.root=nowhere"], "nowhere"),
