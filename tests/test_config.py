@@ -270,6 +270,14 @@ def test_a_users_own_folder_of_configs(tmp_path):
         config.compose("pretrain", [*SIMCLR, "objective=minee"], folder)
 
 
+def test_what_a_group_chooses_below_itself_is_read():
+    """The unlabelled data of +joint=, which its YAMLs name among their defaults only."""
+    args = ["+target=digits", "from=scratch", "+joint=simclr", "data@joint.data=cifar10"]
+    chosen = config.compose("finetune", args).joint.data
+    assert chosen._target_ == read(groups.CONFIG_DIR / "data" / "cifar10.yaml")["_target_"]
+    assert "data" in groups.keys_of("joint") and "" not in groups.keys_of("joint")
+
+
 # -------------------------------------------------------------------- building
 def test_build_makes_nested_objects_of_plain_values():
     """Lists and dicts arrive as Python's own, arguments of the call are added."""

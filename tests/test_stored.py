@@ -99,6 +99,14 @@ def test_what_a_library_says_of_a_file_is_one_line(here):
         raise ModuleNotFoundError("peft")
 
 
+def test_what_an_exception_says_is_cut_to_one_line():
+    """Of 200 characters at most; one that says nothing is named."""
+    assert stored.first_line(ValueError("\n  a\nb")) == "a"
+    assert stored.first_line(ValueError("x" * 199 + "yz")) == "x" * 199 + "y"
+    assert stored.first_line(ValueError("x" * 200)) == "x" * 200
+    assert stored.first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
 def test_a_path_that_cannot_be_one_is_none(here):
     for typed in ("x" * 3000, "a\0b", "~nobodyatall/x"):
         assert not stored.is_file(Path(typed)) and not stored.is_folder(Path(typed))

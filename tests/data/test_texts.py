@@ -294,6 +294,9 @@ def test_ag_news(tmp_path, header):
         source.read("train")
     with pytest.raises(UserError, match=r"put train\.csv and test\.csv there"):
         text_sets.AgNews(str(tmp_path / "no"), 0.1).own_splits()
+    write(tmp_path / "half" / "ag_news" / "train.csv", "4,T,D\n")
+    with pytest.raises(UserError, match=r"put train\.csv and test\.csv there"):  # one of them is not enough
+        text_sets.AgNews(str(tmp_path / "half"), 0.1).own_splits()
 
 
 def hugging_face(name, **settings) -> texts.HuggingFaceText:
