@@ -106,6 +106,19 @@ def test_the_choice_is_by_validation_and_not_by_test():
     assert best.val_accuracy == 1.0 and best.accuracy == 0.0
 
 
+def test_of_equally_good_regressions_the_most_regularised_is_taken(monkeypatch):
+    """What validation does not tell apart."""
+
+    def fit(x, y, n_classes, l2, init):
+        return torch.tensor([[0.0], [1.0 if l2 == max(baselines.L2) else -1.0]]), torch.zeros(2)
+
+    monkeypatch.setattr(baselines, "fit_logistic", fit)
+    x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1])
+    describe = lambda images: images.flatten(1).float()  # noqa: E731
+    fitted = baselines._logistic("pixels", describe, (x, y), (x, y), (torch.zeros(1), torch.ones(1)), 2)
+    assert fitted.val_accuracy == 0.5 and fitted.predict(Pictures(torch.ones(3, 1, 1, 1))).tolist() == [1, 1, 1]
+
+
 TEXTS = {
     "english": (["good film", "a fine good story", "bad film", "a bad dull story"], ["good story", "dull film"]),
     "chinese": (["很好的酒店", "服务很好", "很差的酒店", "服务很差"], ["房间很好", "房间很差"]),

@@ -81,6 +81,13 @@ def test_works_inside_inference_mode_and_with_constant_features():
     assert torch.isfinite(result.logits_test).all()
 
 
+def test_features_that_say_nothing_give_the_most_frequent_class():
+    """An encoder that has collapsed is measured like any other."""
+    x, y = torch.full((30, 4), 0.7), torch.arange(30) % 3 % 2
+    result = linear_probe(x, y, x, y, x, y, 2)
+    assert result.accuracy == pytest.approx(2 / 3) and not result.logits_test.argmax(1).any()
+
+
 def test_impossible_input_is_explained():
     """Empty splits, diverged features, an empty grid."""
     x, y = _split(20, 0)

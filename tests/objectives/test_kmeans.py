@@ -43,3 +43,9 @@ def test_no_centre_stays_empty():
     x = torch.cat([torch.zeros(50, 2), blobs(2)[:, :2]])
     centres = kmeans(x, 8, steps=10, seed=0)
     assert torch.isfinite(centres).all() and len(nearest_centroid(x, centres).unique()) > 3
+
+
+def test_rows_of_half_precision_have_centres_of_full():
+    """Sums over many rows would lose what bfloat16 cannot hold."""
+    x = blobs(3).bfloat16()
+    assert torch.equal(kmeans(x, 3, steps=4, seed=0), kmeans(x.float(), 3, steps=4, seed=0))
