@@ -59,7 +59,7 @@ class Cells:
         """What a command measures; arguments that are functions are called where it has to be run."""
         if name in self.found:
             return self.found[name]
-        run = self.run(name, verb, *(a if isinstance(a, str) else a() for a in args))
+        run = self.run(re.sub(r"[^\w.-]+", "_", name), verb, *(a if isinstance(a, str) else a() for a in args))
         metrics = {k: round(v, 5) if isinstance(v, float) else v for k, v in read_json(run / "metrics.json").items() if _KEPT.match(k)}
         self.found[name] = {"cell": name, **metrics}
         if self.kept is not None:

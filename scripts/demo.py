@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 IMAGES = ["data=digits", "views.flip=0", "views.scale=[0.5,1.0]", "trainer.max_epochs=40"]
-TEXT = ["data=docs", "trainer.max_epochs=12"]
+TEXT = ["data=docs", "trainer.max_epochs=16"]
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     rows = []
     for kind, task, settings, target, tune in (
         ("images", "simclr", IMAGES, "digits", ["labels_per_class=2", "trainer.max_steps=150"]),
-        ("text", "mlm", TEXT, "docs", ["labels_per_class=20", "trainer.max_steps=150"]),
+        ("text", "crops", TEXT, "docs", ["labels_per_class=20", "trainer.max_steps=150"]),
     ):
         pretrained = run(f"{task}-{kind}", "pretrain", f"+task={task}", *settings)
         start = f"from={pretrained.path}"

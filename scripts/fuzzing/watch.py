@@ -16,6 +16,8 @@ _CHANGES = {"os.remove": (0,), "os.rename": (0, 1), "os.mkdir": (0,), "os.rmdir"
 _FOLLOWS = ("open", "os.truncate", "os.chmod")  # a link to what it leads to; others change the link itself
 _PROGRAMS = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn"}
 _OURS = ("uname", "ldconfig", "gcc", "/sbin/ldconfig")  # what platform and ctypes ask when they are asked who they are
+_OF_WANDB = ("git", "wandb-core")  # what it asks about the working folder, and its own service
+_PUBLISHED = "https://download.pytorch.org/models/"  # torchvision's weights, asked for by the name of a model
 _PICKLED = {"os", "posix", "nt", "subprocess", "pty", "runpy", "webbrowser", "code", "timeit"}
 
 
@@ -59,12 +61,16 @@ def watch(place: Place, tell: Callable[[str], None]) -> Callable[[], None]:
                     for i in _CHANGES[event]:
                         written(args[i], event)
             elif event in _PROGRAMS:
-                if not (words := str(args)[:200]).count("sslt.worker") and not str(args[0]).endswith(_OURS):
+                ours = _OURS + (_OF_WANDB if "wandb" in sys.modules else ())
+                if not (words := str(args)[:200]).count("sslt.worker") and not str(args[0]).endswith(ours):
                     tell(f"started a program: {event} {words}")
             elif event == "pickle.find_class":
                 if args[0] in _PICKLED or (args[0] == "builtins" and args[1] in ("eval", "exec", "open", "getattr", "__import__")):
                     tell(f"unpickled {args[0]}.{args[1]}")
-            elif event in ("urllib.Request", "ctypes.dlopen") and (event == "urllib.Request" or inside(str(args[0]), place.root)):
+            elif event == "urllib.Request":
+                if not str(args[0]).startswith(_PUBLISHED):
+                    tell(f"{event} {str(args[0])[:200]}")
+            elif event == "ctypes.dlopen" and inside(str(args[0]), place.root):
                 tell(f"{event} {str(args[0])[:200]}")
         except (OSError, ValueError, IndexError):
             pass  # what cannot be resolved will fail for the command as well

@@ -50,15 +50,15 @@ _HOST = re.sub(r"\W", "", platform.node()) or "here"
 
 
 def set_cache_dir(path: str | os.PathLike[str]) -> None:
-    """Where entries of this process go (the `cache_dir` setting). Called as a run begins: what it opens is checked anew."""
+    """Where entries of this process go (the `cache_dir` setting; "": by itself). Called as a run begins: what it opens is checked anew."""
     global _root
-    _root = Path(path).expanduser()
+    _root = Path(path).expanduser() if path else None
     _checked.clear()
 
 
 def cache_dir() -> Path:
     """The folder of all entries: `cache_dir`, else $SSLT_CACHE, else ~/.cache/sslt."""
-    return _root or Path(os.environ.get("SSLT_CACHE", "~/.cache/sslt")).expanduser()
+    return _root or Path(os.environ.get("SSLT_CACHE") or "~/.cache/sslt").expanduser()
 
 
 def digest(*parts: Any) -> str:

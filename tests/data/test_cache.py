@@ -174,6 +174,9 @@ def test_cache_dir_comes_from_the_setting_then_the_environment(monkeypatch, tmp_
     monkeypatch.setattr(cache, "_root", None)
     monkeypatch.setenv("SSLT_CACHE", "~/here")
     assert cache.cache_dir() == Path.home() / "here"
+    monkeypatch.setenv("SSLT_CACHE", "")
+    cache.set_cache_dir("")  # what a setting that reads the environment becomes
+    assert cache.cache_dir() == Path.home() / ".cache" / "sslt"
     monkeypatch.delenv("SSLT_CACHE")
     assert cache.cache_dir() == Path.home() / ".cache" / "sslt"
 
