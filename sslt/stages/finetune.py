@@ -60,8 +60,6 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         how = "the head on its features is solved, not trained" if solved else "its features are computed once, without augmentation"
         log.info("the encoder stands still: %s", how)
 
-    start = Between({"encoder": encoder, "objective": objective}) if solved and not frozen and splits.val is not None else None
-
     def validate(number_format: str) -> dict[str, float]:
         if seen.val is None:
             return {}
@@ -85,8 +83,11 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     best = run / "checkpoints" / "best.safetensors"
     keep = lambda: common.save_best(best, trained, objective, run)  # noqa: E731
     watchers: list[Validation] = []
+    start: list[Between] = []
 
     def watch(curves: Any) -> list[Validation]:
+        if cfg.interpolate and solved and not frozen and splits.val is not None:
+            start.append(Between({"encoder": encoder, "objective": objective}))  # an adapter is in its place now, and nothing has moved
         watchers.append(Validation(curves, parts.validate, _val_every(cfg, splits), parts.chosen_by, keep))
         return watchers
 
@@ -101,8 +102,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     save_head = lambda beside: common.save_head(beside, objective, cfg.objective, source.classes)  # noqa: E731
     weights.save_raw(run, learner, encoder, cfg, source, learner.run_metrics, save_head)
     weighed: dict[str, Any] = {}
-    if start is not None and cfg.interpolate:
-        weighed["train/interpolated"] = start.choose(cfg.interpolate, lambda: parts.validate(MEASURED)["val/accuracy"])
+    if start:
+        weighed["train/interpolated"] = start[0].choose(cfg.interpolate, lambda: parts.validate(MEASURED)["val/accuracy"])
     if cfg.words and not frozen and domains is None:
         weighed |= words.add(encoder, objective, splits.train, splits.val, device, batch, MEASURED)
     metrics = {**learner.run_metrics, **weighed, "train/labels": parts.labels} | (

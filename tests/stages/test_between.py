@@ -51,6 +51,16 @@ def test_fine_tuning_that_goes_wrong_is_no_worse_than_the_probe(sslt, here):
     assert Run(here / "again").metrics["test/accuracy"] == between["test/accuracy"]
 
 
+def test_adapters_go_part_of_the_way(sslt, here):
+    """An adapter that was put in after the start was known: at its start it does nothing, and the probe stands."""
+    sslt(*PRE, "hydra.run.dir=pre")
+    wild = ["optimizer=sgd", "optimizer.lr=0.5", "trainer.max_steps=4", "trainer.gradient_clip_val=null"]
+    sslt(*TUNE, "adaptation=probe", "hydra.run.dir=probe")
+    sslt(*TUNE, "adaptation=lora", *wild, "hydra.run.dir=lora")
+    probe, lora = Run(here / "probe").metrics, Run(here / "lora").metrics
+    assert lora["val/accuracy"] >= probe["val/accuracy"] - 0.01 and lora["train/interpolated"] < 1
+
+
 def test_head_fresh_has_no_start_to_go_back_to(sslt, here):
     sslt(*PRE, "hydra.run.dir=pre")
     sslt(*TUNE, "head=fresh", "trainer.max_steps=2", "hydra.run.dir=fresh")

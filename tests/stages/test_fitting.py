@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import TINY_IMAGES
 
+from sslt.runs import Run
 from sslt.stages.common import eval_batch_size
 from sslt.stages.fitting import peak_memory
 
@@ -25,3 +27,14 @@ def test_peak_memory_is_in_bytes_and_never_falls():
 def test_small_batches_are_measured_in_larger_ones(batch, measured):
     """Four times as large, up to 256; larger ones as they are."""
     assert eval_batch_size(SimpleNamespace(batch_size=batch)) == measured
+
+
+def test_time_alone_is_bounded_by_what_a_recipe_can_use(sslt, here, capsys):
+    """`most_epochs` ends a run that has trainer.max_time and nothing else, with a line; epochs and steps that are asked for stand."""
+    args = ["pretrain", "+task=simclr", *TINY_IMAGES, "batch_size=512", "online_probe.every_n_epochs=0", "most_epochs=1"]
+    sslt(*args, "trainer.max_time=600", "hydra.run.dir=time")
+    assert Run(here / "time").metrics["train/epochs"] == 1 and "nothing from more than 1 epochs" in capsys.readouterr().err
+    sslt(*args, "trainer.max_time=600", "trainer.max_epochs=2", "hydra.run.dir=epochs")
+    assert Run(here / "epochs").metrics["train/epochs"] == 2
+    sslt(*args, "trainer.max_steps=4", "hydra.run.dir=steps")
+    assert Run(here / "steps").metrics["train/steps"] == 4
