@@ -208,7 +208,7 @@ def _modes(root: Path, data: str) -> str:
     rates += f" Memory is that of the process, with seed {SEEDS[0]}. What ends near the probe may want another rate."
     commands = [["pretrain", *PRETRAIN[data]], ["finetune", f"+target={data}", "from=RUN", *TARGETS[data]]]
     first, then = (f"`sslt {shlex.join(command)}`" for command in commands)
-    what = f"{then}, where RUN is the encoder of [first.md](first.md), {first}."
+    what = f"{then}, where RUN is the encoder of [earlier.md](earlier.md), {first}."
     return f"## Modes: {data}\n\n{what} {rates}\n\n{head}" + "\n".join(rows)
 
 

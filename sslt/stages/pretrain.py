@@ -10,6 +10,8 @@ from hydra.utils import get_object
 from sslt.callbacks.budget import seconds
 from sslt.callbacks.probes import OnlineProbe
 from sslt.config import build
+from sslt.data.base import Samples
+from sslt.data.joined import Joined
 from sslt.data.views import Views
 from sslt.errors import UserError
 from sslt.learner import Term
@@ -44,7 +46,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     objective, adaptation = build(cfg.objective, encoder), build(cfg.adaptation)
     fitting.check(cfg, encoder, adaptation, objective, views, int(cfg.batch_size))  # before the data are read
     encoders = weights.of_objective(cfg, objective, encoder)
-    samples = common.prepare(encoder, source, "train" if objective.needs_labels else "unlabeled")
+    samples = _samples(encoder, source, objective.needs_labels)
     if cfg.pack:
         samples = samples.packed(encoder.processor.max_length)
     stream = common.stream(cfg, samples, cfg.batch_size, views, drop_last=True)
@@ -68,6 +70,16 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     commands = [*(f"sslt evaluate from={run}/{name}" for name in beside), *after_pretraining(cfg, source, run)]
     say_next(run, metrics, commands, None if source.classes else with_labels(source, run))
     return metrics
+
+
+def _samples(encoder: Any, source: Any, labelled: bool) -> Samples:
+    """What is learned from: with `labelled` the training split, otherwise all there is but for what is validated and tested on."""
+    if labelled:
+        return common.prepare(encoder, source, "train")
+    unlabelled = common.prepare(encoder, source, "unlabeled")
+    if {"train", "unlabeled"} <= set(source.own_splits()):
+        return Joined([unlabelled, common.prepare(encoder, source, "train")])
+    return unlabelled
 
 
 def _probe(cfg: Any, encoder: Any, source: Any, curves: Any) -> list[OnlineProbe]:
