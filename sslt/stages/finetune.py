@@ -28,6 +28,8 @@ from sslt.stages.common import Supervised
 
 log = logging.getLogger("sslt")
 MAPPED = 600  # test samples on the map of features
+PASSES = 3  # over a sample that is learned from, in the cost of one that is validated on
+LEAST_HELD = 500  # validation samples that choose between start and end, however few were learned from
 
 
 def main(cfg: Any, run: Run) -> dict[str, Any]:
@@ -60,10 +62,10 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         how = "the head on its features is solved, not trained" if solved else "its features are computed once, without augmentation"
         log.info("the encoder stands still: %s", how)
 
-    def validate(number_format: str) -> dict[str, float]:
-        if seen.val is None:
+    def validate(number_format: str, samples: Samples | None = seen.val) -> dict[str, float]:
+        if samples is None:
             return {}
-        return measure.classifier(trained, objective, seen.val, device, batch, "val", detail=False, number_format=number_format).metrics
+        return measure.classifier(trained, objective, samples, device, batch, "val", detail=False, number_format=number_format).metrics
 
     stream = common.stream(cfg, seen.train, common.batch_size(cfg, seen.train), views, drop_last=objective.needs_full_batches)
     chosen_by = "val/accuracy" if cfg.report == "best" else None
@@ -102,8 +104,10 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     save_head = lambda beside: common.save_head(beside, objective, cfg.objective, source.classes)  # noqa: E731
     weights.save_raw(run, learner, encoder, cfg, source, learner.run_metrics, save_head)
     weighed: dict[str, Any] = {}
-    if start:
-        weighed["train/interpolated"] = start[0].choose(cfg.interpolate, lambda: parts.validate(MEASURED)["val/accuracy"])
+    if start and splits.val is not None:
+        read = learner.batches_seen * stream.batch_size * distributed.world_size()
+        held = some(splits.val, max(LEAST_HELD, PASSES * read // len(cfg.interpolate)), int(cfg.seed))
+        weighed["train/interpolated"] = start[0].choose(cfg.interpolate, lambda: validate(MEASURED, held)["val/accuracy"])
     if cfg.words and not frozen and domains is None:
         weighed |= words.add(encoder, objective, splits.train, splits.val, device, batch, MEASURED)
     metrics = {**learner.run_metrics, **weighed, "train/labels": parts.labels} | (
@@ -184,8 +188,8 @@ def _features(cfg: Any, encoder: Encoder, splits: _Splits, test: bool) -> _Split
 def _val_every(cfg: Any, splits: _Splits) -> int:
     """Epochs from one validation to the next: as asked for, or so many that validating costs less than training.
 
-    A sample that is learned from costs about three passes, one that is validated on one.
+    A sample that is learned from costs about `PASSES` passes, one that is validated on one.
     """
     if cfg.val_every_n_epochs is not None:
         return int(cfg.val_every_n_epochs)
-    return 0 if splits.val is None else -(-len(splits.val) // (3 * len(splits.train)))
+    return 0 if splits.val is None else -(-len(splits.val) // (PASSES * len(splits.train)))
