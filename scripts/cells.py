@@ -19,7 +19,8 @@ from sslt.runs import Run, read_json
 
 SEEDS = (0, 1, 2)
 _KEPT = re.compile(
-    r"^(test|val|baseline|majority|untrained|knn|linear|train)/(accuracy|val_accuracy|method|knn|linear|labels|steps|seconds|epochs)"
+    r"(test|val|baseline|majority|knn|linear|untrained/knn|untrained/linear)/accuracy|baseline/method"
+    r"|val/(encoder|words)_accuracy|train/(labels|steps|seconds|epochs|interpolated)"
 )
 Argument = str | Callable[[], str]  # what is only made where a cell that needs it has to be run
 
@@ -27,8 +28,8 @@ Argument = str | Callable[[], str]  # what is only made where a cell that needs 
 class Cells:
     """Runs `sslt` commands into folders below `root`: a finished one is not run again, an interrupted one goes on.
 
-    kept: a file of JSON lines with what was measured, by the name of a cell and its command; what it has is not run again, be the folder
-    gone or not.
+    kept: a file of JSON lines with what `measure` found, by the name of the cell. What it has is not run again, be the folder gone or
+    not: remove the lines of cells whose recipe has changed.
     """
 
     def __init__(self, root: Path, data: str, kept: Path | None = None):
@@ -60,7 +61,7 @@ class Cells:
         if name in self.found:
             return self.found[name]
         run = self.run(re.sub(r"[^\w.-]+", "_", name), verb, *(a if isinstance(a, str) else a() for a in args))
-        metrics = {k: round(v, 5) if isinstance(v, float) else v for k, v in read_json(run / "metrics.json").items() if _KEPT.match(k)}
+        metrics = {k: round(v, 5) if isinstance(v, float) else v for k, v in read_json(run / "metrics.json").items() if _KEPT.fullmatch(k)}
         self.found[name] = {"cell": name, **metrics}
         if self.kept is not None:
             self.kept.parent.mkdir(parents=True, exist_ok=True)

@@ -58,8 +58,8 @@ REASONS: dict[tuple[str, float, str], dict[str, str]] = {
         "task has it, gives the same probe: 36.9 and 36.9 side by side",
     },
 }
+TEXT = ("sslt.encoders.text.", "sslt.encoders.bag.")  # where the encoders of texts are
 # the number whose fall is progress, where it is not the loss
-TEXT = ("sslt.encoders.text.", "sslt.encoders.bag.")
 CURVES = {"rbm": "reconstruction", "bigan": "reconstruction"}
 # the step from which on a loss is compared with itself: until then MoCo's queue holds random vectors (4,096, of which a step replaces 128)
 # and the centre of DINO and iBOT is near the 0 it starts at (a step renews a tenth of it), which makes the task easier than it is

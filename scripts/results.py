@@ -91,8 +91,9 @@ def chosen(cells: Cells, start: str, regime: str) -> list[float]:
 def first(cells: Cells, name: str, of: Set, recipe: str) -> list[str]:
     """The section of a set and a recipe in first.md."""
     start = f"{name}-{recipe}"
-    command = ["sslt pretrain", *RECIPES[of.modality][recipe], *of.corpus[:1], minutes(of)]
-    lines = [f"### {name}, {recipe}: `{' '.join(command)}`", ""]
+    data = [setting.replace(str(cells.root), "runs/results") for setting in of.corpus]  # where files that had to be made are by default
+    lines = [f"### {name}, {recipe}", "", f"`{' '.join(['sslt pretrain', *RECIPES[of.modality][recipe], *data, minutes(of)])}`", ""]
+    lines += [NOTES[name, recipe], ""] if (name, recipe) in NOTES else []
     probed = {k: cells.values(f"{start}-[0-9]-evaluate", k) for k in (
         "untrained/knn/accuracy", "knn/accuracy", "untrained/linear/accuracy", "linear/accuracy", "baseline/accuracy")}  # fmt: skip
     steps = cells.values(f"{start}-[0-9]", "train/steps")
@@ -151,9 +152,15 @@ def rules(cells: Cells, names: list[str]) -> list[str]:
     return [f"Fine-tuning of all weights is in {'; in '.join(told)}.", "", *lines]
 
 
+# what the numbers do not say
+NOTES = {
+    ("imdb", "crops"): "Learned from the 50,000 unlabelled reviews alone; the command reads those of the training split as well now.",
+}
 HOW = """Made by `python scripts/results.py --data DIR`; {about}.
 Every cell is a command with its defaults. Three seeds unless a cell says otherwise, each with a pretraining and a draw of labels of its
-own; mean ± 95 % interval (Student's t, so wide with three). The last weights are reported, on the test split, read once.
+own; mean ± 95 % interval (Student's t, so wide with three). The last weights are reported, on the test split, read once. Labels come by
+`sslt finetune +target=SET from=RUN labels_per_class=N`, or `label_fraction=`, all of a set by neither; the probe by `adaptation=probe`;
+from scratch by `from=scratch:RUN`. The script puts sets that come in another layout into tables below its --root.
 """
 BESIDE = """The cheap baseline is the strongest of the methods that `sslt` puts beside its results (TF-IDF; pixels, gradients and colours),
 picked on the validation split, from the same labels. "From scratch" is the same architecture with fresh weights. The CIFAR-10 used here

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslt.data.bag_processor import BagProcessor
 from sslt.encoders.base import Encoder, Features, require
 from sslt.encoders.files import fill
-from sslt.encoders.lexicon import PARTS, Lexicon, hashed_pairs, parts_of, with_scores
+from sslt.encoders.lexicon import PARTS, Lexicon, hashed_pairs, parts_of
 from sslt.errors import UserError
 
 WEIGHTS = "model.safetensors"
@@ -93,7 +93,9 @@ class BagEncoder(Encoder):
             both = seen[:, 1:] & seen[:, :-1]
             ids = hashed_pairs(tokens[:, :-1][both], tokens[:, 1:][both], self.pairs.num_embeddings)
             summed = summed + _sum(self.pairs, ids, torch.full_like(ids, self.pair_weight, dtype=summed.dtype), both.sum(1))
-        pooled = with_scores(self.dropout(F.rms_norm(summed, (self.width,), eps=1e-12)), self.lexicon, tokens)
+        pooled = self.dropout(F.rms_norm(summed, (self.width,), eps=1e-12))
+        if self.lexicon is not None:
+            pooled = torch.cat([pooled, self.lexicon(tokens).to(pooled.dtype)], 1)
         return Features(pooled, pooled.unsqueeze(1))
 
     def rate_of(self, parameter: str) -> float:

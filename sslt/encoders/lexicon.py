@@ -48,7 +48,7 @@ class Lexicon(nn.Module):
         self.register_buffer("starts", parts[1], persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        found = self.vectors(tokens)
+        found = self.weighed(self.counts(tokens), len(tokens))
         out = torch.zeros(len(tokens), self.outputs, device=tokens.device)
         return out.index_add_(0, found.text, self.table[found.term] * found.weight.unsqueeze(1))
 
@@ -62,19 +62,18 @@ class Lexicon(nn.Module):
         self.terms, self.idf = terms, idf
         self.table = torch.zeros(len(terms), self.outputs, device=terms.device)
 
-    def vectors(self, tokens: Tensor) -> Terms:
-        """The terms of texts [B, T] (0: no word) that are known, `term` being their places among these, with their weights."""
-        found = self.counts(tokens)
+    def weighed(self, found: Terms, texts: int) -> Terms:
+        """Of the `counts` of so many texts the terms that are known, `term` being their places among these, with their weights."""
         place = torch.searchsorted(self.terms, found.term).clamp(max=max(len(self.terms) - 1, 0))
         known = self.terms[place] == found.term if len(self.terms) else torch.zeros_like(found.term, dtype=torch.bool)
         text, term = found.text[known], place[known]
         weight = (1 + found.weight[known].log()) * self.idf[term]
         kind = text * 2 + ((self.terms[term] >= self.words + BUCKETS) & (self.third == PARTS))
-        squares = torch.zeros(2 * len(tokens), device=tokens.device).index_add_(0, kind, weight.square())
+        squares = torch.zeros(2 * texts, device=weight.device).index_add_(0, kind, weight.square())
         return Terms(text, term, weight / squares.sqrt()[kind])
 
     def counts(self, tokens: Tensor) -> Terms:
-        """All terms of texts [B, T], and how often each text has them."""
+        """All terms of texts [B, T] (0: no word), and how often each text has them."""
         tokens = tokens.long()
         seen = tokens > 0
         rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
@@ -104,13 +103,6 @@ def hashed_pairs(first: Tensor, second: Tensor, rows: int) -> Tensor:
     h = (first * 0x9E3779B1 + second * 0x85EBCA77) & 0xFFFFFFFF
     h = ((h ^ (h >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
     return (h ^ (h >> 15)) % rows
-
-
-def with_scores(pooled: Tensor, lexicon: Lexicon | None, tokens: Tensor) -> Tensor:
-    """Features [B, D], and beside them the lexicon's scores, where there is one: [B, D + outputs]."""
-    if lexicon is None:
-        return pooled
-    return torch.cat([pooled, lexicon(tokens).to(pooled.dtype)], 1)
 
 
 def parts_of(words: list[str]) -> tuple[Tensor, Tensor]:

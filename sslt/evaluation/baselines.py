@@ -95,7 +95,8 @@ def _on_texts(train: Rows, val: Rows | None, n_classes: int) -> Iterator[_Fitted
 
     name = "logistic regression" if n_classes <= MANY_CLASSES else "linear SVM"
     x = vectors(texts)
-    yield _best_linear(f"TF-IDF of {kind}, {name}", x, train.labels, vectors, val, n_classes)
+    score, model = best_linear(x, train.labels, None if val is None else (vectors(val.items), val.labels), n_classes)
+    yield _Fitted(f"TF-IDF of {kind}, {name}", score, lambda items: model.predict(vectors(items)))
     if n_classes <= MANY_CLASSES:
         yield _nb_svm(train, val, words, n_classes)
 
@@ -118,8 +119,7 @@ def _fitted_vectoriser(analyzer: str, lengths: tuple[int, int], texts: Sequence[
         return made.set_params(min_df=1, analyzer="char").fit([t or " " for t in texts])
 
 
-def linear_model(n_classes: int, strength: float) -> Any:
-    """Of unit rows: logistic regression, or one class against the rest where they are many."""
+def _linear(n_classes: int, strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
@@ -128,20 +128,20 @@ def linear_model(n_classes: int, strength: float) -> Any:
     return LogisticRegression(C=strength, max_iter=300, tol=1e-3)
 
 
-def _best_linear(
-    method: str, x: Any, y: np.ndarray, vectors: Callable[[Any], Any], val: Rows | None, n_classes: int, scale: float = 1.0
-) -> _Fitted:
-    """The linear model whose strength is best on `val`; of equal ones the more regularised."""
-    held = None if val is None else vectors(val.items)
+def best_linear(x: Any, y: np.ndarray, val: tuple[Any, np.ndarray] | None, n_classes: int) -> tuple[float, Any]:
+    """scikit-learn's linear model of unit rows `x` whose strength is best on `val` (rows, labels), after its accuracy there.
+
+    Logistic regression, or one class against the rest where they are many. Of equally good ones the more regularised; without `val`
+    a middle strength, and NaN.
+    """
     best: tuple[float, Any] | None = None
     for strength in STRENGTHS if val is not None else STRENGTHS[2:3]:
-        model = linear_model(n_classes, scale * strength).fit(x, y)
-        score = math.nan if val is None else float(model.score(held, val.labels))
+        model = _linear(n_classes, strength).fit(x, y)
+        score = math.nan if val is None else float(model.score(*val))
         if best is None or score > best[0]:
             best = score, model
     assert best is not None
-    model = best[1]
-    return _Fitted(method, best[0], lambda items: model.predict(vectors(items)))
+    return best
 
 
 def _nb_svm(train: Rows, val: Rows | None, words: Any, n_classes: int) -> _Fitted:

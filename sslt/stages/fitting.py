@@ -72,12 +72,8 @@ def fit(
     number_format = precision.resolve(settings.pop("precision"), kind)
     sampling = sampling or Together()
     per_epoch = sampling.epoch({k: len(s) for k, s in streams.items()})
-    budget = _budget(settings, max(cfg.default_max_epochs, -(-least_steps * settings["accumulate_grad_batches"] // per_epoch)))
-    if most_epochs is not None and budget.max_time and not (budget.max_epochs or budget.max_steps):
-        log.info(
-            "this recipe gains nothing from more than %d epochs, and ends there if time is left (most_epochs=null goes on)", most_epochs
-        )
-        budget.max_epochs = most_epochs
+    default = max(cfg.default_max_epochs, -(-least_steps * settings["accumulate_grad_batches"] // per_epoch))
+    budget = _budget(settings, default, most_epochs)
     if nothing_to_train:
         budget = Budget(None, 0, None)
     settings["sync_batchnorm"] = settings["sync_batchnorm"] and world > 1
@@ -270,8 +266,8 @@ def _trainer_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k not in ("_target_", "accelerator", "devices")}
 
 
-def _budget(settings: dict[str, Any], default_max_epochs: int) -> Budget:
-    """The bounds of a run, taken out of the trainer's settings; -1 is none, as in Lightning."""
+def _budget(settings: dict[str, Any], default_max_epochs: int, most_epochs: int | None) -> Budget:
+    """The bounds of a run, taken out of the trainer's settings; -1 is none, as in Lightning. most_epochs: where time is the only one."""
     epochs, steps = (None if settings[k] in (None, -1) else settings[k] for k in ("max_epochs", "max_steps"))
     time = seconds(settings["max_time"])
     for key, value in (("max_epochs", epochs), ("max_steps", steps), ("max_time", time)):
@@ -279,7 +275,11 @@ def _budget(settings: dict[str, Any], default_max_epochs: int) -> Budget:
             raise UserError(f"trainer.{key}={value}: give more than 0, or null for no such bound")
     for key in ("max_epochs", "max_steps", "max_time"):
         settings.pop(key)
-    return Budget(epochs if epochs or steps or time else default_max_epochs, steps, time)
+    if not (epochs or steps):
+        epochs = most_epochs if time else default_max_epochs
+        if time and most_epochs:
+            log.info("this recipe gains nothing from more than %d epochs, and ends there if time is left (most_epochs=null)", most_epochs)
+    return Budget(epochs, steps, time)
 
 
 def _optimizer(node: Any, number_format: str) -> dict[str, Any]:

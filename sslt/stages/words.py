@@ -7,8 +7,7 @@ it is the other way round. So both are asked (late fusion; Kittler et al., 1998)
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from sslt.data.base import Samples
 from sslt.encoders.bag import BagEncoder
 from sslt.encoders.base import Encoder
-from sslt.encoders.lexicon import PARTS, TRIPLES, Lexicon
-from sslt.evaluation.baselines import STRENGTHS, linear_model
+from sslt.encoders.lexicon import PARTS, TRIPLES, Lexicon, Terms
+from sslt.evaluation.baselines import best_linear
 from sslt.evaluation.features import logits_of
 from sslt.evaluation.linear import accuracy
 from sslt.objectives.base import Objective
@@ -49,14 +48,14 @@ def add(
     encoder.to("cpu")
     lexicon = encoder.add_lexicon(third_kind(encoder, train), n_classes)
     x = _learn(lexicon, encoder, train)
-    held = None if val is None else _matrix(lexicon, encoder, val)
-    table, bias = _solve(x, labels_of(train).numpy(), held, None if val is None else labels_of(val).numpy(), n_classes)
+    held = None if val is None else (_matrix(lexicon, encoder, val), labels_of(val))
+    table, bias = _solve(x, labels_of(train), held, n_classes)
     lexicon.table = torch.from_numpy(table).float()
     of_words = torch.from_numpy(bias).float()
-    if val is None or held is None:
+    if held is None:
         scales, found = (1.0, float(own.std() / (x @ table).std())), {}
     else:
-        theirs, labels = torch.from_numpy(held @ table).float() + of_words, labels_of(val)
+        theirs, labels = torch.from_numpy(held[0] @ table).float() + of_words, held[1]
         scales = weigh(own, theirs, labels)
         found = {"val/encoder_accuracy": accuracy(own, labels), "val/words_accuracy": accuracy(theirs, labels)}
         log.info(
@@ -81,42 +80,41 @@ def third_kind(encoder: BagEncoder, train: Samples) -> str:
 
 def _learn(lexicon: Lexicon, encoder: Encoder, train: Samples) -> Any:
     """Let the lexicon know the terms of `train`; returns their matrix [N, terms]."""
-
-    def found() -> Iterator[Tensor]:
-        for index in train.ordered_batches(BATCH):
-            yield lexicon.counts(encoder.inputs(train.batch(index))["tokens"]).term
-
-    terms, documents = torch.cat(list(found())).unique(return_counts=True)
+    counted = list(_counted(lexicon, encoder, train))
+    terms, documents = torch.cat([found.term for _, found in counted]).unique(return_counts=True)
     if len(train) >= RARE:
         terms, documents = terms[documents > 1], documents[documents > 1]
     lexicon.learn(terms, ((1 + len(train)) / (1 + documents)).log().float() + 1)
-    return _matrix(lexicon, encoder, train)
+    return _rows(lexicon, counted, len(train))
 
 
 def _matrix(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Any:
     """The vectors of all texts as rows of a sparse matrix, in their order."""
+    return _rows(lexicon, _counted(lexicon, encoder, samples), len(samples))
+
+
+def _counted(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Iterator[tuple[np.ndarray, Terms]]:
+    """The rows of a batch, and their terms."""
+    for index in samples.ordered_batches(BATCH):
+        yield np.asarray(index), lexicon.counts(encoder.inputs(samples.batch(index))["tokens"])
+
+
+def _rows(lexicon: Lexicon, counted: Iterable[tuple[np.ndarray, Terms]], n: int) -> Any:
     from scipy.sparse import csr_matrix
 
     rows, columns, values = [], [], []
-    for index in samples.ordered_batches(BATCH):
-        found = lexicon.vectors(encoder.inputs(samples.batch(index))["tokens"])
-        rows.append(np.asarray(index)[found.text.numpy()])
+    for index, terms in counted:
+        found = lexicon.weighed(terms, len(index))
+        rows.append(index[found.text.numpy()])
         columns.append(found.term.numpy())
         values.append(found.weight.numpy())
     parts = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    return csr_matrix(parts, shape=(len(samples), len(lexicon.terms)), dtype=np.float32)
+    return csr_matrix(parts, shape=(n, len(lexicon.terms)), dtype=np.float32)
 
 
-def _solve(x: Any, y: np.ndarray, held: Any, held_y: np.ndarray | None, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Table [terms, C] and bias [C] of the linear model whose strength is best on validation; a class without labels scores low."""
-    best: tuple[float, Any] | None = None
-    for strength in STRENGTHS if held is not None else STRENGTHS[2:3]:
-        model = linear_model(n_classes, strength).fit(x, y)
-        score = math.nan if held is None else float(model.score(held, held_y))
-        if best is None or score > best[0]:
-            best = score, model
-    assert best is not None
-    model = best[1]
+def _solve(x: Any, y: Tensor, held: tuple[Any, Tensor] | None, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Table [terms, C] and bias [C] of the linear model whose strength is best on `held`; a class without labels scores low."""
+    _, model = best_linear(x, y.numpy(), None if held is None else (held[0], held[1].numpy()), n_classes)
     coefficients, intercepts = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # one row, of the second class against the first
         coefficients, intercepts = np.stack([-coefficients[0], coefficients[0]]) / 2, np.array([-intercepts[0], intercepts[0]]) / 2

@@ -8,6 +8,7 @@ import inspect
 import logging
 import lzma
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -395,13 +396,10 @@ def test_tables_of_which_none_or_several_could_be_train(tmp_path):
     with pytest.raises(UserError, match=r"\(none\)"):
         texts.find_tables(tmp_path / "notes", None)
     assert names_of(texts.find_tables(tmp_path / "notes", "\t")) == {"train": ["notes.txt"]}
-    for name in ("train_a.csv", "train_b.csv"):
-        write(tmp_path / "several" / name, "text\na\n")
-    with pytest.raises(UserError, match=r"several files for train \(train_a\.csv, train_b\.csv\)"):
-        texts.find_tables(tmp_path / "several", None)
-    for name in ("train-00000-of-00001.csv", "train.csv"):
-        write(tmp_path / "shard" / name, "text\na\n")
-    with pytest.raises(UserError, match=r"several files for train \(train-00000-of-00001\.csv, train\.csv\)"):
-        texts.find_tables(tmp_path / "shard", None)
+    for folder, names in (("several", ("train_a.csv", "train_b.csv")), ("shard", ("train-00000-of-00001.csv", "train.csv"))):
+        for name in names:
+            write(tmp_path / folder / name, "text\na\n")
+        with pytest.raises(UserError, match=re.escape(f"several files for train ({', '.join(names)})")):
+            texts.find_tables(tmp_path / folder, None)
     with pytest.raises(UserError, match="no such file"):
         texts.find_tables(tmp_path / "nowhere", None)

@@ -44,7 +44,8 @@ def test_a_class_without_labels_is_not_chosen():
     from scipy.sparse import csr_matrix
 
     x, y = csr_matrix(np.eye(4, dtype=np.float32)[[1, 3, 1, 3]]), np.array([1, 3, 1, 3])
-    table, bias = words._solve(x, y, x, y, 5)
+    labels = torch.from_numpy(y)
+    table, bias = words._solve(x, labels, (x, labels), 5)
     assert ((x @ table + bias).argmax(1) == y).all()
 
 
