@@ -154,7 +154,6 @@ def rules(cells: Cells, names: list[str]) -> list[str]:
 
 # what the numbers do not say
 NOTES = {
-    ("imdb", "crops"): "Learned from the 50,000 unlabelled reviews alone; the command reads those of the training split as well now.",
 }
 HOW = """Made by `python scripts/results.py --data DIR`; {about}.
 Every cell is a command with its defaults. Three seeds unless a cell says otherwise, each with a pretraining and a draw of labels of its

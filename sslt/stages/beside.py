@@ -17,7 +17,7 @@ from sslt.evaluation import baselines
 from sslt.evaluation.baselines import Baseline, Rows
 
 log = logging.getLogger("sslt")
-FORMAT = 1
+FORMAT = 2  # raise it when the methods change
 
 
 Labels = tuple[float, int | None, int]  # label_fraction, labels_per_class, seed

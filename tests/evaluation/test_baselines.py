@@ -83,6 +83,32 @@ def test_colours_are_counted_by_quarter_wherever_they_are_in_it():
     assert baselines.gradients_and_colour(plain).shape[1] > baselines.gradients_and_colour(plain[:, :1]).shape[1]
 
 
+def test_whitened_patches_tell_textures_apart_wherever_they_lie():
+    """Stripes across and along, at any place: neighbours by pixels cannot, by patches can. Nothing random is taken from the run."""
+    rng = np.random.default_rng(0)
+    stripes = np.stack([np.roll(np.tile([0, 60, 255, 60], 4), rng.integers(4))[:, None] * np.ones(16) for _ in range(60)])
+    y = np.arange(60) % 2
+    stripes[y == 1] = stripes[y == 1].swapaxes(1, 2)
+    x = torch.from_numpy((stripes + rng.integers(0, 80, stripes.shape)).clip(0, 255).astype(np.uint8)).unsqueeze(1)
+    train, test = Pictures(x[:20]), Pictures(x[20:])
+    before = torch.get_rng_state()
+    describe = baselines.whitened_patches(train)
+    assert torch.equal(before, torch.get_rng_state())
+    seen, asked = (baselines._described(part, describe) for part in (train, test))
+    assert seen.shape == (20, 4 * baselines.FILTERS) and torch.equal(seen, baselines._described(train, baselines.whitened_patches(train)))
+    nearest = lambda a, b: y[:20][torch.cdist(b, a).argmin(1).numpy()]  # noqa: E731
+    assert (nearest(seen, asked) == y[20:]).all()
+    found = baselines.strongest("image", Rows(train, y[:20]), None, Rows(test, y[20:]), 2)
+    assert found.method.startswith("pixels")  # without validation nothing is chosen
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 40, 40), (1, 9, 9)], ids=str)
+def test_patches_of_images_of_any_size_and_channels(shape):
+    images = torch.randint(0, 256, (12, *shape), dtype=torch.uint8)
+    found = baselines._described(Pictures(images), baselines.whitened_patches(Pictures(images)))
+    assert len(found) == 12 and found.isfinite().all()
+
+
 def test_the_best_of_all_candidates_on_validation_is_taken(monkeypatch):
     """Whichever place it has; the test rows are shown to that one alone."""
     asked = []
