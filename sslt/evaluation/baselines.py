@@ -2,7 +2,8 @@
 
 Texts: TF-IDF of words and characters with logistic regression (a linear SVM where classes are many) and NB-SVM (Wang & Manning, 2012).
 Images: pixels, histograms of oriented gradients with colour (Dalal & Triggs, 2005), and responses to whitened patches (Coates & Ng, 2011),
-each with logistic regression and with nearest neighbours. Method and regularisation are chosen on validation; the chosen one alone is asked about the test rows.
+each with logistic regression and with nearest neighbours. Method and regularisation are chosen on validation; the chosen one alone is
+asked about the test rows.
 """
 
 from __future__ import annotations
