@@ -161,10 +161,10 @@ own; mean ± 95 % interval (Student's t, so wide with three). The last weights a
 `sslt finetune +target=SET from=RUN labels_per_class=N`, or `label_fraction=`, all of a set by neither; the probe by `adaptation=probe`;
 from scratch by `from=scratch:RUN`. The script puts sets that come in another layout into tables below its --root.
 """
-BESIDE = """The cheap baseline is the strongest of the methods that `sslt` puts beside its results (TF-IDF; pixels, gradients and colours, whitened
-patches), picked on the validation split, from the same labels. "From scratch" is the same architecture with fresh weights. The CIFAR-10 used here
-is a JPEG re-encoding of the official set, so that figures are a little below those of the lossless one. SimCLR and masked words by older
-defaults: [earlier.md](earlier.md).
+BESIDE = """The cheap baseline is the strongest of the methods that `sslt` puts beside its results (TF-IDF; pixels, gradients and colours,
+whitened patches), picked on the validation split, from the same labels. "From scratch" is the same architecture with fresh weights. The
+CIFAR-10 used here is a JPEG re-encoding of the official set, so that figures are a little below those of the lossless one. SimCLR and
+masked words by older defaults: [earlier.md](earlier.md).
 """
 
 
