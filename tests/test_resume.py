@@ -55,7 +55,9 @@ TEXT = ["pretrain", "+task=mlm", *TINY_TEXT, "trainer.max_steps=8", "batch_size=
 TUNE = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=20", "batch_size=64", "trainer.max_epochs=3"]
 SHIFT = ["finetune", "+target=digits", "+shift=dann", "data@shift.target=digits", "shift.samples=200", "from=scratch", *TINY_IMAGES]
 SHIFT += ["labels_per_class=20", "batch_size=32", "trainer.max_epochs=3"]  # 6 steps an epoch, of 40 of the target
-
+BAG = ["pretrain", "+task=crops", "encoder.dim=16", "encoder.pairs=64", "batch_size=64", "trainer.max_steps=8", "trainer.accelerator=cpu"]
+TUNE_BAG = ["finetune", "+target=docs", "from=scratch", "encoder=bag", "encoder.dim=16", "encoder.pairs=64", "labels_per_class=8"]
+TUNE_BAG += ["batch_size=16", "trainer.max_steps=8", "trainer.accelerator=cpu", "baseline=false"]
 
 ADALORA = ["finetune", "+target=docs", "from=scratch", *TINY_TEXT, "labels_per_class=8", "batch_size=16", "adaptation=adalora"]
 
@@ -72,6 +74,8 @@ MAML = [
         (IMAGES, (3, 5, 6)),  # in an epoch, at its end, after it
         ([*IMAGES, "trainer.accumulate_grad_batches=2"], (2, 6)),
         (TEXT, (5,)),
+        (BAG, (3,)),
+        (TUNE_BAG, (3, 7)),  # a table whose gradients are sparse beside a head
         ([*TUNE, "adaptation=partial", "adaptation.blocks=2"], (4, 7)),
         ([*TUNE, "adaptation=probe", "head=fresh"], (4,)),
         ([*TUNE, "adaptation=gradual", "adaptation.over=0.9"], (4, 7)),  # some blocks free, others not yet
@@ -88,6 +92,8 @@ MAML = [
         "simclr",
         "simclr-accumulated",
         "mlm",
+        "crops",
+        "finetune-bag",
         "finetune-partial",
         "probe",
         "gradual",

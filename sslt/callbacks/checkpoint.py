@@ -23,6 +23,7 @@ log = logging.getLogger("sslt")
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of torch's optimizers: one number for each of a weight's
+_OF_ROWS = ("row_square", "row_steps")  # of `sslt.optimizers.AdamW` for tables: one number for each row
 _NEEDED = {"state_dict", "optimizer_states", "loops", "callbacks", "batches_seen", "optimizer_steps", "adaptation"}
 
 
@@ -191,18 +192,23 @@ class Checkpoint(pl.Callback):
 
 
 def _check_moments(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Raise `UserError` where what an optimizer took from a checkpoint in `folder` is not of its parameters."""
-    names = {name for state in optimizer.state.values() for name in state}
+    """Raise `UserError` where what an optimizer took from a checkpoint in `folder` is not of its parameters.
+
+    An optimizer can hold several kinds of state, of dense and of sparse gradients; what a parameter lacks of another's kind is damage.
+    """
+    kinds = {frozenset(state) for state in optimizer.state.values()}
     for parameter, state in optimizer.state.items():
-        for name in names:
+        names = set().union(*(kind for kind in kinds if state and kind > frozenset(state))) | set(state)
+        for name in sorted(names):
             value = state.get(name, "nothing")
-            if name in _MOMENTS:
-                fits = value is None or (isinstance(value, torch.Tensor) and value.shape == parameter.shape)
+            if name in _MOMENTS or name in _OF_ROWS:
+                shape = parameter.shape if name in _MOMENTS else parameter.shape[:1]
+                fits = value is None or (isinstance(value, torch.Tensor) and value.shape == shape)
             elif name == "step":
                 fits = isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1)
             else:
                 fits = name in state
-            if state and not fits:
+            if not fits:
                 raise UserError(
                     f"the checkpoint in {folder} is damaged: '{name}' of its optimizer fits no weights; "
                     f"to train from the beginning, delete the folder"

@@ -283,6 +283,24 @@ def test_moments_of_other_weights_are_refused(tmp_path):
     _check_moments(optimizer, tmp_path)
 
 
+def test_state_of_sparse_gradients_stands_beside_that_of_dense_ones(tmp_path):
+    """A table's rows and a layer's weights are two kinds of state in one optimizer, and each is checked as what it is."""
+    from sslt.optimizers import AdamW
+
+    table, layer = torch.nn.Embedding(5, 3, sparse=True), torch.nn.Linear(3, 2)
+    optimizer = AdamW([*table.parameters(), *layer.parameters()], 0.1, 0.0, (0.9, 0.99), 1e-8, False)
+    layer(table(torch.tensor([1, 4]))).sum().backward()
+    optimizer.step()
+    _check_moments(optimizer, tmp_path)
+    for parameter, name in ((table.weight, "row_square"), (table.weight, "row_steps"), (layer.bias, "exp_avg")):
+        whole = dict(optimizer.state[parameter])
+        for value in (torch.zeros(7), -1.0):
+            optimizer.state[parameter][name] = value
+            with pytest.raises(UserError, match=f"'{name}' of its optimizer"):
+                _check_moments(optimizer, tmp_path)
+        optimizer.state[parameter].update(whole)
+
+
 def test_what_cannot_be_taken_up_is_the_checkpoints_fault(sslt, here, two_checkpoints, capsys):
     sslt(*ONE, "hydra.run.dir=a")
     Run(here / "a").update(status="interrupted")
