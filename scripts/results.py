@@ -153,8 +153,7 @@ def rules(cells: Cells, names: list[str]) -> list[str]:
 
 
 # what the numbers do not say
-NOTES = {
-}
+NOTES = {}
 HOW = """Made by `python scripts/results.py --data DIR`; {about}.
 Every cell is a command with its defaults. Three seeds unless a cell says otherwise, each with a pretraining and a draw of labels of its
 own; mean ± 95 % interval (Student's t, so wide with three). The last weights are reported, on the test split, read once. Labels come by

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslt.data.bag_processor import BagProcessor
 from sslt.encoders.base import Encoder, Features, require
 from sslt.encoders.files import fill
-from sslt.encoders.lexicon import PARTS, Lexicon, hashed_pairs, parts_of
+from sslt.encoders.lexicon import hashed_pairs
 from sslt.errors import UserError
 
 WEIGHTS = "model.safetensors"
@@ -26,27 +26,17 @@ class BagEncoder(Encoder):
     Words have the ids of the processor, pairs are hashed into `pairs` rows (0: no pairs). A word counts by its inverse document
     frequency, a pair by `pair_weight`. Features [B, dim] have root mean square 1, so that neither a text's length nor how long
     training went on shows in their size; an empty text has zeros. The text as a whole is their only token.
-
-    lexicon: what a classifier that was fine-tuned knows of words (`Lexicon`): its scores are further features, [B, dim + outputs].
     """
 
     modality = "text"
+    side_models = ("words",)
     Processor = BagProcessor
 
-    def __init__(
-        self,
-        processor: BagProcessor,
-        dim: int,
-        pairs: int,
-        pair_weight: float,
-        dropout: float,
-        lexicon: dict[str, Any] | None = None,
-    ):
-        known = {} if lexicon is None else {"lexicon": lexicon}
-        super().__init__(processor, dim=dim, pairs=pairs, pair_weight=pair_weight, dropout=dropout, **known)
+    def __init__(self, processor: BagProcessor, dim: int, pairs: int, pair_weight: float, dropout: float):
+        super().__init__(processor, dim=dim, pairs=pairs, pair_weight=pair_weight, dropout=dropout)
         if dim < 1 or pairs < 0:
             raise UserError(f"encoder.dim={dim} encoder.pairs={pairs}: give at least 1 number and 0 pairs")
-        self.dim, self.width, self.pair_weight = dim, dim, pair_weight
+        self.dim, self.pair_weight = dim, pair_weight
         self.words = nn.Embedding(processor.vocab_size, dim)
         self.pairs = nn.Embedding(pairs, dim) if pairs else None
         for table in self.tables():
@@ -54,26 +44,6 @@ class BagEncoder(Encoder):
         self.dropout = nn.Dropout(dropout)
         self.rarity: Tensor
         self.register_buffer("rarity", torch.from_numpy(processor.rarity()), persistent=False)  # the vocabulary's, which is saved
-
-        self.lexicon: Lexicon | None = None
-        if lexicon is not None:
-            self.add_lexicon(**lexicon)
-
-    def add_lexicon(self, third: str, outputs: int, rows: int = 0) -> Lexicon:
-        """Have scores from words as further features, in the place of such that are there."""
-        words = self.processor.vocabulary
-        self.lexicon = Lexicon(self.processor.vocab_size, third, outputs, parts_of(words) if third == PARTS else None, rows)
-        self.dim = self.width + outputs
-        return self.lexicon
-
-    def forget(self) -> None:
-        self.lexicon, self.dim = None, self.width
-        self.args = {k: v for k, v in self.args.items() if k != "lexicon"}
-
-    def save(self, folder: Path, card: str = "") -> None:
-        if self.lexicon is not None:
-            self.args["lexicon"] = self.lexicon.settings
-        super().save(folder, card)
 
     @classmethod
     def build(cls, source: Any, processor: dict[str, Any], **args: Any) -> BagEncoder:
@@ -93,9 +63,7 @@ class BagEncoder(Encoder):
             both = seen[:, 1:] & seen[:, :-1]
             ids = hashed_pairs(tokens[:, :-1][both], tokens[:, 1:][both], self.pairs.num_embeddings)
             summed = summed + _sum(self.pairs, ids, torch.full_like(ids, self.pair_weight, dtype=summed.dtype), both.sum(1))
-        pooled = self.dropout(F.rms_norm(summed, (self.width,), eps=1e-12))
-        if self.lexicon is not None:
-            pooled = torch.cat([pooled, self.lexicon(tokens).to(pooled.dtype)], 1)
+        pooled = self.dropout(F.rms_norm(summed, (self.dim,), eps=1e-12))
         return Features(pooled, pooled.unsqueeze(1))
 
     def rate_of(self, parameter: str) -> float:
@@ -103,6 +71,12 @@ class BagEncoder(Encoder):
 
     def tables(self) -> list[nn.Embedding]:
         return [self.words] if self.pairs is None else [self.words, self.pairs]
+
+    def word_ids(self, inputs: dict[str, Tensor]) -> Tensor:
+        return inputs["tokens"]
+
+    def word_list(self) -> list[str]:
+        return self.processor.vocabulary
 
     def hideable(self, inputs: dict[str, Tensor]) -> Tensor:
         return inputs["tokens"] > 0

@@ -40,6 +40,7 @@ class Encoder(nn.Module, abc.ABC):
 
     modality: ClassVar[str]
     Processor: ClassVar[Any]
+    side_models: ClassVar[tuple[str, ...]] = ()  # cheap methods that can stand beside it in a classifier (`stages/fusion.py`)
     adapter: dict[str, Any] | None = None  # what an adapter in it is rebuilt from (`encoders/adapters.py`)
     origin: str | None = None  # where its weights can be found again: a folder or a published name
     base_fingerprint: str | None = None  # `fingerprint` before the adapter came
@@ -81,8 +82,14 @@ class Encoder(nn.Module, abc.ABC):
         """Learning rate of a parameter, by its name, as a multiple of the optimizer's."""
         return 1.0
 
-    def forget(self) -> None:
-        """Drop what belongs to the classes that it was fine-tuned for, where there is such."""
+    # ---------------------------------------------------------------- words of texts, for encoders beside which "words" can stand
+    def word_ids(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[B, T] ids of the words (or pieces of them) that texts have, in their order; 0 where none stands."""
+        raise NotImplementedError
+
+    def word_list(self) -> list[str]:
+        """What is written for each id; "" where that is not one word."""
+        raise NotImplementedError
 
     # ---------------------------------------------------------------- tokens that are hidden
     def require_tokens(self, pooled: bool) -> None:

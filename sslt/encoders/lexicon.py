@@ -1,4 +1,4 @@
-"""Scores of classes from the words of a text themselves: what a linear model on TF-IDF knows, as a part of an encoder."""
+"""Scores of classes from the words of a text themselves: what a linear model on TF-IDF knows, beside an encoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import zlib
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from sslt.encoders.base import Encoder
+from sslt.encoders.side import SideModel
 
 SUBWORDS = (3, 4)  # letters of the parts of words, whose ends count as letters
 NONE, TRIPLES, PARTS = "none", "triples", "parts"
@@ -21,16 +24,18 @@ class Terms(NamedTuple):
     weight: Tensor
 
 
-class Lexicon(nn.Module):
-    """TF-IDF of words, pairs of neighbours and a third kind of term, times a table: [B, T] word ids → [B, outputs].
+class Lexicon(SideModel):
+    """TF-IDF of words, pairs of neighbours and a third kind of term, times a table: words of texts [B, T] → [B, outputs].
 
     A term that a text has c times weighs (1 + ln c) · idf, and a text's terms have length 1 (Salton & Buckley, 1988, as scikit-learn's
     `sublinear_tf` has it). third: "triples" of neighbours, "parts" of words of 3 and 4 letters, which have length 1 by themselves, or
     "none". Terms are hashed; those that training did not have count for nothing.
 
-    parts: the terms of every word id, one after the other, and where each id's begin [V + 1]. It starts without terms (`learn`), or with
-    room for `rows` of them that a folder holds. The table is solved for (`stages/words.py`), and not trained.
+    words: how many ids `Encoder.word_ids` gives. parts: the terms of every id, one after the other, and where each id's begin [V + 1]. It
+    starts without terms (`learn`), or with room for `rows` of them that a folder holds.
     """
+
+    kind, name, title = "lexicon", "words", "TF-IDF"
 
     def __init__(self, words: int, third: str, outputs: int, parts: tuple[Tensor, Tensor] | None = None, rows: int = 0):
         super().__init__()
@@ -38,23 +43,32 @@ class Lexicon(nn.Module):
         self.terms: Tensor
         self.idf: Tensor
         self.table: Tensor
+        self.bias: Tensor
         self.register_buffer("terms", torch.zeros(rows, dtype=torch.int64))  # sorted
         self.register_buffer("idf", torch.zeros(rows))
         self.register_buffer("table", torch.zeros(rows, outputs))
+        self.register_buffer("bias", torch.zeros(outputs))
         parts = (torch.zeros(0, dtype=torch.int64), torch.zeros(words + 1, dtype=torch.int64)) if parts is None else parts
         self.parts: Tensor
         self.starts: Tensor
         self.register_buffer("parts", parts[0], persistent=False)
         self.register_buffer("starts", parts[1], persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    @classmethod
+    def beside(cls, encoder: Encoder, settings: dict[str, Any]) -> Lexicon:
+        listed = encoder.word_list()
+        return cls(len(listed), **settings, parts=parts_of(listed) if settings["third"] == PARTS else None)
+
+    def forward(self, encoder: Encoder, inputs: dict[str, Tensor]) -> Tensor:
+        tokens = encoder.word_ids(inputs)
         found = self.weighed(self.counts(tokens), len(tokens))
-        out = torch.zeros(len(tokens), self.outputs, device=tokens.device)
-        return out.index_add_(0, found.text, self.table[found.term] * found.weight.unsqueeze(1))
+        return self.bias.repeat(len(tokens), 1).index_add_(0, found.text, self.table[found.term] * found.weight.unsqueeze(1))
+
+    def scale(self, factor: float) -> None:
+        self.table, self.bias = factor * self.table, factor * self.bias
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What makes another one of the same shape."""
+    def settings(self) -> dict[str, Any]:  # type: ignore[override]
         return {"third": self.third, "outputs": self.outputs, "rows": len(self.terms)}
 
     def learn(self, terms: Tensor, idf: Tensor) -> None:

@@ -141,6 +141,30 @@ class FilterBank(nn.Module):
         variance, mean = torch.var_mean(patches, 1, correction=0, keepdim=True)
         return (patches - mean) * (variance + self.contrast).rsqrt()
 
+    def corners(self, images: Tensor, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Top and left [B, n] of random patches of images [B, C, H, W]."""
+        rest = images.shape[-1] - self.side + 1
+        drawn = torch.randint(rest * rest, (len(images), n), generator=generator, device=images.device)
+        return drawn // rest, drawn % rest
+
     def whiten(self, patches: Tensor) -> Tensor:
         """q [N, D] of patches that `cut` made."""
         return (patches - self.mean) @ self.whitening.T
+
+    @torch.no_grad()
+    def start(self, patches: Tensor, epsilon: float, threshold: float, generator: torch.Generator) -> None:
+        """Measure mean and whitening on patches [N, D] that `cut` made, and let the filters be some of them.
+
+        epsilon: on the eigenvalues. threshold: where a response begins to count, in deviations of a filter's responses.
+        """
+        self.mean.copy_(patches.mean(0))
+        self.whitening.copy_(zca(patches - self.mean, epsilon))
+        q = self.whiten(patches)
+        self.filters.copy_(F.normalize(q[torch.randperm(len(q), generator=generator)[: len(self.filters)]], dim=1))
+        self.thresholds.copy_(threshold * (q @ self.filters.T).std(0))
+
+
+def zca(centred: Tensor, epsilon: float) -> Tensor:
+    """The symmetric W = (Σ + ε)^-½ [D, D] of rows [N, D] of mean 0 with covariance Σ."""
+    values, vectors = torch.linalg.eigh(centred.T.double() @ centred.double() / len(centred))
+    return ((vectors * (values.clamp(min=0) + epsilon).rsqrt()) @ vectors.T).to(centred.dtype)

@@ -32,6 +32,7 @@ class TextEncoder(Encoder):
     """
 
     modality = "text"
+    side_models = ("words",)
     Processor = TextProcessor
 
     def __init__(self, processor: TextProcessor, model_type: str, config: dict[str, Any], pooling: str, model: nn.Module | None = None):
@@ -90,6 +91,12 @@ class TextEncoder(Encoder):
             raise UserError("this tokenizer has no mask token, so its encoder cannot learn by masking: +task=simcse needs none")
         if not pooled and self.pooling == "cls":
             log.warning("the loss trains words, not the first token that the features are read from: encoder.pooling=mean reads the words")
+
+    def word_ids(self, inputs: dict[str, Tensor]) -> Tensor:
+        return (inputs["tokens"] + 1) * self.hideable(inputs)
+
+    def word_list(self) -> list[str]:
+        return [""] * (self.processor.vocab_size + 1)
 
     def hideable(self, inputs: dict[str, Tensor]) -> Tensor:
         tokens = inputs["tokens"]

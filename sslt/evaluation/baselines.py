@@ -16,24 +16,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sslt.data.base import Samples
-from sslt.data.image_processor import ImageProcessor
-from sslt.encoders.patches import PatchEncoder
+from sslt.encoders.descriptions import DESCRIPTIONS, Description
 from sslt.evaluation.knn import knn_predict
-from sslt.evaluation.linear import accuracy, feature_statistics, fit_logistic
-from sslt.objectives.patch_kmeans import PatchKMeans
+from sslt.evaluation.linear import accuracy, feature_statistics, probe_weights
 
 STRENGTHS = (0.5, 2.0, 8.0, 32.0)  # C of texts' linear models: unit rows want little regularisation
 L2 = (1e-1, 1e-2, 1e-3, 1e-4)  # of images' logistic regression on standardised features
 NEIGHBOURS = (1, 5, 20)
+MOST_IMAGES = 60_000  # that methods learn from: their descriptions stand in memory
 MANY_CLASSES = 20  # above which one-against-rest solvers are used, and NB-SVM is not
 MOST_CHARACTERS = 6_000_000  # of training text in which n-grams of characters are counted in seconds
 WITHOUT_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-PIXELS, GRADIENTS = 32, 64  # longest sides of images as pixels and patches, and as gradients
-FILTERS, STRIDE = 400, 2  # of patches of 6 × 6 pixels, pooled over quarters: 3,000 images a second on a core
 
 
 class Rows(NamedTuple):
@@ -186,126 +181,35 @@ def _svm(strength: float) -> Any:
 
 # -------------------------------------------------------------------- images
 def _on_images(train: Rows, val: Rows | None, n_classes: int) -> Iterator[_Fitted]:
-    """Logistic regression and nearest neighbours on three descriptions of the pixels."""
-    described = {"pixels": pixels, "oriented gradients and colour": gradients_and_colour, "whitened patches": whitened_patches(train.items)}
-    for name, describe in described.items():
-        x, y = _described(train.items, describe), torch.from_numpy(train.labels)
-        mean, std = feature_statistics(x)
-        held = None if val is None else (_described(val.items, describe), torch.from_numpy(val.labels))
-        yield _logistic(name, describe, (x, y), held, (mean, std), n_classes)
-        yield _neighbours(name, describe, (x, y), held, mean, n_classes)
+    """Logistic regression and nearest neighbours on each description, of at most `MOST_IMAGES` of the training images."""
+    if len(train.labels) > MOST_IMAGES:
+        rows = np.sort(np.random.default_rng(0).permutation(len(train.labels))[:MOST_IMAGES])
+        train = Rows(train.items.subset(rows), train.labels[rows])
+    channels, *sides = train.items.batch(np.arange(1))["image"].shape[1:]
+    for kind in DESCRIPTIONS.values():
+        describe = kind(channels, min(sides))
+        describe.learn(train.items)
+        x, y = describe.of(train.items), torch.from_numpy(train.labels)
+        held = None if val is None else (describe.of(val.items), torch.from_numpy(val.labels))
+        yield _logistic(describe, (x, y), held, n_classes)
+        yield _neighbours(describe, (x, y), held, n_classes)
 
 
 Described = tuple[Tensor, Tensor]
 
 
-def _logistic(
-    name: str, describe: Callable[[Tensor], Tensor], train: Described, val: Described | None, moments: tuple[Tensor, Tensor], n_classes: int
-) -> _Fitted:
-    mean, std = moments
-    x = (train[0] - mean) / std
-    best: tuple[float, tuple[Tensor, Tensor]] | None = None
-    fit: tuple[Tensor, Tensor] | None = None
-    for l2 in L2 if val is not None else L2[1:2]:
-        fit = fit_logistic(x, train[1], n_classes, l2, init=fit)
-        score = math.nan if val is None else accuracy((val[0] - mean) / std @ fit[0].T + fit[1], val[1])
-        if best is None or score > best[0]:
-            best = score, fit
-    assert best is not None
-    weight, bias = best[1]
-
-    def predict(items: Samples) -> np.ndarray:
-        return (((_described(items, describe) - mean) / std) @ weight.T + bias).argmax(1).numpy()
-
-    return _Fitted(f"{name}, logistic regression", best[0], predict)
+def _logistic(describe: Description, train: Described, val: Described | None, n_classes: int) -> _Fitted:
+    weight, bias, _ = probe_weights(*train, val, n_classes, L2 if val is not None else L2[1:2])
+    score = math.nan if val is None else accuracy(val[0] @ weight.T + bias, val[1])
+    return _Fitted(f"{describe.name}, logistic regression", score, lambda items: (describe.of(items) @ weight.T + bias).argmax(1).numpy())
 
 
-def _neighbours(
-    name: str, describe: Callable[[Tensor], Tensor], train: Described, val: Described | None, mean: Tensor, n_classes: int
-) -> _Fitted:
+def _neighbours(describe: Description, train: Described, val: Described | None, n_classes: int) -> _Fitted:
+    mean, _ = feature_statistics(train[0])
+
     def scores(x: Tensor, k: int) -> Tensor:
         return knn_predict(train[0] - mean, train[1], x - mean, n_classes, k)
 
     tried = [(math.nan if val is None else accuracy(scores(val[0], k), val[1]), k) for k in (NEIGHBOURS if val is not None else (5,))]
     score, best = max(tried, key=lambda t: t[0])
-    return _Fitted(f"{name}, kNN (k={best})", score, lambda items: scores(_described(items, describe), best).argmax(1).numpy())
-
-
-def _described(samples: Samples, describe: Callable[[Tensor], Tensor]) -> Tensor:
-    """`describe` of all images, [N, D]."""
-    parts = [describe(samples.batch(np.arange(i, min(i + 512, len(samples))))["image"]) for i in range(0, len(samples), 512)]
-    return torch.cat(parts)
-
-
-def pixels(images: Tensor) -> Tensor:
-    """Grey levels 0..1 of uint8 images [B, C, H, W], at most `PIXELS` on a side, [B, C·h·w]."""
-    return _at_most(images, PIXELS).flatten(1)
-
-
-def gradients_and_colour(images: Tensor) -> Tensor:
-    """Histograms of oriented gradients, and of colours where there are some, of uint8 images [B, C, H, W] → [B, D]."""
-    x = _at_most(images, GRADIENTS)
-    parts = [oriented_gradients(x)]
-    if x.shape[1] == 3:
-        parts.append(_colours(x))
-    return torch.cat(parts, 1)
-
-
-def whitened_patches(train: Samples) -> Callable[[Tensor], Tensor]:
-    """Rectified responses of uint8 images [B, C, H, W] to `FILTERS` whitened patches drawn from `train`, pooled over quarters, [B, D].
-
-    Patches as they come do nearly as well as centroids of them (Coates & Ng, 2011, "The importance of encoding versus training"), and cost
-    no training. Larger images are made smaller first.
-    """
-    channels, *sides = train.batch(np.arange(1))["image"].shape[1:]
-    processor = ImageProcessor(min(PIXELS, *sides), channels, [0.5] * channels, [0.25] * channels)
-    with torch.random.fork_rng(devices=[]):  # what is random in a run does not depend on whether it has a baseline
-        encoder = PatchEncoder(processor, FILTERS, 6, STRIDE, cells=2, contrast=0.0025, mirror=False, width=1)
-        PatchKMeans(encoder, patches=FILTERS, epsilon=0.03, threshold=0.5).prepare(encoder, train, batch_size=1)
-
-    @torch.no_grad()
-    def describe(images: Tensor) -> Tensor:
-        return encoder.numbers(encoder.inputs({"image": images})["image"])
-
-    return describe
-
-
-def oriented_gradients(x: Tensor, bins: int = 9) -> Tensor:
-    """Histograms of oriented gradients of images [B, C, H, W] (Dalal & Triggs, 2005) → [B, D].
-
-    Of the channels the one with the strongest gradient counts; a pixel votes for the two nearest of `bins` directions over 180°; about
-    8 × 8 cells (of at least two pixels); blocks of 2 × 2 cells have length 1, are clipped at 0.2 and have length 1 again.
-    """
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    dx, dy = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2], padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
-    size, channel = (dx.square() + dy.square()).max(1, keepdim=True)
-    dx, dy, size = dx.gather(1, channel), dy.gather(1, channel), size.sqrt()
-    place = torch.remainder(torch.atan2(dy, dx), math.pi) * (bins / math.pi) - 0.5
-    low = place.floor()
-    votes = torch.zeros(x.shape[0], bins, *x.shape[2:], device=x.device)
-    for offset, share in ((0, 1 - (place - low)), (1, place - low)):
-        votes.scatter_add_(1, torch.remainder(low.long() + offset, bins), size * share)
-    cell = max(2, -(-min(x.shape[2:]) // 8))
-    cells = F.avg_pool2d(votes, cell, ceil_mode=True, count_include_pad=False)
-    if min(cells.shape[2:]) < 2:
-        return F.normalize(cells.flatten(1), dim=1)
-    blocks = F.unfold(cells, 2)  # [B, bins·4, places]
-    blocks = F.normalize(F.normalize(blocks, dim=1).clamp(max=0.2), dim=1)
-    return blocks.flatten(1)
-
-
-def _colours(x: Tensor, levels: int = 4) -> Tensor:
-    """Shares of the `levels`³ colours in each quarter of images [B, 3, H, W] → [B, 4·levels³], as square roots (Hellinger)."""
-    code = (x * levels).long().clamp(max=levels - 1)
-    code = (code[:, 0] * levels + code[:, 1]) * levels + code[:, 2]
-    h, w = (n // 2 for n in code.shape[1:])
-    quarters = [code[:, :h, :w], code[:, :h, w:], code[:, h:, :w], code[:, h:, w:]]
-    counts = [F.one_hot(q.flatten(1), levels**3).float().mean(1) for q in quarters if q.numel()]
-    return torch.cat(counts, 1).sqrt()
-
-
-def _at_most(images: Tensor, side: int) -> Tensor:
-    """Images as floats 0..1, made smaller where they are larger than `side`."""
-    x = images.float() / 255
-    longest = max(x.shape[2:])
-    return x if longest <= side else F.interpolate(x, scale_factor=side / longest, mode="area")
+    return _Fitted(f"{describe.name}, kNN (k={best})", score, lambda items: scores(describe.of(items), best).argmax(1).numpy())

@@ -35,7 +35,7 @@ def logits_of(
 ) -> Tensor:
     """Logits [N, C] (float32, CPU) of a classification objective, in the order of the samples."""
     with evaluating(objective):
-        return _over_batches(encoder, samples, device, batch_size, number_format, lambda inputs: objective.logits(encoder(inputs).pooled))
+        return _over_batches(encoder, samples, device, batch_size, number_format, lambda inputs: objective.scores(encoder, inputs))
 
 
 def _over_batches(

@@ -15,6 +15,7 @@ class Classification(Objective):
     """Cross-entropy of a linear head on the pooled features.
 
     Reads `views` [V, B, ...] and `label` [B]. dropout: on the features. label_smoothing: Szegedy et al. (2016), section 7.
+    beside: models whose scores are added to the head's where it answers, and that training does not see (late fusion).
     """
 
     def __init__(self, encoder: Encoder, n_classes: int, dropout: Share, label_smoothing: Share):
@@ -24,6 +25,7 @@ class Classification(Objective):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         self.label_smoothing = label_smoothing
+        self.beside = nn.ModuleList()
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         labels = batch["label"].repeat(n_views(batch["views"]))
@@ -33,6 +35,11 @@ class Classification(Objective):
             accuracy = (logits.argmax(-1) == labels).float().mean()
         return Loss(loss, {"accuracy": accuracy})
 
+    def scores(self, encoder: Encoder, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits [B, C] of inputs of the encoder."""
+        logits = self.logits(encoder(inputs).pooled)
+        return logits + sum(model(encoder, inputs) for model in self.beside)
+
     def logits(self, pooled: Tensor) -> Tensor:
-        """Scores [B, C] of pooled features [B, D]."""
+        """The head's logits [B, C] of pooled features [B, D]."""
         return self.head(pooled.to(self.head.weight.dtype))

@@ -12,7 +12,7 @@ from torch import Tensor
 from sslt import distributed
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, evaluating
-from sslt.encoders.patches import FilterBank, PatchEncoder
+from sslt.encoders.patches import PatchEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
 from sslt.objectives.pixels import images_of
@@ -68,13 +68,8 @@ class PatchKMeans(Objective):
             found = []
             for part in np.array_split(rows, -(-len(rows) // 256)):
                 images = encoder.inputs(samples.batch(part))["image"]
-                found.append(bank.cut(images, *corners(bank, images, -(-PATCHES // len(rows)), rng)))
-            patches = torch.cat(found)
-            bank.mean.copy_(patches.mean(0))
-            bank.whitening.copy_(zca(patches - bank.mean, self.epsilon))
-            q = bank.whiten(patches)
-            bank.filters.copy_(F.normalize(q[torch.randperm(len(q), generator=rng)[:k]], dim=1))
-            bank.thresholds.copy_(self.threshold * (q @ bank.filters.T).std(0))
+                found.append(bank.cut(images, *bank.corners(images, -(-PATCHES // len(rows)), rng)))
+            bank.start(torch.cat(found), self.epsilon, self.threshold, rng)
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         bank = cast(PatchEncoder, encoder).bank
@@ -82,7 +77,7 @@ class PatchKMeans(Objective):
         with full_precision():
             d = wide(bank.filters)
             with torch.no_grad():
-                q = bank.whiten(bank.cut(wide(images), *corners(bank, images, self.patches)))
+                q = bank.whiten(bank.cut(wide(images), *bank.corners(images, self.patches)))
                 responses = q @ d.T
                 s, nearest = responses.max(1)
                 s = s.clamp(min=0)
@@ -163,16 +158,3 @@ def principal(centred: Tensor, width: int) -> Tensor:
 def _rows(images: Tensor, n: int) -> list[tuple[int, Tensor]]:
     """Whole rows of n images with the number of their first; all of them, where there is no whole row."""
     return [(i, images[i : i + n]) for i in range(0, max(1, len(images) - n + 1), n)]
-
-
-def corners(bank: FilterBank, images: Tensor, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Top and left [B, n] of random patches of images [B, C, H, W]."""
-    rest = images.shape[-1] - bank.side + 1
-    drawn = torch.randint(rest * rest, (len(images), n), generator=generator, device=images.device)
-    return drawn // rest, drawn % rest
-
-
-def zca(centred: Tensor, epsilon: float) -> Tensor:
-    """The symmetric W = (Σ + ε)^-½ [D, D] of rows [N, D] of mean 0 with covariance Σ."""
-    values, vectors = torch.linalg.eigh(centred.T.double() @ centred.double() / len(centred))
-    return ((vectors * (values.clamp(min=0) + epsilon).rsqrt()) @ vectors.T).to(centred.dtype)

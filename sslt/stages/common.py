@@ -13,24 +13,20 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from sslt import distributed, stored
+from sslt import distributed
 from sslt.callbacks.probes import Validation
-from sslt.config import build, check_stored
 from sslt.data.base import Samples
 from sslt.data.streams import Stream
 from sslt.encoders import adapters
 from sslt.encoders.base import Encoder
 from sslt.encoders.dropout import set_dropout
-from sslt.encoders.files import building, fill, read_tensors, write_tensors
+from sslt.encoders.files import read_tensors, write_tensors
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
-from sslt.encoders.seals import check_seal, seal
 from sslt.errors import UserError
 from sslt.execute import accelerator, image_size
 from sslt.learner import Learner, Term
 from sslt.loggers import log_picture
-from sslt.objectives.base import Objective
 from sslt.runs import Run
-from sslt.trusted import check_trusted
 
 log = logging.getLogger("sslt")
 for _name in ("pytorch_lightning", "lightning_fabric"):  # they set their own level when imported
@@ -63,7 +59,6 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
             adapters.merge(encoder)
     if encoder.modality != source.modality:
         raise UserError(f"from={start} reads {encoder.modality}s, but {source.name} holds {source.modality}s: choose another data=")
-    encoder.forget()
     set_dropout(encoder, cfg.dropout)
     return encoder
 
@@ -166,34 +161,6 @@ def save_result(run: Run, encoder: Encoder, cfg: Any, source: Any, metrics: dict
     from sslt.report.cards import model_card
 
     encoder.save(run / "encoder", model_card(run, encoder, cfg, source, metrics))
-
-
-def save_head(run: Run, objective: Any, node: Any, classes: list[str]) -> None:
-    """Write `head/`: the classifier that belongs to the encoder."""
-    if not run.is_main:
-        return
-    (run / "head").mkdir(exist_ok=True)
-    write_tensors(run / "head" / "model.safetensors", objective.state_dict())
-    about = {"objective": OmegaConf.to_container(node, resolve=True), "classes": classes}
-    seal(run / "head", "head.json", about)
-
-
-def load_head(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, list[str]]:
-    """The classifier in `folder` (a run's `head/`) and its class names."""
-    file = folder / "head.json"
-    about = stored.json_object(file)
-    node, classes = stored.value(about, "objective", dict, file), stored.value(about, "classes", list, file)
-    if not classes or not all(isinstance(c, str) for c in classes):
-        raise UserError(f"{stored.shown(file)} is damaged: 'classes' are not the names of classes")
-    check_trusted({"objective": node}, trust, stored.shown(folder))
-    check_seal(folder, file.name, about)
-    check_stored("objective", node, stored.shown(file))
-    with building(folder, file.name):
-        objective = build(OmegaConf.create(node), encoder, n_classes=len(classes))
-        if not isinstance(objective, Objective):
-            raise UserError(f"{stored.shown(file)} is damaged: 'objective' is a {type(objective).__name__}, which is no objective")
-        fill(objective, folder / "model.safetensors")
-    return objective, classes
 
 
 def stored_bytes(run: Run) -> int:

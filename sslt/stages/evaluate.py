@@ -15,7 +15,7 @@ from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError, nearest
 from sslt.report.end import say_next
 from sslt.runs import Run, run_of
-from sslt.stages import common, episodes, labels, measure
+from sslt.stages import common, episodes, heads, labels, measure
 from sslt.stages.beside import cheap, compared
 from sslt.trusted import check_trusted
 
@@ -113,7 +113,7 @@ def load(cfg: Any, modality: str | None) -> tuple[Encoder, tuple[Any, list[str]]
     if modality not in (None, encoder.modality):
         raise UserError(f"from={what} reads {encoder.modality}s, but the data are {modality}s: choose another data=")
     folder = stored.located(what) / "head"
-    return encoder, (common.load_head(folder, encoder, trust) if stored.is_file(folder / "head.json") else None)
+    return encoder, (heads.load(folder, encoder, trust) if stored.is_file(folder / "head.json") else None)
 
 
 def _mismatch(classes: list[str], source: Any) -> str:

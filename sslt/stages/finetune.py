@@ -21,7 +21,7 @@ from sslt.evaluation.features import MEASURED, cached_features, encode
 from sslt.learner import Term
 from sslt.report.end import say_next, write_map, write_plots
 from sslt.runs import Run
-from sslt.stages import common, episodes, fitting, heads, joint, measure, shift, weights, words
+from sslt.stages import common, episodes, fitting, fusion, heads, joint, measure, shift, weights
 from sslt.stages.beside import cheap, compared
 from sslt.stages.between import Between
 from sslt.stages.common import Supervised
@@ -101,15 +101,15 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         distributed.barrier()  # they are written by one rank
         common.load_best(best, trained, objective)
 
-    save_head = lambda beside: common.save_head(beside, objective, cfg.objective, source.classes)  # noqa: E731
+    save_head = lambda beside: heads.save(beside, objective, cfg.objective, source.classes)  # noqa: E731
     weights.save_raw(run, learner, encoder, cfg, source, learner.run_metrics, save_head)
     weighed: dict[str, Any] = {}
     if start and splits.val is not None:
         read = learner.batches_seen * stream.batch_size * distributed.world_size()
         held = some(splits.val, max(LEAST_HELD, PASSES * read // len(cfg.interpolate)), int(cfg.seed))
         weighed["train/interpolated"] = start[0].choose(cfg.interpolate, lambda: validate(MEASURED, held)["val/accuracy"])
-    if cfg.words and not frozen and domains is None:
-        weighed |= words.add(encoder, objective, splits.train, splits.val, device, batch, MEASURED)
+    if cfg.late_fusion and not frozen and domains is None:
+        weighed |= fusion.add(encoder, objective, splits.train, splits.val, device, batch, MEASURED)
     metrics = {**learner.run_metrics, **weighed, "train/labels": parts.labels} | (
         {"data/skipped": splits.train.skipped} if splits.train.skipped else {}
     )

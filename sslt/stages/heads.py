@@ -1,17 +1,32 @@
-"""The head that fine-tuning starts from: the converged linear probe of the encoder it starts from."""
+"""The classifier on an encoder: where fine-tuning starts it, and how it is kept in `head/` with what stands beside the encoder."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from omegaconf import OmegaConf
 
+from sslt import stored
+from sslt.config import build, check_stored
 from sslt.data.base import Samples
+from sslt.encoders.base import Encoder
+from sslt.encoders.descriptions import Described
+from sslt.encoders.files import building, fill, write_tensors
+from sslt.encoders.lexicon import Lexicon
+from sslt.encoders.seals import check_seal, seal
+from sslt.encoders.side import SideModel
+from sslt.errors import UserError
 from sslt.evaluation import linear
 from sslt.objectives.base import Objective
 from sslt.objectives.classification import Classification
+from sslt.runs import Run
 from sslt.stages.common import labels_of
+from sslt.trusted import check_trusted
 
+SIDE_MODELS: dict[str, type[SideModel]] = {kind.kind: kind for kind in (Lexicon, Described)}
 log = logging.getLogger("sslt")
 WITHOUT_VALIDATION = (1e-2,)  # strength of the probe where nothing can choose it
 
@@ -31,3 +46,35 @@ def solve(objective: Objective, train: tuple[torch.Tensor, Samples], val: tuple[
         objective.head.bias.copy_(bias)
     log.info("the head starts as the linear probe of the encoder (l2 %g)", l2)
     return True
+
+
+def save(run: Run, objective: Any, node: Any, classes: list[str]) -> None:
+    """Write `head/`: the classifier that belongs to the encoder."""
+    if not run.is_main:
+        return
+    (run / "head").mkdir(exist_ok=True)
+    write_tensors(run / "head" / "model.safetensors", objective.state_dict())
+    about = {"objective": OmegaConf.to_container(node, resolve=True), "classes": classes}
+    beside = [{"kind": model.kind, **model.settings} for model in getattr(objective, "beside", [])]
+    seal(run / "head", "head.json", {**about, "beside": beside} if beside else about)
+
+
+def load(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, list[str]]:
+    """The classifier in `folder` (a run's `head/`) and its class names."""
+    file = folder / "head.json"
+    about = stored.json_object(file)
+    node, classes = stored.value(about, "objective", dict, file), stored.value(about, "classes", list, file)
+    if not classes or not all(isinstance(c, str) for c in classes):
+        raise UserError(f"{stored.shown(file)} is damaged: 'classes' are not the names of classes")
+    check_trusted({"objective": node}, trust, stored.shown(folder))
+    check_seal(folder, file.name, about)
+    check_stored("objective", node, stored.shown(file))
+    with building(folder, file.name):
+        objective = build(OmegaConf.create(node), encoder, n_classes=len(classes))
+        if not isinstance(objective, Objective):
+            raise UserError(f"{stored.shown(file)} is damaged: 'objective' is a {type(objective).__name__}, which is no objective")
+        for settings in about.get("beside", []):
+            kind = SIDE_MODELS[settings.pop("kind")]
+            cast(Classification, objective).beside.append(kind.beside(encoder, settings))
+        fill(objective, folder / "model.safetensors")
+    return objective, classes

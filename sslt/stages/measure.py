@@ -74,7 +74,7 @@ def test_time(cfg: Any, encoder: Encoder, objective: Any, samples: Samples, devi
     if distributed.active():
         raise UserError("test_time= follows one stream: set trainer.devices=1")
     adapter = build(cfg.test_time)
-    adapter.start(encoder.to(device), lambda e, inputs: objective.logits(e(inputs).pooled).float())
+    adapter.start(encoder.to(device), lambda e, inputs: objective.scores(e, inputs).float())
     order = np.random.default_rng([cfg.seed, 0x7E57]).permutation(len(samples))
     parts = []
     objective.to(device).eval()

@@ -11,7 +11,7 @@ from sslt.encoders import adapters
 from sslt.encoders.load import load_encoder
 from sslt.report.end import say_next
 from sslt.runs import RUN_FILE, Run
-from sslt.stages import common
+from sslt.stages import common, heads
 
 
 def main(cfg: Any, run: Run) -> dict[str, Any]:
@@ -23,8 +23,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         encoder.save(run / "encoder", f"# An encoder, merged\n\nThe adapter of `{start}` folded into its base. sslt evaluate from=FOLDER\n")
         head = start / "head" / "head.json"
         if stored.is_file(head):
-            objective, classes = common.load_head(head.parent, encoder, trust)
-            common.save_head(run, objective, OmegaConf.create(stored.json_object(head)["objective"]), classes)
+            objective, classes = heads.load(head.parent, encoder, trust)
+            heads.save(run, objective, OmegaConf.create(stored.json_object(head)["objective"]), classes)
         if stored.is_file(start / RUN_FILE):  # what `from=` a run knows of its data
             config = OmegaConf.load(run / "config.yaml")
             config.data = Run(start).config.data

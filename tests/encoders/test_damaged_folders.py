@@ -18,7 +18,7 @@ from sslt.encoders import adapters
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError
 from sslt.runs import Run
-from sslt.stages.common import load_head, save_head
+from sslt.stages import heads
 
 
 def change(file: Path, *path: str | int, to: Any) -> None:
@@ -141,8 +141,8 @@ def test_pickled_weights_are_named(folder, here):
 def test_each_value_of_a_head_is_of_its_kind(path, to, here):
     encoder = image_encoder()
     node = OmegaConf.create({"_target_": "sslt.objectives.classification.Classification", "dropout": 0.0, "label_smoothing": 0.0})
-    save_head(Run(here), build(node, encoder, n_classes=2), node, ["a", "b"])
-    assert load_head(here / "head", encoder, [])[1] == ["a", "b"]
+    heads.save(Run(here), build(node, encoder, n_classes=2), node, ["a", "b"])
+    assert heads.load(here / "head", encoder, [])[1] == ["a", "b"]
     change(here / "head" / "head.json", *path, to=to)
     with pytest.raises(UserError, match="head"):
-        load_head(here / "head", encoder, [])
+        heads.load(here / "head", encoder, [])

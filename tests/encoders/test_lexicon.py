@@ -1,8 +1,9 @@
-"""Protects the part of an encoder that sees words themselves: its numbers against scikit-learn's TF-IDF, and its way through a folder."""
+"""Protects the part of an encoder that sees words themselves: its numbers against scikit-learn's TF-IDF, and another of its shape."""
 
 from __future__ import annotations
 
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sslt.data.bag_processor import BagProcessor
 from sslt.encoders.bag import BagEncoder
 from sslt.encoders.lexicon import BUCKETS, NONE, PARTS, TRIPLES, Lexicon, parts_of
-from sslt.encoders.load import load_encoder
+from sslt.encoders.text import TextEncoder
 
 WORDS = ["", *(f"w{i}" for i in range(1, 12)), "", ""]  # by id; the last two are shared by unknown words
 TEXTS = [[3, 7, 7, 1, 3], [12, 4], [5, 5, 5, 2, 1, 9], [3, 7, 2], [13, 13, 1]]
@@ -29,8 +30,12 @@ def learned(third: str, rows: list[list[int]]) -> Lexicon:
     made = Lexicon(len(WORDS), third, 1, parts_of(WORDS) if third == PARTS else None)
     terms, documents = made.counts(padded(rows)).term.unique(return_counts=True)
     made.learn(terms, ((1 + len(rows)) / (1 + documents)).log() + 1)
-    made.outputs, made.table = len(terms), torch.eye(len(terms))
+    made.outputs, made.table, made.bias = len(terms), torch.eye(len(terms)), torch.zeros(len(terms))
     return made
+
+
+def scores(made: Lexicon, tokens: torch.Tensor) -> torch.Tensor:
+    return made(SimpleNamespace(word_ids=lambda inputs: inputs), tokens)
 
 
 def reference(lengths: tuple[int, int]) -> TfidfVectorizer:
@@ -47,7 +52,7 @@ def dots(x) -> np.ndarray:
 @pytest.mark.parametrize(("third", "longest"), [(NONE, 2), (TRIPLES, 3)])
 def test_vectors_are_those_of_scikit_learn(third, longest):
     made, other = learned(third, TEXTS), reference((1, longest)).fit(TEXTS)
-    both = torch.cat([made(padded(TEXTS)), made(padded(NEW))])
+    both = torch.cat([scores(made, padded(TEXTS)), scores(made, padded(NEW))])
     assert np.allclose(dots(both.numpy()), dots(other.transform([*TEXTS, *NEW])), atol=1e-5)
     assert not both[len(TEXTS) + 2].any()  # a text without words
 
@@ -65,34 +70,44 @@ def test_parts_of_words_are_a_family_of_their_own():
     words = reference((1, 2)).fit(TEXTS)
     spelled = TfidfVectorizer(sublinear_tf=True, analyzer=parts).fit(TEXTS)
     expected = hstack([v.transform([*TEXTS, *NEW]) for v in (words, spelled)])
-    assert np.allclose(dots(torch.cat([made(padded(TEXTS)), made(padded(NEW))]).numpy()), dots(expected), atol=1e-5)
+    assert np.allclose(dots(torch.cat([scores(made, padded(TEXTS)), scores(made, padded(NEW))]).numpy()), dots(expected), atol=1e-5)
     found, starts = parts_of(["", "ab"])
     assert starts.tolist() == [0, 0, 3] and sorted(found.tolist()) == sorted(zlib.crc32(p) % BUCKETS for p in (b"<ab", b"ab>", b"<ab>"))
 
 
 def test_padding_and_neighbours_in_the_batch_do_not_matter():
     made = learned(TRIPLES, TEXTS)
-    together = made(padded(NEW))
+    together = scores(made, padded(NEW))
     for i, row in enumerate(NEW):
-        assert torch.allclose(made(torch.tensor([row or [0]]))[0], together[i], atol=1e-6)
+        assert torch.allclose(scores(made, torch.tensor([row or [0]]))[0], together[i], atol=1e-6)
 
 
-def test_an_encoder_keeps_its_lexicon_in_its_folder_and_forgets_it_for_another_task(tmp_path):
-    torch.manual_seed(0)
-    processor = BagProcessor({w: 1 for w in WORDS[1:12]}, 5, 2, 100)
-    encoder = BagEncoder(processor, dim=4, pairs=16, pair_weight=1.0, dropout=0.0)
-    plain = encoder({"tokens": padded(NEW)}).pooled
-    lexicon = encoder.add_lexicon(PARTS, 3)
-    terms = lexicon.counts(padded(TEXTS)).term.unique()
-    lexicon.learn(terms, torch.rand(len(terms)) + 1)
-    lexicon.table = torch.randn(len(terms), 3)
-    with torch.no_grad():
-        seen = encoder({"tokens": padded(NEW)}).pooled
-        assert encoder.dim == 7 and seen.shape == (4, 7) and torch.equal(seen[:, :4], plain)
-        encoder.save(tmp_path / "e")
-        again = load_encoder(str(tmp_path / "e"))
-        assert again.dim == 7 and torch.equal(again({"tokens": padded(NEW)}).pooled, seen)
-        again.forget()
-        assert again.dim == 4 and torch.equal(again({"tokens": padded(NEW)}).pooled, plain)
-        again.save(tmp_path / "f")
-        assert load_encoder(str(tmp_path / "f")).dim == 4
+def test_scores_are_scaled_with_their_bias():
+    made = learned(NONE, TEXTS)
+    made.bias = torch.randn(made.outputs)
+    before = scores(made, padded(NEW))
+    made.scale(3.0)
+    assert torch.allclose(scores(made, padded(NEW)), 3 * before, atol=1e-6)
+
+
+def test_the_same_shape_comes_of_its_settings_and_an_encoder():
+    """With the parts of this encoder's words, which are not kept."""
+    encoder = BagEncoder(BagProcessor({w: 1 for w in WORDS[1:12]}, 5, 2, 100), dim=4, pairs=16, pair_weight=1.0, dropout=0.0)
+    made = Lexicon.beside(encoder, {"third": PARTS, "outputs": 3})
+    terms = made.counts(padded(TEXTS)).term.unique()
+    made.learn(terms, torch.rand(len(terms)) + 1)
+    made.table, made.bias = torch.randn(len(terms), 3), torch.randn(3)
+    again = Lexicon.beside(encoder, made.settings)
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again(encoder, {"tokens": padded(NEW)}), made(encoder, {"tokens": padded(NEW)}))
+    assert made(encoder, {"tokens": padded(NEW)}).shape == (4, 3) and len(again.parts) > 0
+
+
+def test_a_transformers_words_are_its_pieces_without_marks_and_padding():
+    class Reader(TextEncoder):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.processor = SimpleNamespace(special_ids=[0, 2, 3], vocab_size=9)
+
+    found = Reader().word_ids({"tokens": torch.tensor([[2, 5, 8, 3, 0]]), "mask": torch.tensor([[1, 1, 1, 1, 0]]).bool()})
+    assert found.tolist() == [[0, 6, 9, 0, 0]] and len(Reader().word_list()) == 10

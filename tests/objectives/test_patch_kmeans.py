@@ -15,9 +15,9 @@ from tiny_encoders import TinyEncoder
 
 from sslt.data.image_processor import ImageProcessor, ImageSamples
 from sslt.data.images import Digits
-from sslt.encoders.patches import PatchEncoder
+from sslt.encoders.patches import PatchEncoder, zca
 from sslt.errors import UserError
-from sslt.objectives.patch_kmeans import PATIENCE, SHRINK, PatchKMeans, corners, principal, zca
+from sslt.objectives.patch_kmeans import PATIENCE, SHRINK, PatchKMeans, principal
 
 
 def digits(n: int = 600) -> tuple[ImageSamples, ImageProcessor]:
@@ -70,7 +70,7 @@ def test_what_is_measured_before_training():
     again = made()[0]
     bank = encoder.bank
     images = encoder.inputs(samples.batch(np.arange(600)))["image"]
-    q = bank.whiten(bank.cut(images, *corners(bank, images, 100, torch.Generator().manual_seed(5))))
+    q = bank.whiten(bank.cut(images, *bank.corners(images, 100, torch.Generator().manual_seed(5))))
     assert q.mean(0).abs().max() < 0.05 and 0.9 < torch.linalg.eigvalsh(torch.cov(q.T)).max() < 1.1
     nearest = (torch.nn.functional.normalize(q, dim=1) @ bank.filters.T).amax(0)
     assert float(nearest.min()) > 0.999  # each is one of the patches, of which there are 25 an image
@@ -84,7 +84,7 @@ def test_a_step_of_rate_one_is_the_update_of_the_paper():
     images = batch["views"]["image"][0]
     objective.eval()
     torch.manual_seed(3)
-    q = bank.whiten(bank.cut(images, *corners(bank, images, objective.patches))).numpy()
+    q = bank.whiten(bank.cut(images, *bank.corners(images, objective.patches))).numpy()
     d = bank.filters.detach().numpy().copy()
     codes = q @ d.T
     best = codes.argmax(1)

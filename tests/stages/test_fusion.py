@@ -1,4 +1,4 @@
-"""Protects TF-IDF beside a fine-tuned bag of words: how it is weighed, that it helps, and that every command has it afterwards."""
+"""Protects cheap methods beside a fine-tuned encoder: how they are weighed, that they help, and that every command has them afterwards."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from conftest import TINY_IMAGES
 
 from sslt.runs import Run
-from sslt.stages import words
+from sslt.stages import fusion
 
 BAG = ["encoder.processor.vocab_size=2000", "encoder.dim=16", "encoder.pairs=512", "trainer.accelerator=cpu", "trainer.precision=32"]
 TUNE = ["finetune", "+target=docs", "trainer.accelerator=cpu", "trainer.precision=32", "trainer.max_steps=3", "baseline=false"]
@@ -20,23 +20,14 @@ def test_weights_are_the_most_likely_ones():
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (1000,))
     good, bad = F.one_hot(labels, 3) * 1.5 + torch.randn(1000, 3), torch.randn(1000, 3)
-    a, b = words.weigh(good, bad, labels)
+    a, b = fusion.weigh([good, bad], labels)
     grid = torch.linspace(-4, 2, 61).exp()
     losses = torch.tensor([[F.cross_entropy(x * good + y * bad, labels, reduction="sum") + (x.log() ** 2 + y.log() ** 2) / 2 for y in grid]
                            for x in grid])  # fmt: skip
     i, j = np.unravel_index(int(losses.argmin()), losses.shape)
     assert a == pytest.approx(float(grid[i]), rel=0.1) and b == pytest.approx(float(grid[j]), rel=0.15) and a > 5 * b
-    a, b = words.weigh(good[:2], bad[:2], labels[:2])
+    a, b = fusion.weigh([good[:2], bad[:2]], labels[:2])
     assert 0.2 < a < 5 and 0.2 < b < 5
-
-
-def test_the_head_adds_what_was_weighed():
-    """scales[0] times the old head's logits plus scales[1] times the scores and their bias."""
-    torch.manual_seed(0)
-    head, bias = nn.Linear(4, 3), torch.randn(3)
-    features, scores = torch.randn(5, 4), torch.randn(5, 3)
-    made = words._widened(head, bias, (0.3, 2.0))
-    assert torch.allclose(made(torch.cat([features, scores], 1)), 0.3 * head(features) + 2 * (scores + bias), atol=1e-6)
 
 
 def test_a_class_without_labels_is_not_chosen():
@@ -45,7 +36,7 @@ def test_a_class_without_labels_is_not_chosen():
 
     x, y = csr_matrix(np.eye(4, dtype=np.float32)[[1, 3, 1, 3]]), np.array([1, 3, 1, 3])
     labels = torch.from_numpy(y)
-    table, bias = words._solve(x, labels, (x, labels), 5)
+    table, bias = fusion._solve(x, labels, (x, labels), 5)
     assert ((x @ table + bias).argmax(1) == y).all()
 
 
@@ -61,7 +52,7 @@ def test_words_stand_beside_the_encoder_in_every_command(sslt, bag, here):
     sslt(*TUNE, f"from={bag}", "hydra.run.dir=both")
     found = Run(here / "both").metrics
     assert found["val/accuracy"] >= max(found["val/encoder_accuracy"], found["val/words_accuracy"]) - 0.02
-    sslt(*TUNE, f"from={bag}", "words=false", "hydra.run.dir=alone")
+    sslt(*TUNE, f"from={bag}", "late_fusion=false", "hydra.run.dir=alone")
     alone = Run(here / "alone").metrics
     assert alone["val/accuracy"] == pytest.approx(found["val/encoder_accuracy"], abs=1e-6) and "val/words_accuracy" not in alone
     assert found["test/accuracy"] > alone["test/accuracy"] + 0.1  # three steps against all words
@@ -72,12 +63,12 @@ def test_words_stand_beside_the_encoder_in_every_command(sslt, bag, here):
 
 
 def test_another_task_starts_without_the_words_of_this_one(sslt, bag, here):
-    """A probe of the run's own features has them; fine-tuning on from it solves for its own, with and without a validation split."""
+    """Its encoder has none; fine-tuning on from it solves for its own, with and without a validation split."""
     few = [*TUNE, "labels_per_class=3"]
     sslt(*few, f"from={bag}", "hydra.run.dir=first")
     sslt(*few, "from=first", "hydra.run.dir=second", "data.val_fraction=0")
     assert "val/words_accuracy" not in Run(here / "second").metrics
-    sslt(*few, "from=first", "words=false", "hydra.run.dir=alone", "data.val_fraction=0")
+    sslt(*few, "from=first", "late_fusion=false", "hydra.run.dir=alone", "data.val_fraction=0")
     assert Run(here / "second").metrics["test/accuracy"] > Run(here / "alone").metrics["test/accuracy"] + 0.03
     sslt(*few, "from=first", "adaptation=probe", "hydra.run.dir=probe")
     assert "val/words_accuracy" not in Run(here / "probe").metrics
@@ -89,3 +80,34 @@ def test_averaged_weights_keep_what_the_last_step_left(sslt, bag, here):
     assert Run(here / "average").metrics["val/words_accuracy"] > 0
     sslt("evaluate", "from=average/raw", "data=docs", "trainer.accelerator=cpu", "baseline=false", "hydra.run.dir=raw")
     assert 0 < Run(here / "raw").metrics["test/accuracy"] < 1
+
+
+IMAGES = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=10", "trainer.max_steps=3", "baseline=false"]
+
+
+def test_gradients_and_patches_stand_beside_an_encoder_of_images(sslt, here, capsys):
+    """Three steps of a tiny network know less than they do; all commands measure the same; an encoder that stands still is left alone."""
+    sslt(*IMAGES, "late_fusion=true", "hydra.run.dir=both")
+    found = Run(here / "both").metrics
+    assert {"val/encoder_accuracy", "val/gradients_accuracy", "val/patches_accuracy"} <= found.keys()
+    assert "all together" in capsys.readouterr().err
+    assert found["val/accuracy"] >= max(found["val/gradients_accuracy"], found["val/patches_accuracy"]) - 0.02
+    sslt(*IMAGES, "late_fusion=false", "hydra.run.dir=alone")
+    alone = Run(here / "alone").metrics
+    assert alone["val/accuracy"] == pytest.approx(found["val/encoder_accuracy"], abs=1e-6)
+    assert found["test/accuracy"] > alone["test/accuracy"] + 0.2
+    sslt("evaluate", "from=both", "trainer.accelerator=cpu", "baseline=false", "hydra.run.dir=measured")
+    assert Run(here / "measured").metrics["test/accuracy"] == found["test/accuracy"]
+    sslt("predict", "from=both", "data=digits", "split=test", "trainer.accelerator=cpu", "hydra.run.dir=predicted")
+    assert Run(here / "predicted").metrics["predict/accuracy"] == pytest.approx(found["test/accuracy"])
+    sslt(*IMAGES, "late_fusion=true", "adaptation=probe", "hydra.run.dir=probe")
+    assert "val/encoder_accuracy" not in Run(here / "probe").metrics
+
+
+def test_nothing_stands_beside_where_validation_prefers_the_encoder_alone(sslt, here, monkeypatch):
+    monkeypatch.setattr(fusion, "weigh", lambda scores, labels: [1.0, *(-9.0 for _ in scores[1:])])
+    sslt(*IMAGES, "late_fusion=true", "hydra.run.dir=worse")
+    found = Run(here / "worse").metrics
+    assert found["val/accuracy"] == pytest.approx(found["val/encoder_accuracy"], abs=1e-6)
+    sslt(*IMAGES, "late_fusion=false", "hydra.run.dir=alone")
+    assert found["test/accuracy"] == Run(here / "alone").metrics["test/accuracy"]

@@ -1,0 +1,182 @@
+"""What a cheap method knows beside a fine-tuned encoder: how much each counts is weighed on validation.
+
+With many labels the words alone say most of what a short text says, and a vector that was learned for them can only blur it; gradients
+and patches see of a picture what a small network was not trained long enough to see; with few labels it is often the other way round.
+So all are asked (late fusion; Kittler et al., 1998): logits = a · encoder's + Σ b_k · scores of the k-th.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslt.data.base import Samples
+from sslt.data.subsets import some
+from sslt.encoders.bag import BagEncoder
+from sslt.encoders.base import Encoder
+from sslt.encoders.descriptions import Described
+from sslt.encoders.lexicon import PARTS, TRIPLES, Lexicon, Terms
+from sslt.encoders.side import SideModel
+from sslt.evaluation.baselines import L2, MOST_IMAGES, best_linear
+from sslt.evaluation.features import logits_of
+from sslt.evaluation.linear import accuracy, probe_weights
+from sslt.objectives.base import Objective
+from sslt.objectives.classification import Classification
+from sslt.stages.common import labels_of
+
+log = logging.getLogger("sslt")
+BATCH = 256
+MOST_WORDS = 1_200_000  # of training text in which parts of words are counted in seconds
+RARE = 2000  # texts from which on a term has to occur twice
+LETTERS = 2.0  # a word on average: below, words are characters, and triples of them are words
+
+
+def add(
+    encoder: Encoder, objective: Objective, train: Samples, val: Samples | None, device: torch.device, batch: int, number_format: str
+) -> dict[str, float]:
+    """Solve for side models on `train` and put them into the classifier, with the weights that are best on `val`.
+
+    Without `val` all count alike, by the spread of their logits on `train`; where validation prefers the encoder alone nothing changes.
+    Returns what was weighed: `val/encoder_accuracy`, and `val/words_accuracy` and the like.
+    """
+    if not isinstance(objective, Classification) or not encoder.side_models:
+        return {}
+    own = logits_of(encoder, objective, train if val is None else val, device, batch, number_format)
+    encoder.to("cpu")
+    solved = [SOLVERS[name](encoder, train, val, objective.head.out_features) for name in encoder.side_models]
+    encoder.to(device)
+    names, found = ["encoder", *(model.name for model, _ in solved)], {}
+    scores = [own, *(s for _, s in solved)]
+    if val is None:
+        scales = [1.0, *(float(own.std() / s.std().clamp(min=1e-6)) for s in scores[1:])]
+    else:
+        labels = labels_of(val)
+        scales = weigh(scores, labels)
+        found = {f"val/{name}_accuracy": accuracy(s, labels) for name, s in zip(names, scores, strict=True)}
+        together = accuracy(torch.stack([a * s for a, s in zip(scales, scores, strict=True)]).sum(0), labels)
+        beside = ", ".join(f"{model.title} {100 * found[f'val/{model.name}_accuracy']:.1f} %" for model, _ in solved)
+        log.info("on validation the encoder has %.1f %%, %s, all together %.1f %% (late_fusion=false: the encoder alone)",
+                 100 * found["val/encoder_accuracy"], beside, 100 * together)  # fmt: skip
+        if together < found["val/encoder_accuracy"]:
+            return found
+    with torch.no_grad():
+        for p in objective.head.parameters():
+            p.mul_(scales[0])
+        for (model, _), scale in zip(solved, scales[1:], strict=True):
+            model.scale(scale)
+            objective.beside.append(model.to(device))
+    return found
+
+
+def _words(encoder: Encoder, train: Samples, val: Samples | None, n_classes: int) -> tuple[SideModel, Tensor]:
+    """A lexicon of the words that the encoder reads, and its scores on `val`, or on `train` without."""
+    lexicon = Lexicon.beside(encoder, {"third": third_kind(encoder, train), "outputs": n_classes})
+    x = _learn(lexicon, encoder, train)
+    held = None if val is None else (_matrix(lexicon, encoder, val), labels_of(val))
+    table, bias = _solve(x, labels_of(train), held, n_classes)
+    lexicon.table, lexicon.bias = torch.from_numpy(table).float(), torch.from_numpy(bias).float()
+    return lexicon, torch.from_numpy((x if held is None else held[0]) @ table).float() + lexicon.bias
+
+
+def _described(name: str, encoder: Encoder, train: Samples, val: Samples | None, n_classes: int) -> tuple[SideModel, Tensor]:
+    """Logistic regression on a description of at most `MOST_IMAGES` images, and its scores on `val`, or on `train` without."""
+    train, model = some(train, MOST_IMAGES, 0), Described(encoder.processor, n_classes, name)
+    model.describe.learn(train)
+    x = model.describe.of(train)
+    held = None if val is None else (model.describe.of(val), labels_of(val))
+    model.weight, model.bias, _ = probe_weights(x, labels_of(train), held, n_classes, L2 if held else L2[1:2])
+    return model, F.linear(x if held is None else held[0], model.weight, model.bias)
+
+
+# by the names that encoders give in `side_models`
+SOLVERS: dict[str, Callable[[Encoder, Samples, Samples | None, int], tuple[SideModel, Tensor]]] = {
+    "words": _words,
+    "gradients": partial(_described, "gradients"),
+    "patches": partial(_described, "patches"),
+}
+
+
+def third_kind(encoder: Encoder, train: Samples) -> str:
+    """Which terms there are beside words and pairs: parts of words of short texts; triples of long ones, and where words are characters.
+
+    Of an encoder that reads pieces of words triples as well.
+    """
+    if not isinstance(encoder, BagEncoder):
+        return TRIPLES
+    words = [w for w in encoder.processor.vocabulary if w]
+    counts = list(encoder.processor.documents.values())
+    if np.average([len(w) for w in words], weights=counts) < LETTERS:
+        return TRIPLES
+    lengths = train.lengths
+    return PARTS if lengths is not None and int(np.sum(lengths)) <= MOST_WORDS else TRIPLES
+
+
+def _learn(lexicon: Lexicon, encoder: Encoder, train: Samples) -> Any:
+    """Let the lexicon know the terms of `train`; returns their matrix [N, terms]."""
+    counted = list(_counted(lexicon, encoder, train))
+    terms, documents = torch.cat([found.term for _, found in counted]).unique(return_counts=True)
+    if len(train) >= RARE:
+        terms, documents = terms[documents > 1], documents[documents > 1]
+    lexicon.learn(terms, ((1 + len(train)) / (1 + documents)).log().float() + 1)
+    return _rows(lexicon, counted, len(train))
+
+
+def _matrix(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Any:
+    """The vectors of all texts as rows of a sparse matrix, in their order."""
+    return _rows(lexicon, _counted(lexicon, encoder, samples), len(samples))
+
+
+def _counted(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Iterator[tuple[np.ndarray, Terms]]:
+    """The rows of a batch, and their terms."""
+    for index in samples.ordered_batches(BATCH):
+        yield np.asarray(index), lexicon.counts(encoder.word_ids(encoder.inputs(samples.batch(index))))
+
+
+def _rows(lexicon: Lexicon, counted: Iterable[tuple[np.ndarray, Terms]], n: int) -> Any:
+    from scipy.sparse import csr_matrix
+
+    rows, columns, values = [], [], []
+    for index, terms in counted:
+        found = lexicon.weighed(terms, len(index))
+        rows.append(index[found.text.numpy()])
+        columns.append(found.term.numpy())
+        values.append(found.weight.numpy())
+    parts = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    return csr_matrix(parts, shape=(n, len(lexicon.terms)), dtype=np.float32)
+
+
+def _solve(x: Any, y: Tensor, held: tuple[Any, Tensor] | None, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Table [terms, C] and bias [C] of the linear model whose strength is best on `held`; a class without labels scores low."""
+    _, model = best_linear(x, y.numpy(), None if held is None else (held[0], held[1].numpy()), n_classes)
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # one row, of the second class against the first
+        coefficients, intercepts = np.stack([-coefficients[0], coefficients[0]]) / 2, np.array([-intercepts[0], intercepts[0]]) / 2
+    table, bias = np.zeros((x.shape[1], n_classes), np.float32), np.full(n_classes, intercepts.min() - 1.0)
+    table[:, model.classes_], bias[model.classes_] = coefficients.T, intercepts
+    return table, bias
+
+
+def weigh(scores: Sequence[Tensor], labels: Tensor) -> list[float]:
+    """Weights a_k > 0 under which softmax(Σ a_k · scores_k), logits [N, C] each, gives the labels [N] the highest likelihood.
+
+    Their logarithms have a normal prior of deviation 1 around 0, for validation splits of a few rows.
+    """
+    with torch.inference_mode(False):
+        x, logs = torch.stack(list(scores)).clone(), torch.zeros(len(scores), requires_grad=True)
+        optimizer = torch.optim.LBFGS([logs], max_iter=50, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            value = F.cross_entropy(torch.tensordot(logs.exp(), x, 1), labels, reduction="sum") + logs.square().sum() / 2
+            value.backward()
+            return value
+
+        optimizer.step(loss)  # type: ignore[arg-type]
+    return logs.exp().tolist()
