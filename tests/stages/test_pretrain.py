@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from omegaconf import OmegaConf
 
 from sslt.runs import Run
+from sslt.stages import pretrain
 
 BAG = ["encoder.dim=4", "encoder.pairs=16", "encoder.processor.vocab_size=50", "trainer.accelerator=cpu", "trainer.precision=32"]
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -22,3 +26,21 @@ def test_training_texts_are_learned_from_as_well(sslt, here, fractions):
     sslt("pretrain", "+task=crops", "data=text_csv", "data.path=d", *BAG, *fractions, "batch_size=5", "trainer.max_epochs=1",
          "online_probe.every_n_epochs=0", "hydra.run.dir=run")  # fmt: skip
     assert Run(here / "run").metrics["train/steps"] == (10 + (10 if "0.25" in fractions[0] else 20)) / 5
+
+
+def test_what_to_expect_is_said_where_a_shallow_recipe_is_the_better_use(monkeypatch, caplog):
+    """On a CPU within an hour, from fresh weights, on data of some size; not of the recipe itself."""
+
+    def said(n: int = 5000, modality: str = "text", **changed: Any) -> str:
+        cfg = {"name": "mlm", "from": None, "trainer": {"max_time": None, "accelerator": "cpu", "devices": 1}, **changed}
+        caplog.clear()
+        with caplog.at_level("INFO", "sslt"):
+            pretrain._say_what_to_expect(OmegaConf.create(cfg), modality, n)
+        return caplog.text
+
+    assert "+task=crops" in said() and "+task=patch_kmeans" in said(modality="image", name="simclr")
+    assert not said(name="crops") and not said(n=500) and not said(**{"from": "RUN"})
+    for time, told in (("00:00:10:00", True), ("00:02:00:00", False)):
+        assert bool(said(trainer={"max_time": time, "accelerator": "cpu", "devices": 1})) == told
+    monkeypatch.setattr(pretrain, "accelerator", lambda trainer: "gpu")
+    assert not said()
