@@ -24,6 +24,7 @@ from sslt.encoders.dropout import set_dropout
 from sslt.encoders.files import building, fill, read_tensors, write_tensors
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
 from sslt.encoders.seals import check_seal, seal
+from sslt.encoders.windows import set_windows
 from sslt.errors import UserError
 from sslt.execute import accelerator, image_size
 from sslt.learner import Learner, Term
@@ -65,6 +66,7 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
         raise UserError(f"from={start} reads {encoder.modality}s, but {source.name} holds {source.modality}s: choose another data=")
     encoder.forget()
     set_dropout(encoder, cfg.dropout)
+    set_windows(encoder, cfg.windows)
     return encoder
 
 
