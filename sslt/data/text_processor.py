@@ -246,12 +246,15 @@ class TextSamples(Samples):
         within = place % span
         number = place // span * (span - self.marks) + within - before  # among the tokens of the text
         mask = place < lengths[:, None]
-        ends = mask & ((within == span - 1) | (place == lengths[:, None] - 1)) if sep is not None else np.zeros_like(mask)
+        ends = np.zeros_like(mask)
+        if sep is not None:
+            ends[:, span - 1 :: span] = mask[:, span - 1 :: span]
+            ends[np.arange(len(index)), lengths - 1] = True
         inner = mask & (within >= before) & ~ends
         tokens = np.full((len(index), width), pad, dtype=np.int64)
         tokens[inner] = self.tokens[(self.starts[index, None] + number)[inner]]
         if cls is not None:
-            tokens[mask & (within == 0)] = cls
+            tokens[:, ::span][mask[:, ::span]] = cls
         if sep is not None:
             tokens[ends] = sep
         result = {"tokens": tokens, "mask": mask, "index": index}
@@ -260,18 +263,11 @@ class TextSamples(Samples):
         return {name: torch.from_numpy(array) for name, array in result.items()}
 
     def subset(self, index: np.ndarray) -> TextSamples:
-        return TextSamples(
-            tokens=self.tokens,
-            starts=self.starts[index],
-            sizes=self.sizes[index],
-            labels=None if self.labels is None else self.labels[index],
-            classes=self.classes,
-            fingerprint=cache.digest(self.fingerprint, np.asarray(index)),
-            special=self.special,
-            max_length=self.max_length,
-            skipped=self.skipped,
-            windows=self.windows,
-        )
+        part = copy.copy(self)
+        part.starts, part.sizes = self.starts[index], self.sizes[index]
+        part.labels = None if self.labels is None else self.labels[index]
+        part.fingerprint = cache.digest(self.fingerprint, np.asarray(index))
+        return part
 
     def uncut(self) -> TextSamples:
         whole = copy.copy(self)
