@@ -51,6 +51,7 @@ RANGES = {
 SETTINGS = {
     "seed": "Seed",
     "dropout": "Share | None",
+    "windows": "Count | str | None",
     "batch_size": "Count",
     "checkpoint.every_minutes": "NonNegative",
     "checkpoint.keep_every_n_epochs": "Natural",

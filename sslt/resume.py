@@ -118,8 +118,10 @@ def restored(path: Path, verb: str, typed: list[str], config_dir: str | None, ru
 
 
 def _restored(plain: dict[str, Any], where: str, verb: str, typed: list[str], config_dir: str | None, run: runs.Run) -> DictConfig:
-    ours = {k: v for k, v in groups.own_defaults(verb).items() if k in _OURS}
+    defaults = groups.own_defaults(verb)
+    ours = {k: v for k, v in defaults.items() if k in _OURS}
     start = {k: ours.get(k, v) for k, v in plain.items() if k in ours or k not in _OURS} | ours  # in their order
+    start |= {k: v for k, v in defaults.items() if k not in start}  # settings that there were not when it was made
     for key in _OURS:
         plain.pop(key, None)
     curve = plain.get("curve")

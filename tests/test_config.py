@@ -349,11 +349,12 @@ OUT_OF_RANGE = {
         "seed=5000000000",
         "online_probe.every_n_epochs=-1",
         "dropout=2",
+        "windows=0",
         "checkpoint.every_minutes=-1",
     ],
     "finetune": ["label_fraction=2", "label_fraction=0", "labels_per_class=0", "labels_per_class=2.5", "val_every_n_epochs=-1"],
     "evaluate": ["shots=[0]", "draws=0", "knn.k=0", "knn.temperature=0", "curve.fractions=[0.1,2]", "batch_size=-1", "data_overrides=yes"],
-    "predict": ["batch_size=0", "seed=-2"],
+    "predict": ["batch_size=0", "seed=-2", "windows=-1"],
     "merge": ["seed=-1"],
 }
 

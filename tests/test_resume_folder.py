@@ -159,6 +159,16 @@ def test_what_is_typed_beside_resume_goes_on_top(sslt, here, run, capsys):
     sslt("pretrain", "resume=run", "-m", code=2)
 
 
+def test_a_run_of_an_earlier_version_goes_on(sslt, here, run):
+    """Settings that came since have their defaults."""
+    saved = config_of(run)
+    for key in ("windows", "ema", "most_epochs"):
+        del saved[key]
+    (run / "config.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
+    sslt("pretrain", "resume=run", "trainer.max_steps=2")
+    assert Run(run).metrics["train/steps"] == 2 and Run(run).config.windows is None
+
+
 def test_the_whole_command_can_be_repeated(sslt, here, run):
     """Then the folder is not asked for settings, whatever its config says; what is left out has its default again."""
     (run / "config.yaml").write_text("callbacks: [{_target_: os.system, command: touch owned}]\n")

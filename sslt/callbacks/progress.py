@@ -107,7 +107,7 @@ class Progress(pl.Callback):
             smaller = (
                 "smaller images (max_image_size=), "
                 if pl_module.encoder.modality == "image"
-                else "shorter texts (encoder.processor.max_length=), "
+                else "less of each text (encoder.processor.max_length=, windows=), "
             )
             log.warning(
                 "a step takes %.2g s, so that trainer.max_time holds about %d: too few to learn much from; give more time, or %sa smaller "

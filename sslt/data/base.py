@@ -259,8 +259,17 @@ class Samples(abc.ABC):
         """The same tokens in rows of `length` without padding. Text only."""
         raise UserError("pack=true joins texts into rows: images have none to join, set pack=false")
 
-    def ordered_batches(self, size: int) -> Iterator[np.ndarray]:
-        """Indices of all rows in batches that waste little padding (longest first), for evaluation."""
-        order = np.arange(len(self)) if self.lengths is None else np.argsort(-self.lengths, kind="stable")
-        for i in range(0, len(order), size):
-            yield order[i : i + size]
+    def ordered_batches(self, size: int, longest: int | None = None) -> Iterator[np.ndarray]:
+        """Indices of all rows in batches that waste little padding (longest first), for evaluation.
+
+        longest: of rows that have more tokens, so many fewer are in a batch that it takes no more memory than `size` rows of `longest`.
+        """
+        lengths = self.lengths
+        order = np.arange(len(self)) if lengths is None else np.argsort(-lengths, kind="stable")
+        start = 0
+        while start < len(order):
+            count = size
+            if lengths is not None and longest is not None and lengths[order[start]] > longest:
+                count = max(1, size * longest // int(lengths[order[start]]))
+            yield order[start : start + count]
+            start += count

@@ -120,11 +120,12 @@ class DroppedWords(Corruption):
     modality = "text"
     strengths = (0.05, 0.1, 0.2, 0.35, 0.5)
     unknown = 0
+    window: int | None = None  # tokens that are read at once; None: all
 
     def __call__(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         tokens = batch["tokens"]
         hit = torch.rand(tokens.shape, generator=generator) < self.strength
-        hit[:, 0] = False  # the sentence's own token
+        hit[:, :: self.window or tokens.shape[1]] = False  # the sentence's own token
         return {**batch, "tokens": torch.where(hit & batch.get("mask", torch.ones_like(hit)), self.unknown, tokens)}
 
 

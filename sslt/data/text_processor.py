@@ -40,12 +40,13 @@ SETTINGS = "text_processor.json"
 class TokenProcessor(abc.ABC):
     """Turns a source's splits into `TextSamples`, through the cache; a subclass says which token ids a text has.
 
-    Attributes: `max_length`, to which texts are cut when batched; `digest` of all that the ids depend on; `special`: the ids that
-    start a text, end it (None: nothing does) and pad it.
+    Attributes: `max_length`, the tokens of a window, and `windows`, how many of them are read of a text at most (None: all), when it is
+    batched; `digest` of all that the ids depend on; `special`: the ids that start a text, end it (None: nothing does) and pad it.
     """
 
     modality = "text"
     max_length: int
+    windows: int | None = 1
     digest: str
     special: tuple[int | None, int | None, int]
     unknown_id: int  # what a word is replaced by that must not be read
@@ -82,6 +83,7 @@ class TokenProcessor(abc.ABC):
             special=self.special,
             max_length=self.max_length,
             skipped=len(skipped),
+            windows=self.windows,
         )
 
     def _tokenize(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
@@ -103,17 +105,19 @@ class TokenProcessor(abc.ABC):
 
 
 class TextProcessor(TokenProcessor):
-    """Turns a source's splits into `TextSamples` of one tokenizer, cut to `max_length` tokens when batched.
+    """Turns a source's splits into `TextSamples` of one tokenizer, which are read in windows of `max_length` tokens.
 
     Attributes: `cls_id`, `sep_id`, `pad_id`; `mask_id` (None where there is no mask token); `special_ids` (sorted ids
     of tokens that stand for no text); `vocab_size` (largest id + 1). Raises `UserError` for a tokenizer without a
     fast backend, or without tokens to start and end a text with.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, windows: int | None = 1):
         if max_length < 3:
             raise UserError(f"max_length={max_length}: give at least 3, a text's start, one token and its end")
-        self.tokenizer, self.max_length = tokenizer, max_length
+        if windows is not None and windows < 1:
+            raise UserError(f"windows={windows}: give at least 1, or null for all of a text")
+        self.tokenizer, self.max_length, self.windows = tokenizer, max_length, windows
         self.digest = cache.digest(backend_spec(tokenizer))
         tokenizer.model_max_length = max_length
         self.cls_id = _first_id(tokenizer, "cls", "bos")
@@ -142,9 +146,9 @@ class TextProcessor(TokenProcessor):
         return cls(_load_tokenizer(cache.get_or_make("tokenizers", key, train).path), max_length)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer as transformers does, and the length beside it."""
+        """Write the tokenizer as transformers does, and how much of a text is read beside it."""
         self.tokenizer.save_pretrained(str(folder))
-        cache.write_atomic(Path(folder) / SETTINGS, json.dumps({"max_length": self.max_length}))
+        cache.write_atomic(Path(folder) / SETTINGS, json.dumps({"max_length": self.max_length, "windows": self.windows}))
 
     @classmethod
     def load(cls, folder: Path) -> TextProcessor:
@@ -154,10 +158,12 @@ class TextProcessor(TokenProcessor):
         if missing:
             raise UserError(f"{stored.shown(folder)}: no text processor saved there ({', '.join(missing)} missing)")
         stored.require_plain(folder)  # transformers reads whichever it knows
-        length = stored.value(stored.json_object(folder / SETTINGS), "max_length", int, folder / SETTINGS)
+        settings = {"windows": 1, **stored.json_object(folder / SETTINGS)}  # folders of before there were windows do not name them
+        length = stored.value(settings, "max_length", int, folder / SETTINGS)
+        windows = None if settings["windows"] is None else stored.value(settings, "windows", int, folder / SETTINGS)
         stored.json_object(folder / "tokenizer.json")
         with stored.blaming(folder / "tokenizer.json"):
-            return cls(_load_tokenizer(folder), length)
+            return cls(_load_tokenizer(folder), length, windows)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens among it."""
@@ -184,7 +190,8 @@ class TextSamples(Samples):
     """Tokenized texts of different lengths, in one flat array.
 
     `tokens` int32 [T]; row i is `tokens[starts[i] : starts[i] + sizes[i]]`, without special tokens and not cut;
-    `special`: the ids that start a text, end it (None: nothing does), and pad it; `max_length` None cuts nothing.
+    `special`: the ids that start a text, end it (None: nothing does), and pad it; `max_length`: tokens of a window, its own start
+    and end among them (None: a text is one window of any length); `windows`: how many of a text are read (None: all).
     """
 
     def __init__(
@@ -198,19 +205,24 @@ class TextSamples(Samples):
         special: tuple[int | None, int | None, int],
         max_length: int | None,
         skipped: int,
+        windows: int | None = 1,
     ):
         self.tokens, self.starts, self.sizes = tokens, starts, sizes
         self.labels, self.classes, self.fingerprint, self.skipped = labels, classes, fingerprint, skipped
-        self.special, self.max_length = special, max_length
+        self.special, self.max_length, self.windows = special, max_length, windows
+        self.marks = sum(mark is not None for mark in special[:2])  # tokens of a window that are not the text's
 
     def __len__(self) -> int:
         return len(self.starts)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per row [N] in a batch: with start and end, at most `max_length`."""
-        whole = self.sizes + sum(mark is not None for mark in self.special[:2])
-        return whole if self.max_length is None else np.minimum(whole, self.max_length)
+        """Tokens per row [N] in a batch, with the start and end of each window; at most `windows` · `max_length`."""
+        if self.max_length is None:
+            return self.sizes + self.marks
+        room = self.max_length - self.marks
+        read = self.sizes if self.windows is None else np.minimum(self.sizes, self.windows * room)
+        return read + self.marks * np.maximum(-(-read // room), 1)
 
     @property
     def padding(self) -> dict[str, int]:
@@ -219,40 +231,43 @@ class TextSamples(Samples):
     def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
         """`tokens` int64 [B, L], `mask` bool [B, L] (False on padding), `label` int64 [B], `index` int64 [B].
 
-        L is the longest row of the batch rounded up to a multiple of 8, at most `max_length`; `label` is there where
-        there are labels.
+        A row is one window after the other, each `max_length` tokens with its own start and end, but for the last, which is as long as
+        what is left of the text. L is the longest row of the batch rounded up to a multiple of 8, but no further than to a window's end;
+        `label` is there where there are labels.
         """
         index = np.asarray(index, dtype=np.int64)
         cls, sep, pad = self.special
-        before, after = int(cls is not None), int(sep is not None)
+        before = int(cls is not None)
         lengths = self.lengths[index]
         width = -(-int(lengths.max(initial=3)) // 8) * 8
-        width = width if self.max_length is None else min(width, self.max_length)
+        span = width if self.max_length is None else self.max_length
+        width = min(width, -(-int(lengths.max(initial=1)) // span) * span)
         place = np.arange(width)
-        tokens = np.full((len(index), width), pad, dtype=np.int64)
-        inner = (place >= before) & (place < lengths[:, None] - after)
-        tokens[inner] = self.tokens[(self.starts[index, None] + place - before)[inner]]
-        if cls is not None:
-            tokens[:, 0] = cls
+        within = place % span
+        number = place // span * (span - self.marks) + within - before  # among the tokens of the text
+        mask = place < lengths[:, None]
+        ends = np.zeros_like(mask)
         if sep is not None:
-            tokens[np.arange(len(index)), lengths - 1] = sep
-        result = {"tokens": tokens, "mask": place < lengths[:, None], "index": index}
+            ends[:, span - 1 :: span] = mask[:, span - 1 :: span]
+            ends[np.arange(len(index)), lengths - 1] = True
+        inner = mask & (within >= before) & ~ends
+        tokens = np.full((len(index), width), pad, dtype=np.int64)
+        tokens[inner] = self.tokens[(self.starts[index, None] + number)[inner]]
+        if cls is not None:
+            tokens[:, ::span][mask[:, ::span]] = cls
+        if sep is not None:
+            tokens[ends] = sep
+        result = {"tokens": tokens, "mask": mask, "index": index}
         if self.labels is not None:
             result["label"] = self.labels[index]
         return {name: torch.from_numpy(array) for name, array in result.items()}
 
     def subset(self, index: np.ndarray) -> TextSamples:
-        return TextSamples(
-            tokens=self.tokens,
-            starts=self.starts[index],
-            sizes=self.sizes[index],
-            labels=None if self.labels is None else self.labels[index],
-            classes=self.classes,
-            fingerprint=cache.digest(self.fingerprint, np.asarray(index)),
-            special=self.special,
-            max_length=self.max_length,
-            skipped=self.skipped,
-        )
+        part = copy.copy(self)
+        part.starts, part.sizes = self.starts[index], self.sizes[index]
+        part.labels = None if self.labels is None else self.labels[index]
+        part.fingerprint = cache.digest(self.fingerprint, np.asarray(index))
+        return part
 
     def uncut(self) -> TextSamples:
         whole = copy.copy(self)

@@ -91,6 +91,10 @@ class Encoder(nn.Module, abc.ABC):
         """What is written for each id; "" where that is not one word."""
         raise NotImplementedError
 
+    def in_rows(self, output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """What a block gave in a forward of `inputs`, in the rows of `inputs`: tokens [B, T, D] where a text was read in parts."""
+        return output
+
     # ---------------------------------------------------------------- tokens that are hidden
     def require_tokens(self, pooled: bool) -> None:
         """Raise `UserError` if this encoder's tokens cannot be hidden one by one. pooled: whether the loss trains the pooled features."""
@@ -141,8 +145,9 @@ class Encoder(nn.Module, abc.ABC):
         return groups
 
     @property
-    def _max_length(self) -> int | None:
-        return getattr(self.processor, "max_length", None)
+    def reading(self) -> dict[str, int | None]:
+        """How much of a text it reads: at most `windows` times (None: to its end) `max_length` tokens; {} of images."""
+        return {k: getattr(self.processor, k) for k in ("max_length", "windows") if hasattr(self.processor, k)}
 
     # ---------------------------------------------------------------- folders
     def save(self, folder: Path, card: str = "") -> None:
@@ -169,7 +174,7 @@ class Encoder(nn.Module, abc.ABC):
 
             about["adapter"] = self.adapter
             if self.origin is not None:
-                about["base"] = {"from": self.origin, "fingerprint": self.base_fingerprint, "max_length": self._max_length}
+                about["base"] = {"from": self.origin, "fingerprint": self.base_fingerprint, **self.reading}
             else:
                 about["processor"] = self.processor_config(folder)
             tensors = adapters.state(self) if self.origin is not None else self.state_dict()

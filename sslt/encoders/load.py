@@ -18,6 +18,7 @@ from sslt.encoders import adapters
 from sslt.encoders.base import ADAPTER, FILE, Encoder, evaluating, fingerprint
 from sslt.encoders.files import Bounded, building, check_folder, fill, read_tensors, refuse_pickled
 from sslt.encoders.seals import check_seal
+from sslt.encoders.windows import set_windows
 from sslt.errors import UserError
 from sslt.runs import RUN_FILE, Run
 from sslt.stored import shown
@@ -155,6 +156,8 @@ def _over_base(path: Path, about: dict[str, Any], trust: list[str], weights: boo
         )
     if longest is not None:
         encoder.processor.max_length = longest
+        windows = known.get("windows", 1)  # folders of before there were any have none
+        set_windows(encoder, "all" if windows is None else stored.value({"windows": windows}, "windows", int, file))
     with building(path, FILE):
         adapters.inject(encoder, stored.value(about, "adapter", dict, file))
         adapters.load_state(encoder, read_tensors(path / ADAPTER))

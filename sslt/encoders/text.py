@@ -16,6 +16,7 @@ from sslt.data.hub import ask_once
 from sslt.data.text_processor import TextProcessor
 from sslt.encoders.base import Encoder, Features, pool_mean, require
 from sslt.encoders.files import building, check_folder, fill
+from sslt.encoders.windows import Windows
 from sslt.errors import UserError, nearest
 from sslt.stored import first_line
 
@@ -29,6 +30,9 @@ class TextEncoder(Encoder):
 
     model_type: transformers' name of the family (bert, roberta, distilbert, …). config: values of that family's config;
     vocabulary and special tokens are the tokenizer's. pooling: "mean" over the real tokens, or "cls", the first token.
+
+    Where the processor's `windows` is not 1, rows longer than its `max_length` are read window by window: tokens attend within their
+    window, and the pooled feature is the mean over the windows, each weighted by its real tokens.
     """
 
     modality = "text"
@@ -79,12 +83,31 @@ class TextEncoder(Encoder):
         return {k: batch[k] for k in ("tokens", "mask") if k in batch}
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
-        mask = inputs.get("mask")
-        if self.virtual_tokens is not None:
-            tokens = self.virtual_tokens(self.model, inputs["tokens"], mask)
+        mask, windows = inputs.get("mask"), self._windows(inputs)
+        if windows is None:
+            tokens = self._read(inputs["tokens"], mask)
         else:
-            tokens = self.model(input_ids=inputs["tokens"], attention_mask=None if mask is None else mask.long()).last_hidden_state
-        return Features(tokens[:, 0] if self.pooling == "cls" else pool_mean(tokens, mask), tokens, mask)
+            tokens = windows.unfold(self._read(windows.fold(inputs["tokens"], self.processor.pad_id), windows.mask))
+        if self.pooling == "mean":
+            return Features(pool_mean(tokens, mask), tokens, mask)
+        return Features(tokens[:, 0] if windows is None else windows.pool_first(tokens), tokens, mask)
+
+    def _windows(self, inputs: dict[str, Tensor]) -> Windows | None:
+        """What rows are taken apart into; None where they are read as they are."""
+        tokens, p = inputs["tokens"], self.processor
+        if p.windows == 1 or tokens.shape[1] <= p.max_length:
+            return None
+        return Windows(inputs.get("mask", torch.ones_like(tokens, dtype=torch.bool)), p.max_length)
+
+    def _read(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Last hidden states [N, L, D] of tokens [N, L]."""
+        if self.virtual_tokens is not None:
+            return self.virtual_tokens(self.model, tokens, mask)
+        return self.model(input_ids=tokens, attention_mask=None if mask is None else mask.long()).last_hidden_state
+
+    def in_rows(self, output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        windows = self._windows(inputs)
+        return output if windows is None else windows.unfold(output)
 
     def require_tokens(self, pooled: bool) -> None:
         if self.processor.mask_id is None:

@@ -51,7 +51,7 @@ def _over_batches(
     told, done = time.monotonic(), 0
     encoder.to(device)
     with evaluating(encoder), precision.autocast(device, number_format):
-        for i, index in enumerate(samples.ordered_batches(batch_size)):
+        for i, index in enumerate(samples.ordered_batches(batch_size, encoder.reading.get("max_length"))):
             done += len(index)
             if rank == 0 and time.monotonic() - told > SILENT:
                 log.info("features of %s of %s samples", f"{done:,}", f"{len(samples):,}")
@@ -76,12 +76,12 @@ def _over_batches(
 def cached_features(
     encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED, key: str | None = None
 ) -> Tensor:
-    """`encode`, kept on disk under a key of the encoder's weights, the samples' content and the number format.
+    """`encode`, kept on disk under a key of the encoder's weights, how much of a text it reads, the samples' content and the number format.
 
     key: `fingerprint(encoder)`, where the caller has it already.
     """
     name = precision.resolve(number_format, "gpu" if device.type == "cuda" else "cpu")
-    entry_key = cache.digest(key or fingerprint(encoder), samples.fingerprint, name, FORMAT)
+    entry_key = cache.digest(key or fingerprint(encoder), encoder.reading, samples.fingerprint, name, FORMAT)
     found = cache.find("features", entry_key) if distributed.rank() == 0 else None
     if distributed.broadcast_object(found is not None):
         entry = found or cache.Entry(cache.cache_dir() / "features" / entry_key)

@@ -79,7 +79,7 @@ class Data2Vec(Taught):
         teacher = cast(Encoder, self.teacher["encoder"])
         with outputs_of(teacher, teacher.block_names()[-self.layers :]) as outputs:
             teacher(inputs)
-        last = [x[0] if isinstance(x, tuple) else x for x in outputs]
+        last = [teacher.in_rows(x[0] if isinstance(x, tuple) else x, inputs) for x in outputs]
         # class and register tokens stand before those of the input
         return torch.stack([F.layer_norm(wide(x[:, -tokens:]), x.shape[-1:]) for x in last]).mean(0)
 

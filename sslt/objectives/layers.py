@@ -26,7 +26,8 @@ def encode_at(encoder: Encoder, batch: dict, layer: str | None) -> Tensor:
         batch.pop("encoded", None)
         with _output_of(encoder, layer) as caught:
             features = encode_views(encoder, batch)
-        batch[key] = _average(caught[-1] if caught else None, features.mask, layer)
+        inputs = {name: x.flatten(0, 1) for name, x in batch["views"].items()}
+        batch[key] = _average(caught[-1] if caught else None, encoder, inputs, features.mask, layer)
     return batch[key]
 
 
@@ -56,7 +57,7 @@ def _output_of(encoder: Encoder, layer: str) -> Iterator[list[Any]]:
         handle.remove()
 
 
-def _average(output: Any, mask: Tensor | None, layer: str) -> Tensor:
+def _average(output: Any, encoder: Encoder, inputs: dict[str, Tensor], mask: Tensor | None, layer: str) -> Tensor:
     """[B, D] of a module's output: [B, D] itself, tokens [B, T, D] or maps [B, D, H, W]; of a tuple, its first."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
@@ -64,6 +65,7 @@ def _average(output: Any, mask: Tensor | None, layer: str) -> Tensor:
         if output.dim() == 2:
             return output
         if output.dim() == 3:
+            output = encoder.in_rows(output, inputs)
             return pool_mean(output, mask if mask is not None and mask.shape == output.shape[:2] else None)
         if output.dim() == 4:
             return output.mean((2, 3))

@@ -22,6 +22,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.dropout import set_dropout
 from sslt.encoders.files import read_tensors, write_tensors
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
+from sslt.encoders.windows import set_windows
 from sslt.errors import UserError
 from sslt.execute import accelerator, image_size
 from sslt.learner import Learner, Term
@@ -60,6 +61,7 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
     if encoder.modality != source.modality:
         raise UserError(f"from={start} reads {encoder.modality}s, but {source.name} holds {source.modality}s: choose another data=")
     set_dropout(encoder, cfg.dropout)
+    set_windows(encoder, cfg.windows)
     return encoder
 
 

@@ -12,6 +12,7 @@ from sslt.config import build, check_stored
 from sslt.data.subsets import label_subset
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
+from sslt.encoders.windows import set_windows
 from sslt.errors import UserError, nearest
 from sslt.report.end import say_next
 from sslt.runs import Run, run_of
@@ -108,8 +109,11 @@ def load(cfg: Any, modality: str | None) -> tuple[Encoder, tuple[Any, list[str]]
         import torch
 
         torch.manual_seed(int(cfg.seed))
-        return fresh_like(what.partition(":")[2], trust), None
+        encoder = fresh_like(what.partition(":")[2], trust)
+        set_windows(encoder, cfg.windows)
+        return encoder, None
     encoder = load_encoder(what, modality, trust, base=cfg.base)
+    set_windows(encoder, cfg.windows)
     if modality not in (None, encoder.modality):
         raise UserError(f"from={what} reads {encoder.modality}s, but the data are {modality}s: choose another data=")
     folder = stored.located(what) / "head"

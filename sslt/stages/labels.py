@@ -59,7 +59,7 @@ def _from_scratch(cfg: Any, run: Run, data: Any) -> dict[str, dict[str, float]]:
         composed = config.compose("finetune", [*settings, f"trust=[{','.join(cfg.trust)}]"], config_dir)
         with open_dict(composed):
             composed.data = OmegaConf.create(data)
-            composed.cache_dir, composed.trainer.devices = cfg.cache_dir, cfg.trainer.devices
+            composed.cache_dir, composed.trainer.devices, composed.windows = cfg.cache_dir, cfg.trainer.devices, cfg.windows
         if not inner.finished:
             log.info("from scratch on %g %% of the labels → %s", 100 * fraction, inner)
             if inner.is_main:

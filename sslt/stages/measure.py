@@ -62,7 +62,7 @@ def corrupted(cfg: Any, encoder: Encoder, samples: Samples) -> Samples:
     if corruption.modality != encoder.modality:
         raise UserError(f"corruption {corruption.name} is for {corruption.modality}s, but from={cfg['from']} reads {encoder.modality}s")
     if encoder.modality == "text":
-        corruption.unknown = encoder.processor.unknown_id
+        corruption.unknown, corruption.window = encoder.processor.unknown_id, encoder.processor.max_length
     return Corrupted(samples, corruption, cfg.seed)
 
 

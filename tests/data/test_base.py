@@ -198,3 +198,6 @@ def test_ordered_batches_cover_all_rows_longest_first():
 
     batches = [b.tolist() for b in Rows().ordered_batches(2)]
     assert batches == [[1, 3], [2, 0], [4]]
+    assert [b.tolist() for b in Rows().ordered_batches(2, longest=9)] == batches
+    assert [b.tolist() for b in Rows().ordered_batches(4, longest=4)] == [[1], [3, 2], [0, 4]]  # at most 16 tokens each
+    assert [b.tolist() for b in Rows().ordered_batches(1, longest=2)] == [[1], [3], [2], [0], [4]]

@@ -82,6 +82,9 @@ def test_words_are_dropped_where_there_are_words():
     made = corruption({"tokens": tokens, "mask": mask}, torch.Generator().manual_seed(0))["tokens"]
     assert (made[:, 0] == 7).all() and (made[:, 15:] == 7).all()
     assert float((made[:, 1:15] == 1).float().mean()) == pytest.approx(0.2, abs=0.02)
+    corruption.window = 6
+    made = corruption({"tokens": tokens, "mask": mask}, torch.Generator().manual_seed(0))["tokens"]
+    assert (made[:, [0, 6, 12]] == 7).all() and (made[:, [1, 5, 7, 11]] == 1).any(0).all()  # nor is one that starts a window
 
 
 def test_severity_is_one_to_five():

@@ -144,6 +144,34 @@ def test_widths(processor):
         assert samples.batch(np.array([i]))["tokens"].shape[1] == min(-(-length // 8) * 8, 19)
 
 
+@pytest.mark.parametrize("windows", [2, 3, None])
+def test_windows_against_plain_loop(processor, windows):
+    """A row is what transformers makes of each piece of a text as a text of its own, one after the other; short rows are as ever."""
+    samples = processor.prepare(Toy(), "train")
+    processor.windows = windows
+    several = processor.prepare(Toy(), "train").subset(np.arange(len(samples)))
+    texts = [processor.tokenizer(t, add_special_tokens=False).input_ids for t in Toy().get("train").items]
+    rows = [[t for i in range(0, len(ids), 17) for t in (2, *ids[i : i + 17], 3)][: windows and 19 * windows] for ids in texts]
+    batch = several.batch(np.arange(len(rows)))
+    longest, whole = max(map(len, rows)), -(-max(map(len, rows)) // 19) * 19
+    assert longest > 37 and several.lengths.tolist() == list(map(len, rows))
+    assert batch["tokens"].shape[1] == min(-(-longest // 8) * 8, whole)
+    for row, tokens, mask in zip(rows, batch["tokens"].tolist(), batch["mask"].tolist(), strict=True):
+        assert tokens == row + [0] * (len(tokens) - len(row)) and mask == [i < len(row) for i in range(len(mask))]
+    short = np.flatnonzero(several.lengths <= 19)
+    assert len(short) > 5 and all(torch.equal(x, samples.batch(short)[k]) for k, x in several.batch(short).items())
+    assert torch.equal(several.uncut().batch(short[:1])["tokens"], samples.uncut().batch(short[:1])["tokens"])
+
+
+def test_texts_that_nothing_marks_are_cut_into_windows():
+    """Without ids that start and end a text, windows are its tokens alone; an empty one has none."""
+    samples = TextSamples(
+        np.arange(1, 10, dtype=np.int32), np.array([0, 0]), np.array([9, 0]), None, None, "bare", (None, None, 0), 4, 0, 2
+    )
+    assert samples.lengths.tolist() == [8, 0]
+    assert samples.batch(np.arange(2))["tokens"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8], [0] * 8]
+
+
 def test_subset(processor):
     """A subset has the rows and labels chosen, and a fingerprint of its own."""
     samples = processor.prepare(Toy(), "train")
@@ -222,7 +250,7 @@ def test_fit_save_load(tmp_path):
     assert fitted.special_ids == [0, 1, 2, 3, 4] and fitted.vocab_size == len(fitted.tokenizer)
     fitted.save(tmp_path / "p")
     loaded = TextProcessor.load(tmp_path / "p")
-    assert loaded.max_length == 32 and loaded.digest == fitted.digest
+    assert (loaded.max_length, loaded.windows) == (32, 1) and loaded.digest == fitted.digest
     assert loaded.special_ids == fitted.special_ids and loaded.mask_id == 4
     with pytest.raises(UserError, match="no text processor saved"):
         TextProcessor.load(tmp_path / "q")

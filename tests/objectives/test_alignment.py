@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslt.encoders.base import Features, pool_mean
+from sslt.encoders.base import Encoder, Features, pool_mean
 from sslt.errors import UserError
 from sslt.objectives.adversarial import CDAN, DANN, certainty, multilinear, reverse_gradient
 from sslt.objectives.alignment import CORAL, MMD, coral, mmd
@@ -276,6 +276,7 @@ class Text(nn.Module):
     """A block that gives tokens in a tuple, as transformers' do, and one that gives a number."""
 
     dim = 4
+    in_rows = Encoder.in_rows
 
     class Block(nn.Module):
         def forward(self, x):

@@ -63,3 +63,39 @@ def test_folders_of_classes(sslt, here):
     sslt("predict", "from=run", "data=digits", CPU, "hydra.run.dir=named")
     assert Run(Path("named")).metrics["predict/accuracy"] == pytest.approx(Run(Path("run")).metrics["test/accuracy"])
     check("named", len(rows_of("named")))
+
+
+def test_a_text_is_read_to_its_end(sslt, here):
+    """Texts that differ in their last words alone are told apart with windows=all, and not by one window of 32 tokens; a run says once how
+    much it reads, and whatever reads its encoder may say otherwise.
+    """
+    same = " ".join(f"w{i % 7}" for i in range(100))
+    lines = [f"{same} {word * 3} {i},{team}" for i in range(20) for word, team in (("trees ", "garden"), ("ships ", "sea"))]
+    (here / "long.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    (here / "new.txt").write_text(f"{same} trees trees trees\n{same} ships ships ships\ntrees\n")
+    own = [
+        "+target=text_csv",
+        "data.path=long.csv",
+        "data.text=text",
+        "data.label=label",
+        *TINY_TEXT,
+        "baseline=false",
+        "trainer.max_steps=2",
+    ]
+
+    def probabilities(run: str, *settings: str) -> list[str]:
+        sslt("predict", f"from={run}", "input=new.txt", CPU, f"hydra.run.dir={run}-{len(settings)}", *settings)
+        return [r["probability/sea"] for r in rows_of(f"{run}-{len(settings)}")]
+
+    sslt("finetune", "from=scratch", *own, "hydra.run.dir=one")
+    sslt("finetune", "from=one", "windows=all", *own, "adaptation=probe", "hydra.run.dir=all")
+    assert Run(Path("all")).metrics["test/accuracy"] > Run(Path("one")).metrics["test/accuracy"] == 0.5
+    first, second, short = probabilities("one")
+    assert first == second != short
+    longer = probabilities("one", "windows=all")
+    assert longer[0] != longer[1] and longer[2] == short
+    first, second, _ = probabilities("all")
+    assert first != second
+    sslt("evaluate", "from=all", "windows=1", CPU, "baseline=false", "hydra.run.dir=measured")
+    assert Run(Path("measured")).metrics["test/accuracy"] == 0.5
+    sslt("predict", "from=all", "input=new.txt", CPU, "windows=every", code=2)
