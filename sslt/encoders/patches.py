@@ -32,6 +32,7 @@ class PatchEncoder(PixelEncoder):
     """
 
     Processor = ImageProcessor
+    fixed = True  # a step on its filters costs three passes over a wide map, and moves accuracy by less than seeds do
 
     def __init__(
         self,

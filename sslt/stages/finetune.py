@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sslt import distributed
+from sslt.adaptation.base import Full
 from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples
@@ -50,19 +51,23 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     objective = build(cfg.objective, encoder, n_classes=len(source.classes))
     views = build(cfg.views)
     device, batch = common.device_of(cfg), common.eval_batch_size(cfg)
-    frozen = adaptation.frozen and cfg.joint is None and domains is None
+    alone = cfg.joint is None and domains is None
+    fixed = encoder.fixed and isinstance(adaptation, Full) and alone
+    frozen = (adaptation.frozen and alone) or fixed
+    fuse = cfg.late_fusion and (fixed or not frozen) and domains is None
     started = not str(cfg["from"] or "scratch").startswith("scratch") and domains is None
     trained, seen, solved = encoder, splits, False
     if frozen or (started and cfg.head == "probe"):
-        features = _features(cfg, encoder, splits, test=frozen)
+        features = _features(cfg, encoder, splits, test=frozen and not fuse)
         if cfg.head == "probe":
             solved = heads.solve(objective, *features.parts())
     if frozen:
         trained, views, seen = Precomputed(encoder), Plain(1), features
         how = "the head on its features is solved, not trained" if solved else "its features are computed once, without augmentation"
-        log.info("the encoder stands still: %s", how)
+        log.info("the encoder stands still%s: %s", " (adaptation=partial adaptation.blocks=1 would move its filters)" if fixed else "", how)
 
-    def validate(number_format: str, samples: Samples | None = seen.val) -> dict[str, float]:
+    def validate(number_format: str, samples: Samples | None = None) -> dict[str, float]:
+        samples = seen.val if samples is None else samples
         if samples is None:
             return {}
         return measure.classifier(trained, objective, samples, device, batch, "val", detail=False, number_format=number_format).metrics
@@ -75,7 +80,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         labels=len(seen.train),
         validate=validate,
         chosen_by=chosen_by,
-        test=seen.test,
+        test=splits.test if fuse else seen.test,
     )
     if domains is not None:
         shift.add(cfg, encoder, objective, adaptation, domains, views, parts)
@@ -108,8 +113,9 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         read = learner.batches_seen * stream.batch_size * distributed.world_size()
         held = some(splits.val, max(LEAST_HELD, PASSES * read // len(cfg.interpolate)), int(cfg.seed))
         weighed["train/interpolated"] = start[0].choose(cfg.interpolate, lambda: validate(MEASURED, held)["val/accuracy"])
-    if cfg.late_fusion and not frozen and domains is None:
+    if fuse:
         weighed |= fusion.add(encoder, objective, splits.train, splits.val, device, batch, MEASURED)
+        trained, seen = encoder, splits
     metrics = {**learner.run_metrics, **weighed, "train/labels": parts.labels} | (
         {"data/skipped": splits.train.skipped} if splits.train.skipped else {}
     )

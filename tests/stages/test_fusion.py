@@ -111,3 +111,20 @@ def test_nothing_stands_beside_where_validation_prefers_the_encoder_alone(sslt, 
     assert found["val/accuracy"] == pytest.approx(found["val/encoder_accuracy"], abs=1e-6)
     sslt(*IMAGES, "late_fusion=false", "hydra.run.dir=alone")
     assert found["test/accuracy"] == Run(here / "alone").metrics["test/accuracy"]
+
+
+def test_a_dictionary_of_patches_stands_still_with_models_beside_it(sslt, here):
+    """Its head is solved, and no step taken, unless an adaptation says what moves; all commands measure the same."""
+    small = ["encoder.filters=16", "encoder.width=32", "trainer.accelerator=cpu", "trainer.precision=32"]
+    sslt("pretrain", "+task=patch_kmeans", *small, "trainer.max_steps=2", "online_probe.every_n_epochs=0", "hydra.run.dir=patches")
+    tune = ["finetune", "+target=digits", "from=patches", "labels_per_class=10", "baseline=false", *small[2:]]
+    sslt(*tune, "hydra.run.dir=still")
+    found = Run(here / "still").metrics
+    assert found["train/steps"] == 0 and found["val/accuracy"] >= found["val/encoder_accuracy"] and "val/patches_accuracy" in found
+    sslt("evaluate", "from=still", "trainer.accelerator=cpu", "baseline=false", "hydra.run.dir=measured")
+    assert Run(here / "measured").metrics["test/accuracy"] == found["test/accuracy"]
+    sslt(*tune, "adaptation=probe", "hydra.run.dir=probe")
+    probe = Run(here / "probe").metrics
+    assert probe["val/accuracy"] == pytest.approx(found["val/encoder_accuracy"], abs=1e-6) and "val/patches_accuracy" not in probe
+    sslt(*tune, "adaptation=partial", "adaptation.blocks=1", "trainer.max_steps=2", "hydra.run.dir=moved")
+    assert Run(here / "moved").metrics["train/steps"] == 2
