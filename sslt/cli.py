@@ -121,6 +121,7 @@ def _hydra(verb: str, args: list[str]) -> int:
 
         hydra_cfg = HydraConfig.get()
         try:  # kept and raised below: Hydra would print it too; and a sweep goes on to its next job
+            config.note_own_rate(cfg, verb, list(hydra_cfg.overrides.task), config_dir)
             config.check(cfg, verb, config_dir)
             from sslt.execute import execute
 

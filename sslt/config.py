@@ -19,14 +19,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sslt import groups, signatures
 from sslt.errors import UserError, nearest
-from sslt.ranges import SETTINGS
+from sslt.ranges import SETTINGS, is_number
 from sslt.trusted import targets, walk
+
+RATE, AUTO = "optimizer.lr", "auto"
 
 
 def compose(verb: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose and check a verb's config, as the command line would; usable while another Hydra job runs."""
     groups.check_choices(verb, overrides, config_dir)
-    cfg = compose_unchecked(verb, [*groups.fit_recipe(verb, overrides, config_dir), *overrides], config_dir)
+    overrides = [*groups.fit_recipe(verb, overrides, config_dir), *overrides]
+    cfg = compose_unchecked(verb, overrides, config_dir)
+    note_own_rate(cfg, verb, overrides, config_dir)
     check(cfg, verb, config_dir)
     return cfg
 
@@ -66,6 +70,19 @@ def _composing(config_dir: str | None, verb: str) -> Iterator[list[str]]:
         GlobalHydra.instance().hydra = running
 
 
+def note_own_rate(cfg: DictConfig, verb: str, overrides: list[str], config_dir: str | None = None) -> None:
+    """Make `auto:R` of `optimizer.lr=auto`, R being the rate that these overrides come to without it."""
+    if OmegaConf.select(cfg, RATE) == AUTO:
+        others = [o for o in overrides if o.lstrip("+") != f"{RATE}={AUTO}"]
+        OmegaConf.update(cfg, RATE, f"{AUTO}:{OmegaConf.select(compose_unchecked(verb, others, config_dir), RATE)}")
+
+
+def searched_around(rate: Any) -> float | None:
+    """R of a learning rate `auto:R`, which is to be searched for around R; None of a number and anything else."""
+    head, colon, number = str(rate).partition(":")
+    return float(number) if head == AUTO and colon and is_number(number) else None
+
+
 def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
     """Raise `UserError` for a key nothing reads, a missing value or a value of the wrong type.
 
@@ -88,6 +105,7 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
             raise UserError(f"{name}={value} is no number that anything can be set to: give a finite one")
     _check_alike("", {str(k): v for k, v in plain.items()}, groups.plain_values(verb))
     _check_ranges(plain)
+    _settle_rate(plain, verb)
     for path, node in targets(plain):
         _check_node(path, node)
     if not isinstance(changed := plain.get("data_overrides") or {}, dict):
@@ -167,6 +185,21 @@ def _check_ranges(plain: dict[Any, Any]) -> None:
         node = plain.get(head) if head else plain
         if isinstance(node, dict) and last in node and (wanted := signatures.type_error_of(node[last], annotation)):
             raise UserError(f"{name}={reprlib.repr(node[last])} is out of range: it takes {wanted}")
+
+
+def _settle_rate(plain: dict[Any, Any], verb: str) -> None:
+    """Put a number in the place of a rate that is searched for. Raises `UserError` where it cannot be."""
+    node = plain.get("optimizer")
+    rate = node.get("lr") if isinstance(node, dict) else None
+    if rate == AUTO:
+        raise UserError(f"{RATE}={AUTO} belongs on the command line of a new run, whose recipe or optimizer= has a rate to search around")
+    if (own := searched_around(rate)) is not None:
+        if verb != "finetune":
+            raise UserError(
+                f"{RATE}={AUTO} chooses by the loss on validation labels, which `sslt {verb}` does not have: give a number "
+                f"(in a chain, finetune.{RATE}={AUTO})"
+            )
+        plain["optimizer"]["lr"] = own
 
 
 def _alike(value: Any, default: Any) -> bool:

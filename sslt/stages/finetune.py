@@ -10,7 +10,7 @@ import torch
 from sslt import distributed
 from sslt.adaptation.base import Full
 from sslt.callbacks.probes import Validation
-from sslt.config import build
+from sslt.config import RATE, build, searched_around
 from sslt.data.base import Samples
 from sslt.data.features import FeatureSamples
 from sslt.data.subsets import label_subset, some
@@ -22,7 +22,7 @@ from sslt.evaluation.features import MEASURED, cached_features, encode
 from sslt.learner import Term
 from sslt.report.end import say_next, write_map, write_plots
 from sslt.runs import Run
-from sslt.stages import common, episodes, fitting, fusion, heads, joint, measure, shift, weights
+from sslt.stages import common, episodes, fitting, fusion, heads, joint, measure, rates, shift, weights
 from sslt.stages.beside import cheap, compared
 from sslt.stages.between import Between
 from sslt.stages.common import Supervised
@@ -87,6 +87,10 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if cfg.joint is not None:
         joint.add(cfg, encoder, source, parts)
 
+    shortest, idle = int(cfg.default_min_steps), frozen and solved
+    cfg, rate_search = rates.settled(
+        cfg, run, trained, parts, adaptation, seen.val, least_steps=shortest, nothing_to_train=idle
+    )  # fmt: skip
     best = run / "checkpoints" / "best.safetensors"
     keep = lambda: common.save_best(best, trained, objective, run)  # noqa: E731
     watchers: list[Validation] = []
@@ -100,7 +104,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
 
     learner = fitting.fit(
         cfg, run, trained, parts.terms, parts.streams, adaptation, watch, build(cfg.sampling),
-        least_steps=int(cfg.default_min_steps), nothing_to_train=frozen and solved,
+        least_steps=shortest, nothing_to_train=idle,
     )  # fmt: skip
     if watchers[0].best_epoch is not None:
         distributed.barrier()  # they are written by one rank
@@ -116,7 +120,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if fuse:
         weighed |= fusion.add(encoder, objective, splits.train, splits.val, device, batch, MEASURED)
         trained, seen = encoder, splits
-    metrics = {**learner.run_metrics, **weighed, "train/labels": parts.labels} | (
+    metrics = {**learner.run_metrics, **rate_search, **weighed, "train/labels": parts.labels} | (
         {"data/skipped": splits.train.skipped} if splits.train.skipped else {}
     )
     metrics |= parts.validate(MEASURED)
@@ -148,6 +152,11 @@ def _check(cfg: Any) -> None:
         raise UserError("which task? Choose a target: +target=digits, +target=imdb, +target=text_csv data.path=FILE (`sslt list targets`)")
     if cfg.compare not in (None, "scratch", "baseline"):
         raise UserError(f"compare={cfg.compare}: what can be compared with is 'scratch'")
+    for part in ("episodes", "shift"):
+        if cfg[part] is not None and searched_around(cfg.optimizer.lr) is not None:
+            raise UserError(
+                f"{RATE}=auto chooses by a classifier's loss on validation samples, which +{part}= has no use for: give a number"
+            )
     if cfg.compare == "scratch" and str(cfg["from"]).startswith("scratch"):
         raise UserError("compare=scratch compares a start from weights with fresh ones: give from=RUN")
     if cfg.report not in ("last", "best"):
@@ -177,6 +186,8 @@ def _splits(cfg: Any, encoder: Encoder, source: Any) -> _Splits:
     val = common.prepare_labelled(encoder, source, "val") if "val" in source.splits() else None
     if val is None and (cfg.report == "best" or cfg.shift is not None):
         raise UserError("there is no validation split to pick an epoch on: set data.val_fraction=0.1, or report=last")
+    if val is None and searched_around(cfg.optimizer.lr) is not None:
+        raise UserError(f"there is no validation split for {RATE}=auto to choose by: set data.val_fraction=0.1, or give a number")
     return _Splits(train, val, test)
 
 

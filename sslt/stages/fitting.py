@@ -60,42 +60,13 @@ def fit(
     Where weights are averaged (`ema=`), encoder and objectives have the average afterwards.
     Raises `Interrupted` when somebody stopped the run (its checkpoint is written).
     """
-    settings = dict(cfg.trainer)
-    _check_numbers(cfg)
     _tell_unused(cfg, run)
     kind, world = accelerator(cfg.trainer), distributed.world_size()
-    for term in terms.values():
-        if isinstance(term.stream, str):
-            part = streams[term.stream]
-            check(cfg, encoder, adaptation, term.objective, part.views, part.batch_size)
-            term.objective.prepare(encoder, part.samples, part.batch_size * world)
-    number_format = precision.resolve(settings.pop("precision"), kind)
     sampling = sampling or Together()
-    per_epoch = sampling.epoch({k: len(s) for k, s in streams.items()})
-    default = max(cfg.default_max_epochs, -(-least_steps * settings["accumulate_grad_batches"] // per_epoch))
-    budget = _budget(settings, default, most_epochs)
+    budget = bounds(cfg, streams, sampling, least_steps, most_epochs)
     if nothing_to_train:
         budget = Budget(None, 0, None)
-    settings["sync_batchnorm"] = settings["sync_batchnorm"] and world > 1
-    if settings["sync_batchnorm"] and kind == "cpu":  # torch's own refuses CPU tensors
-        for module in (encoder, *(t.objective for t in terms.values())):
-            distributed.span_batch_norm(module)
-        settings["sync_batchnorm"] = False
-    adaptation.total_steps = _total_steps(budget, per_epoch, settings["accumulate_grad_batches"])
-    learner = Learner(
-        encoder,
-        terms,
-        streams,
-        adaptation,
-        build(_optimizer(cfg.optimizer, number_format), _partial_=True),
-        build(cfg.schedule),
-        sampling=sampling,
-        weight_decay=float(cfg.optimizer.get("weight_decay", 0.0)),
-        progress=budget.progress,
-        seed=int(cfg.seed),
-        log_every=settings["log_every_n_steps"],
-        ema=cfg.ema,
-    )
+    learner = learner_of(cfg, encoder, terms, streams, adaptation, sampling, budget)
     primary = next(iter(streams.values()))
     curves = Curves(run, primary.batch_size * world)
     start = distributed.broadcast_object(newest(run / "checkpoints") if distributed.rank() == 0 else None)
@@ -104,21 +75,8 @@ def fit(
     own = watchers(curves) if watchers else []
     yours = [build(c) for c in cfg.callbacks]
     loggers = [build(node, save_dir=str(run.path)) for node in (cfg.logger or {}).values()] if distributed.rank() == 0 else []
-    trainer = _trainer(
-        **_trainer_settings(settings),
-        accelerator=kind,
-        devices=world,
-        strategy=_strategy(world, adaptation.changes or sampling.alone),
-        plugins=[StreamedCheckpoints(), *([LightningEnvironment()] if world > 1 else [])],  # ranks are ours, whatever scheduler started us
-        precision=number_format,  # type: ignore[arg-type]
-        max_epochs=budget.max_epochs or -1,
-        max_steps=-1 if budget.max_steps is None else budget.max_steps,
-        logger=loggers or False,
-        callbacks=[signals, curves, budget, *own, *yours, progress, NaNGuard(checkpoint), checkpoint, Clock(curves)],
-        default_root_dir=run.path,
-        **_OFF,
-    )
-    trainer.fit_loop.__class__ = _WholeFit
+    callbacks = [signals, curves, budget, *own, *yours, progress, NaNGuard(checkpoint), checkpoint, Clock(curves)]
+    trainer = trainer_of(cfg, learner, budget, callbacks, loggers, run.path)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     groups = adaptation.parameter_groups(encoder, learner.objectives, 0.0)
@@ -132,6 +90,7 @@ def fit(
         log.info("%s %s, batches of %d%s, %s", f"{len(primary.samples):,}", what, primary.batch_size, ranks, bound)
     if len(streams) > 1:
         log.info("%s", sampling.describe({name: len(stream) for name, stream in streams.items()}))
+    number_format = precision.resolve(cfg.trainer.precision, kind)
     log.info("%s of %s parameters move; %s on %s", f"{moving:,}", f"{whole:,}", number_format, kind)
     if start is not None:
         log.info("going on from %s", start)
@@ -139,7 +98,7 @@ def fit(
     if kind == "gpu":
         torch.cuda.reset_peak_memory_stats()
     try:
-        with cpu_kernels.replaced(kind, str(number_format)):
+        with cpu_kernels.replaced(kind, number_format):
             trainer.fit(learner, ckpt_path=start, weights_only=True)
     except Exception as e:
         if isinstance(e, RuntimeError) and "state_dict" in str(e):
@@ -175,6 +134,79 @@ def fit(
     }
     learner.loggers_used = loggers
     return learner
+
+
+def bounds(cfg: Any, streams: dict[str, Stream], sampling: Sampling, least_steps: int = 0, most_epochs: int | None = None) -> Budget:
+    """How long the run lasts, from `trainer.max_*` or by default; arguments as of `fit`."""
+    _check_numbers(cfg)
+    per_epoch = sampling.epoch({k: len(s) for k, s in streams.items()})
+    default = max(cfg.default_max_epochs, -(-least_steps * cfg.trainer.accumulate_grad_batches // per_epoch))
+    return _budget(cfg.trainer, default, most_epochs)
+
+
+def learner_of(
+    cfg: Any,
+    encoder: Encoder,
+    terms: dict[str, Term],
+    streams: dict[str, Stream],
+    adaptation: Adaptation,
+    sampling: Sampling,
+    budget: Budget,
+) -> Learner:
+    """What trains for as long as `budget` says. Objectives are prepared and the adaptation takes hold of the encoder.
+
+    Raises `UserError` where these do not go together.
+    """
+    kind, world = accelerator(cfg.trainer), distributed.world_size()
+    for term in terms.values():
+        if isinstance(term.stream, str):
+            part = streams[term.stream]
+            check(cfg, encoder, adaptation, term.objective, part.views, part.batch_size)
+            term.objective.prepare(encoder, part.samples, part.batch_size * world)
+    if cfg.trainer.sync_batchnorm and world > 1 and kind == "cpu":  # torch's own refuses CPU tensors
+        for module in (encoder, *(t.objective for t in terms.values())):
+            distributed.span_batch_norm(module)
+    adaptation.total_steps = total_steps(cfg, streams, sampling, budget)
+    return Learner(
+        encoder,
+        terms,
+        streams,
+        adaptation,
+        build(_optimizer(cfg.optimizer, precision.resolve(cfg.trainer.precision, kind)), _partial_=True),
+        build(cfg.schedule),
+        sampling=sampling,
+        weight_decay=float(cfg.optimizer.get("weight_decay", 0.0)),
+        progress=budget.progress,
+        seed=int(cfg.seed),
+        log_every=cfg.trainer.log_every_n_steps,
+        ema=cfg.ema,
+    )
+
+
+def trainer_of(cfg: Any, learner: Learner, budget: Budget, callbacks: list[pl.Callback], loggers: list[Any], folder: Path) -> pl.Trainer:
+    """Lightning's Trainer by the settings of `trainer=`. `budget` has to be one of the callbacks, and `Signals` the first."""
+    kind, world = accelerator(cfg.trainer), distributed.world_size()
+    settings = _trainer_settings(dict(cfg.trainer))
+    settings["sync_batchnorm"] = settings["sync_batchnorm"] and world > 1 and kind != "cpu"
+    try:
+        trainer = pl.Trainer(
+            **settings,
+            accelerator=kind,
+            devices=world,
+            strategy=_strategy(world, learner.adaptation.changes or learner.sampling.alone),
+            plugins=[StreamedCheckpoints(), *([LightningEnvironment()] if world > 1 else [])],  # ranks are ours, whoever started us
+            precision=precision.resolve(cfg.trainer.precision, kind),  # type: ignore[arg-type]
+            max_epochs=budget.max_epochs or -1,
+            max_steps=-1 if budget.max_steps is None else budget.max_steps,
+            logger=loggers or False,
+            callbacks=callbacks,
+            default_root_dir=folder,
+            **_OFF,
+        )
+    except (ValueError, TypeError, MisconfigurationException) as e:
+        raise UserError(f"trainer: {str(e).splitlines()[0]}") from e
+    trainer.fit_loop.__class__ = _WholeFit
+    return trainer
 
 
 def _of_restoring(e: Exception) -> bool:
@@ -239,13 +271,6 @@ def _has_batch_norm(module: nn.Module) -> bool:
     return any(m.training and any(p.requires_grad for p in m.parameters()) for m in norms)
 
 
-def _trainer(**settings: Any) -> pl.Trainer:
-    try:
-        return pl.Trainer(**settings)
-    except (ValueError, TypeError, MisconfigurationException) as e:
-        raise UserError(f"trainer: {str(e).splitlines()[0]}") from e
-
-
 # What Lightning would do that sslt does itself.
 _OFF: dict[str, Any] = {
     "enable_progress_bar": False,
@@ -263,18 +288,17 @@ def _trainer_settings(settings: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"trainer.{key} is not yours to set: sslt does this itself (bounds: trainer.max_steps, loggers: logger=, callbacks=)"
         )
-    return {k: v for k, v in settings.items() if k not in ("_target_", "accelerator", "devices")}
+    ours = ("_target_", "accelerator", "devices", "precision", "max_epochs", "max_steps", "max_time")
+    return {k: v for k, v in settings.items() if k not in ours}
 
 
-def _budget(settings: dict[str, Any], default_max_epochs: int, most_epochs: int | None) -> Budget:
-    """The bounds of a run, taken out of the trainer's settings; -1 is none, as in Lightning. most_epochs: where time is the only one."""
+def _budget(settings: Any, default_max_epochs: int, most_epochs: int | None) -> Budget:
+    """The bounds of a run by the trainer's settings; -1 is none, as in Lightning. most_epochs: where time is the only one."""
     epochs, steps = (None if settings[k] in (None, -1) else settings[k] for k in ("max_epochs", "max_steps"))
     time = seconds(settings["max_time"])
     for key, value in (("max_epochs", epochs), ("max_steps", steps), ("max_time", time)):
         if value is not None and value <= 0:
             raise UserError(f"trainer.{key}={value}: give more than 0, or null for no such bound")
-    for key in ("max_epochs", "max_steps", "max_time"):
-        settings.pop(key)
     if not (epochs or steps):
         epochs = most_epochs if time else default_max_epochs
         if time and most_epochs:
@@ -288,12 +312,13 @@ def _optimizer(node: Any, number_format: str) -> dict[str, Any]:
     return {**node, **fused}
 
 
-def _total_steps(budget: Budget, steps_per_epoch: int, accumulate: int) -> int | None:
-    """Optimizer steps of a run that is bounded by epochs or steps."""
-    bounds = [budget.max_steps] if budget.max_steps else []
+def total_steps(cfg: Any, streams: dict[str, Stream], sampling: Sampling, budget: Budget) -> int | None:
+    """Optimizer steps of a run that is bounded by epochs or steps; None where time alone bounds it."""
+    found = [budget.max_steps] if budget.max_steps else []
     if budget.max_epochs:
-        bounds.append(budget.max_epochs * -(-steps_per_epoch // accumulate))
-    return min(bounds) if bounds else None
+        per_epoch = sampling.epoch({k: len(s) for k, s in streams.items()})
+        found.append(budget.max_epochs * -(-per_epoch // cfg.trainer.accumulate_grad_batches))
+    return min(found) if found else None
 
 
 def _strategy(world: int, varies: bool) -> str:
