@@ -72,10 +72,10 @@ def test_a_trial_ends_where_a_run_of_its_length_does(sslt, here, pre, monkeypatc
         return loss, steps
 
     monkeypatch.setattr(rates._Search, "_trial", trial)
-    sslt(*TUNE, pre, AUTO, "interpolate=[]", "ema=0.5", "hydra.run.dir=auto")
+    sslt(*TUNE, pre, AUTO, "interpolate=[]", "late_fusion=false", "ema=0.5", "hydra.run.dir=auto")
     assert sorted(tried) == [0.000333, 0.001, 0.003]
     for rate in (0.000333, 0.003):
-        sslt(*TUNE, pre, f"optimizer.lr={rate}", "interpolate=[]", "ema=0.5", f"hydra.run.dir={rate}")
+        sslt(*TUNE, pre, f"optimizer.lr={rate}", "interpolate=[]", "late_fusion=false", "ema=0.5", f"hydra.run.dir={rate}")
         assert tried[rate] == pytest.approx(Run(here / str(rate)).metrics["val/nll"], rel=1e-5)
     assert Run(here / "auto").metrics["train/lr"] == min(tried, key=lambda rate: tried[rate])
 
