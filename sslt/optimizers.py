@@ -1,4 +1,4 @@
-"""AdamW for models that hold tables of which a batch reads few rows."""
+"""torch's optimizers where it has gaps: AdamW for tables of which a batch reads few rows, SGD for weights that begin to move later."""
 
 from __future__ import annotations
 
@@ -61,6 +61,30 @@ class AdamW(torch.optim.AdamW):
         if group["weight_decay"]:
             p[rows] *= 1 - group["lr"] * group["weight_decay"]
         p.index_add_(0, rows, grad * rate.unsqueeze(1), alpha=-1)
+
+
+class SGD(torch.optim.SGD):
+    """torch's SGD, whose fused kernel wants a momentum for all weights or for none, where some of them begin to move later.
+
+    A momentum of zeros gives the same first step as none.
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float, nesterov: bool, fused: bool):
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"] if group["momentum"] else ():
+                if p.grad is not None and self.state[p].get("momentum_buffer") is None:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        super().step()
+        return loss
 
 
 def values_of(parameters: list[nn.Parameter]) -> list[Tensor]:

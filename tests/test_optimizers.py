@@ -13,7 +13,7 @@ from sslt import groups
 from sslt.adaptation.base import Full
 from sslt.config import build, compose
 from sslt.learner import Learner, adapt_weights
-from sslt.optimizers import AdamW
+from sslt.optimizers import SGD, AdamW
 
 
 def model() -> nn.Sequential:
@@ -161,3 +161,23 @@ def test_sparse_gradients_are_clipped_like_dense_ones(algorithm):
         assert torch.cat([g.flatten() for g in [found[1][0], head.weight.grad, head.bias.grad]]).norm() == pytest.approx(0.3, abs=1e-4)
     else:
         assert max(g.abs().max() for g in found[1]) == pytest.approx(0.3)
+
+
+def test_weights_that_begin_to_move_later_have_a_momentum_of_their_own():
+    """As torch's SGD of each alone, fused as well; its own fused one fails where only some have a momentum."""
+    torch.manual_seed(0)
+    start, grads = torch.randn(2, 3), torch.randn(4, 2, 3)
+    expected = []
+    for late in (0, 2):
+        p = torch.nn.Parameter(start.clone())
+        alone = torch.optim.SGD([p], 0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+        for g in grads[late:]:
+            p.grad = g.clone()
+            alone.step()
+        expected.append(p.detach())
+    early, later = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    both = SGD([early, later], 0.1, momentum=0.9, weight_decay=0.01, nesterov=True, fused=True)
+    for i, g in enumerate(grads):
+        early.grad, later.grad = g.clone(), g.clone() if i >= 2 else None
+        both.step()
+    assert torch.allclose(early, expected[0], atol=1e-6) and torch.allclose(later, expected[1], atol=1e-6)
