@@ -162,7 +162,8 @@ HOW = """Made by `python scripts/results.py --data DIR`; {about}.
 Every cell is a command with its defaults. Three seeds unless a cell says otherwise, each with a pretraining and a draw of labels of its
 own; mean ± 95 % interval (Student's t, so wide with three). The last weights are reported, on the test split, read once. Labels come by
 `sslt finetune +target=SET from=RUN labels_per_class=N`, or `label_fraction=`, all of a set by neither (of large sets of images with
-`trainer.max_time=00:10:00`); the probe by `adaptation=probe`; from scratch by `from=scratch:RUN`. The script puts sets that come in another layout into tables below its --root.
+`trainer.max_time=00:10:00`); the probe by `adaptation=probe`; from scratch by `from=scratch:RUN`. The script puts sets that come in
+another layout into tables below its --root.
 """
 BESIDE = """The cheap baseline is the strongest of the methods that `sslt` puts beside its results (TF-IDF; pixels, gradients and colours,
 whitened patches), picked on the validation split, from the same labels. "From scratch" is the same architecture with fresh weights. The
