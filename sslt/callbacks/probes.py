@@ -22,6 +22,7 @@ from sslt.evaluation.spectrum import collapse_report, collapse_warning
 log = logging.getLogger("sslt")
 SHARE_OF_TIME = 0.02  # of a run's seconds, that one probe may take
 FEWEST = 64  # samples of a probe
+MOST_OF_RUN, UNNOTICED = 0.2, 10.0  # share of a run's time that its probes may take in all, and seconds that are none to speak of
 
 
 class OnlineProbe(pl.Callback):
@@ -54,15 +55,22 @@ class OnlineProbe(pl.Callback):
         self.features: Any = None  # of the bank, as last measured
         self._measured_at = -1
         self.max_time = max_time
+        self._began, self._spent = time.monotonic(), 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._began, self._spent = time.monotonic(), 0.0
         if self.start is None:  # what collapse is judged against, and the first point of the curve
             self._keep_to_time(pl_module)
             self.measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if _epoch_due(pl_module, self.every):
+        if _epoch_due(pl_module, self.every) and self._has_time():
             self.measure(trainer, pl_module)
+
+    def _has_time(self) -> bool:
+        """Whether probes took little of the run so far: epochs of few samples can be shorter than a probe. The same on every rank."""
+        allowed = max(UNNOTICED, MOST_OF_RUN * (time.monotonic() - self._began))
+        return distributed.broadcast_object(self._spent <= allowed)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if pl_module.interrupted:
@@ -110,6 +118,7 @@ class OnlineProbe(pl.Callback):
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Probe the encoder as it is now."""
+        began = time.monotonic()
         x = self._encode(pl_module, self.bank)
         self.features = x
         now = collapse_report(x)
@@ -127,6 +136,7 @@ class OnlineProbe(pl.Callback):
             if trouble and name not in self.warned:
                 log.warning("step %d: %s", pl_module.batches_seen, trouble)
                 self.warned.add(name)
+        self._spent += time.monotonic() - began
 
     def _encode(self, pl_module: Any, samples: Samples) -> Any:
         with pl_module.as_saved():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from vector_encoder import VectorEncoder
 
-from sslt.callbacks import episodes
+from sslt.callbacks import episodes, probes
 from sslt.callbacks.episodes import EpisodeValidation
 from sslt.callbacks.probes import OnlineProbe, Validation, _epoch_due, _subset
 from sslt.data.base import Samples
@@ -116,6 +116,22 @@ def test_a_probe_watches_what_the_time_allows(caplog):
             probe.on_train_start(None, learner(0))
         assert [len(probe.bank), len(probe.queries)] == sizes
         assert len(caplog.messages) == lines and all("the probes watch 64 samples" in m for m in caplog.messages)
+
+
+def test_probes_take_a_small_share_of_a_run_of_short_epochs(monkeypatch):
+    """A probe of 8 seconds, epochs of one: two are nothing to speak of, the next comes when five times as much has passed."""
+    clock = [0.0]
+    monkeypatch.setattr(probes.time, "monotonic", lambda: clock[0])
+    curves = Kept()
+    probe = OnlineProbe(curves, IDENTITY, Points(20), Points(10, 1), 1, 20, 16)
+    encode = probe._encode
+    slow = lambda *args: (clock.__setitem__(0, clock[0] + 4), encode(*args))[1]  # noqa: E731
+    monkeypatch.setattr(probe, "_encode", slow)  # bank and queries
+    probe.on_train_start(None, learner(0))
+    for epoch in range(1, 150):
+        clock[0] += 1
+        probe.on_train_epoch_end(None, learner(5 * epoch))
+    assert [step // 5 for step, _ in curves.said] == [0, 1, 64, 96, 128]
 
 
 def test_collapse_and_trouble_are_said_once(caplog):
