@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sslt import groups, signatures
+from sslt import groups, moved, signatures
 from sslt.errors import UserError, nearest
 from sslt.ranges import SETTINGS, is_number
 from sslt.trusted import targets, walk
@@ -219,7 +219,8 @@ def _check_node(path: str, node: dict[str, Any]) -> None:
         raise UserError(f"{path}._target_={target!r}: give the dotted name of a class")
     if not signatures.exists(target):
         module, _, name = target.rpartition(".")
-        hint = nearest(name, signatures.names_in(module)) or "; is its package installed?"
+        now = moved.present(target)
+        hint = f": it is {now} now" if now != target else nearest(name, signatures.names_in(module)) or "; is its package installed?"
         raise UserError(f"{path}._target_={target}: no such class or function can be found{hint}")
     if node.get("processor") is not None and (fit := signatures.processor_signature(target)):
         if not isinstance(node["processor"], dict):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from sslt import distributed
 from sslt.adaptation.average import Average
 from sslt.adaptation.base import Adaptation
-from sslt.data.sampling import Sampling
-from sslt.data.streams import Loader, Stream
+from sslt.data.streams.sampling import Sampling
+from sslt.data.streams.streams import Loader, Stream
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 from sslt.objectives.base import Objective

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sslt import config, groups, runs, stored, trusted
+from sslt import config, groups, moved, runs, stored, trusted
 from sslt.errors import UserError
 
 # Settings that a folder does not decide: what may run here, that this goes on, and where else is written.
@@ -100,7 +100,7 @@ def restored(path: Path, verb: str, typed: list[str], config_dir: str | None, ru
     Raises `UserError` where the file was damaged or changed, or names what is not trusted.
     """
     try:
-        plain = stored.yaml_object(path)
+        plain = moved.up_to_date(stored.yaml_object(path))
     except FileNotFoundError:
         raise UserError(f"{runs.display(path)} is missing: repeat the whole command with resume={run}") from None
     if verb != "run":

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sslt import stored
+from sslt import moved, stored
 from sslt.errors import UserError
 from sslt.stored import shown as display
 
@@ -77,7 +77,7 @@ class Run:
 
         path = self.path / "config.yaml"
         stored.require_there(path)
-        return OmegaConf.create(stored.yaml_object(path))
+        return OmegaConf.create(moved.up_to_date(stored.yaml_object(path)))
 
     def start(self, verb: str, config: Any, overrides: list[str], config_dir: str | None = None) -> None:
         """Fill a new folder, or note in an existing one that it goes on (its former config is kept beside the new one)."""

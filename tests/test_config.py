@@ -136,7 +136,7 @@ def test_every_target_composes(target):
     place = {"image_folder": "path", "text_csv": "path", "arrays": "path", "hf_images": "name", "hf_text": "name"}.get(target)
     own = [f"data.{place}=x"] if place else []
     cfg = config.compose("finetune", [f"+target={target}", "from=x", *own])
-    assert cfg.data["_target_"] and cfg.objective["_target_"] == "sslt.objectives.classification.Classification"
+    assert cfg.data["_target_"] and cfg.objective["_target_"] == "sslt.targets.classification.Classification"
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from sslt.errors import UserError
 from sslt.objectives.adversarial import CDAN, DANN
 from sslt.objectives.alignment import CORAL, MMD
 from sslt.objectives.base import Loss, Objective
-from sslt.objectives.classification import Classification
 from sslt.objectives.contrastive import NTXent, nt_xent
-from sslt.objectives.momentum import Queue
+from sslt.objectives.parts.momentum import Queue
+from sslt.targets.classification import Classification
 
 N = 6  # samples per rank of what is split evenly
 ROWS = (5, 3)  # rows per rank of what is not
@@ -471,8 +471,8 @@ def make_learner(weight: float = 0.0, objective: Any = None, side: str = "main")
     objective: another one in place of the first, which is not in the gradient.
     """
     from sslt.adaptation.base import Full
-    from sslt.data.sampling import Together
-    from sslt.data.streams import Stream
+    from sslt.data.streams.sampling import Together
+    from sslt.data.streams.streams import Stream
     from sslt.learner import Learner, Term  # brings Lightning, which the other processes need not import
     from sslt.schedules import Constant
 

@@ -13,11 +13,12 @@ PACKAGE = Path(sslt.__file__).parent
 
 # Bottom to top. A name is a module of sslt or a whole subpackage.
 FLOORS = [
-    {"errors", "stored", "signals", "ranges", "groups", "signatures", "trusted", "runs", "config"},
+    {"errors", "stored", "moved", "signals", "ranges", "groups", "signatures", "trusted", "runs", "config"},
     {"schedules", "precision", "cpu_kernels", "distributed", "optimizers"},
     {"data"},
     {"encoders"},
     {"objectives", "adaptation"},
+    {"targets"},
     {"evaluation", "report"},
     {"learner", "callbacks", "loggers"},
     {"execute", "stages", "chain", "resume", "worker"},
@@ -25,7 +26,7 @@ FLOORS = [
 ]
 LEVEL = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 HEAVY = {"torch", "pytorch_lightning", "transformers", "timm", "sklearn", "matplotlib", "wandb"}
-LIGHT = {"cli", "guide", "groups", "errors", "stored", "signals", "ranges", "config", "signatures", "trusted", "runs", "resume"}
+LIGHT = {"cli", "guide", "groups", "errors", "stored", "moved", "signals", "ranges", "config", "signatures", "trusted", "runs", "resume"}
 LIGHT |= {"execute", "chain", "__main__", "__init__"}
 MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py"))
 
@@ -79,6 +80,31 @@ def test_imports_go_down(module):
         if parts[0] == "sslt" and len(parts) > 1 and LEVEL.get(parts[1], 0) > own:
             upwards.append(f"line {line}: {name} (floor {LEVEL[parts[1]]}, this is floor {own})")
     assert not upwards
+
+
+# Bottom to top. What is named in no room stands at the bottom; rooms of one row do not know of each other.
+DATA_ROOMS = [{"sources"}, {"prepare"}, {"streams", "views"}]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("data.")])
+def test_imports_go_down_inside_data(module):
+    """Files are read without knowing of encoders, samples are made without knowing in which order or how they are seen."""
+    row = {room: i for i, rooms in enumerate(DATA_ROOMS) for room in rooms}
+    own = module.split(".")[1] if module.count(".") == 2 else ""
+    assert own in row or not own
+    for line, name in anywhere(module):
+        parts = name.split(".")
+        if parts[:2] == ["sslt", "data"] and len(parts) > 2 and parts[2] != own:
+            assert row.get(parts[2], -1) < row.get(own, -1) or parts[2] not in row, f"line {line}: {name}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("objectives.parts.")])
+def test_parts_know_of_no_objective(module):
+    """What objectives share is made of what every objective is (`base`) and of other parts."""
+    for line, name in anywhere(module):
+        parts = name.split(".")
+        if parts[:2] == ["sslt", "objectives"]:
+            assert parts[2] in ("parts", "base"), f"line {line}: {name}"
 
 
 def test_the_guide_needs_little():

@@ -174,7 +174,7 @@ def _unequal(rank: int) -> dict[str, torch.Tensor]:
     """The change of the weights by one step of a real Trainer under DDP, on this rank's batches of 3 and 3 or 2 samples."""
     import pytorch_lightning as pl
 
-    from sslt.data.streams import Stream
+    from sslt.data.streams.streams import Stream
 
     out = {}
     for weight in (0.0, 0.7):

@@ -70,10 +70,10 @@ HOSTILE = {
     "sslt's own that writes": {"callbacks": [{"_target_": "sslt.callbacks.checkpoint.Checkpoint", "folder": "x", "every_minutes": 0.0}]},
     "pickles of torch": {"data": {"_target_": "torch.load", "f": "h/x.pt", "weights_only": False}},
     "pickles of numpy": {"data": {"_target_": "numpy.load", "file": "h/x.npy", "allow_pickle": True}},
-    "another kind": {"objective": {"_target_": "sslt.data.views.Plain", "n": 1}},
+    "another kind": {"objective": {"_target_": "sslt.data.views.base.Plain", "n": 1}},
     "no class at all": {"data": {"_target_": "sslt.data.cache.write_atomic", "path": "x", "text": "y"}},
-    "nested": {"views": {"_target_": "sslt.data.views.Plain", "n": {"_target_": "os.system", "command": "touch owned"}}},
-    "where none stands": {"name": {"_target_": "sslt.data.docs.Docs", "val_fraction": 0.1, "test_fraction": 0.2}},
+    "nested": {"views": {"_target_": "sslt.data.views.base.Plain", "n": {"_target_": "os.system", "command": "touch owned"}}},
+    "where none stands": {"name": {"_target_": "sslt.data.sources.docs.Docs", "val_fraction": 0.1, "test_fraction": 0.2}},
     "half a call": {"schedule": {"_target_": "sslt.schedules.Constant", "warmup": 0.1, "_partial_": True}},
     "an interpolation": {"name": "${oc.create:{_target_:os.system}}"},
     "trust in itself": {"trust": ["os"], "data": {"_target_": "os.system", "command": "touch owned"}},
@@ -106,7 +106,7 @@ def test_a_changed_config_executes_nothing(sslt, here, run, capsys):
 def test_downloads_are_asked_for_by_who_types(here):
     """A folder does not say that data are fetched, and to where."""
     (here / "run").mkdir()
-    sets = {"_target_": "sslt.data.images.ImageSet", "name": "cifar10", "root": "/tmp/x", "download": True}
+    sets = {"_target_": "sslt.data.sources.images.ImageSet", "name": "cifar10", "root": "/tmp/x", "download": True}
     whole = ["+task=simclr", "data=cifar10"]
     plain = OmegaConf.to_container(config.compose("pretrain", whole), resolve=True)
     (here / "run" / "config.yaml").write_text(yaml.safe_dump({**plain, "data": sets}))
@@ -179,7 +179,7 @@ def test_the_whole_command_can_be_repeated(sslt, here, run):
 def test_a_users_own_class_goes_on_where_the_user_names_it(sslt, own_code, capsys):
     """By the same --config-dir, or by trust=; not because the folder says so."""
     (own_code / "mylab").mkdir()
-    (own_code / "mylab" / "views.py").write_text("from sslt.data.image_views import ImageViews\nclass Twice(ImageViews): ...\n")
+    (own_code / "mylab" / "views.py").write_text("from sslt.data.views.image_views import ImageViews\nclass Twice(ImageViews): ...\n")
     (own_code / "mine" / "views").mkdir(parents=True)
     (own_code / "mine" / "views" / "twice.yaml").write_text("# mine\ndefaults: [simclr, _self_]\n_target_: mylab.views.Twice\n")
     sslt(*START, "views=twice", "--config-dir", "mine", "hydra.run.dir=run")

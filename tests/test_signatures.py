@@ -21,8 +21,8 @@ TARGETS = [
     "sslt.schedules.Cosine",
     "sslt.encoders.image.ImageEncoder",
     "sslt.encoders.text.TextEncoder",
-    "sslt.data.image_views.ImageViews",
-    "sslt.data.texts.TextTable",
+    "sslt.data.views.image_views.ImageViews",
+    "sslt.data.sources.texts.TextTable",
     "sslt.loggers.wandb_logger",
     "torch.optim.AdamW",
     "torch.optim.SGD",
@@ -87,7 +87,7 @@ def test_views_and_objectives_say_what_their_numbers_may_be():
     assert loose == []
 
 
-@pytest.mark.parametrize("target", ["sslt.data.sampling.Together", "sslt.data.sampling.Sampling"])
+@pytest.mark.parametrize("target", ["sslt.data.streams.sampling.Together", "sslt.data.streams.sampling.Sampling"])
 def test_a_class_without_constructor_takes_nothing(target):
     """A class that has no `__init__`, nor has any base, takes no argument: a key for it is one that nothing reads."""
     found = signatures.signature(target)

@@ -23,7 +23,7 @@ def test_everything_shipped_may_stand_where_it_does(group, path):
     ("place", "target"),
     [
         ("data", "sslt.objectives.contrastive.NTXent"),
-        ("objective", "sslt.data.docs.Docs"),
+        ("objective", "sslt.data.sources.docs.Docs"),
         ("encoder", "sslt.data.base.Samples"),
         ("schedule", "sslt.data.cache.digest"),
         ("optimizer", "torch.optim.lr_scheduler.StepLR"),
@@ -31,7 +31,7 @@ def test_everything_shipped_may_stand_where_it_does(group, path):
         ("callbacks", "sslt.callbacks.curves.Curves"),
         ("logger", "sslt.loggers.log_picture"),
         ("trainer", "pytorch_lightning.LightningModule"),
-        ("method", "sslt.data.episodes.Episodes"),
+        ("method", "sslt.data.streams.episodes.Episodes"),
     ],
 )
 def test_another_kind_is_refused(place, target):
@@ -48,7 +48,7 @@ def test_a_trusted_package_still_needs_the_kind(own_code):
     """trust=[mylab] is trust in its callbacks where callbacks stand, not in any function of it; aliases of modules are followed."""
     (own_code / "mylab").mkdir()
     (own_code / "mylab" / "parts.py").write_text(
-        "import pytorch_lightning as pl\nfrom sslt.data.docs import Docs\n"
+        "import pytorch_lightning as pl\nfrom sslt.data.sources.docs import Docs\n"
         "class Mine(pl.Callback): ...\nclass Deeper(Mine): ...\nclass Texts(Docs): ...\ndef run(command): ...\n"
     )
     for place, name in (("callbacks", "Mine"), ("callbacks", "Deeper"), ("data", "Texts")):

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 from bench.rounds import Watch
 from sslt import config, precision
-from sslt.data.image_views import ImageViews
-from sslt.data.streams import Stream
-from sslt.data.text_processor import PackedSamples, TextProcessor, TextSamples
+from sslt.data.prepare.text_processor import PackedSamples, TextProcessor, TextSamples
+from sslt.data.streams.streams import Stream
+from sslt.data.views.image_views import ImageViews
 from sslt.encoders import adapters
 from sslt.encoders.dropout import set_dropout
 from sslt.encoders.text import TextEncoder

@@ -9,7 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 
 from sslt.callbacks.curves import Curves
-from sslt.data.episodes import ClassSet
+from sslt.data.streams.episodes import ClassSet
 from sslt.evaluation.episodes import episode_accuracies
 
 

@@ -16,8 +16,8 @@ from sslt.callbacks.curves import Curves
 from sslt.data.base import Samples, stratified
 from sslt.encoders.base import Encoder
 from sslt.evaluation.features import encode
-from sslt.evaluation.knn import knn_accuracy
 from sslt.evaluation.spectrum import collapse_report, collapse_warning
+from sslt.targets.knn import knn_accuracy
 
 log = logging.getLogger("sslt")
 SHARE_OF_TIME = 0.02  # of a run's seconds, that one probe may take

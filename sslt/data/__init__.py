@@ -1,1 +1,1 @@
-"""Where samples come from (sources), how they are kept (cache), in which order they come (streams), how they are seen (views)."""
+"""Where samples come from (sources), what encoders take of them (prepare), their order (streams) and how they are seen (views)."""

@@ -1,7 +1,7 @@
 """What every data set is: a `Source` that can read its splits, and the `Samples` an encoder can take.
 
 A source only reads: it knows files and formats. What an encoder needs (a size, a tokenizer) belongs to the
-encoder's processor (`image_processor.py`, `text_processor.py`), which turns a source's split into `Samples` through the cache.
+encoder's processor (`prepare/`), which turns a source's split into `Samples` through the cache.
 """
 
 from __future__ import annotations

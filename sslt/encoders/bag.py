@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslt.data.bag_processor import BagProcessor
+from sslt.data.prepare.bag_processor import BagProcessor
 from sslt.encoders.base import Encoder, Features, require
 from sslt.encoders.files import fill
 from sslt.encoders.lexicon import hashed_pairs

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt.data.base import Samples
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import Encoder
 from sslt.encoders.patches import PatchEncoder
 from sslt.encoders.side import SideModel

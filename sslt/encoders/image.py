@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslt.data.hub import ask_once
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.sources.hub import ask_once
 from sslt.encoders import vit
 from sslt.encoders.base import Features, require
 from sslt.encoders.pixels import PixelEncoder

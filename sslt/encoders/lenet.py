@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import Features, require
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError

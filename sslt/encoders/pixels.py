@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt.config import check_arguments
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import Encoder, evaluating
 from sslt.encoders.files import fill
 from sslt.errors import UserError
@@ -64,7 +64,7 @@ class PixelEncoder(Encoder):
     @classmethod
     def load_processor(cls, folder: Path, config: dict[str, Any]) -> ImageProcessor:
         where = f"{shown(folder)}: processor"
-        check_arguments(where, "sslt.data.image_processor.ImageProcessor", config, given=set())
+        check_arguments(where, "sslt.data.prepare.image_processor.ImageProcessor", config, given=set())
         numbers = [*config["mean"], *config["std"]]
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers) or config["size"] > LARGEST:
             raise UserError(f"{where} is damaged: size is at most {LARGEST} pixels, mean and std are numbers")

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslt.data.hub import ask_once
-from sslt.data.text_processor import TextProcessor
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.sources.hub import ask_once
 from sslt.encoders.base import Encoder, Features, pool_mean, require
 from sslt.encoders.files import building, check_folder, fill
 from sslt.encoders.windows import Windows

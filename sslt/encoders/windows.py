@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslt.data.bag_processor import BagProcessor
-from sslt.data.text_processor import TextProcessor
+from sslt.data.prepare.bag_processor import BagProcessor
+from sslt.data.prepare.text_processor import TextProcessor
 from sslt.errors import UserError
 
 

@@ -1,1 +1,1 @@
-"""Measures of predictions and of features, as pure functions on tensors."""
+"""Measures of predictions and of features, most of them pure functions on tensors."""

@@ -11,11 +11,11 @@ from torch.func import functional_call
 
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError, nearest
-from sslt.evaluation.linear import fit_logistic
 from sslt.objectives.base import full_precision
 from sslt.objectives.episodic import AdaptingClassifier, FeatureClassifier, prototype_logits
-from sslt.objectives.inner import Inputs, WithHead
+from sslt.objectives.parts.inner import Inputs, WithHead
 from sslt.ranges import Count, NonNegative
+from sslt.targets.linear import fit_logistic
 
 
 class Centroid(FeatureClassifier):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sslt import distributed
-from sslt.data.episodes import ClassSet
+from sslt.data.streams.episodes import ClassSet
 from sslt.encoders.base import Encoder, evaluating
 from sslt.evaluation.features import MEASURED, cached_features, encode
 from sslt.evaluation.few_shot import mean_interval

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from sslt.errors import UserError
-from sslt.evaluation.linear import accuracy, feature_statistics, fit_logistic
+from sslt.targets.linear import accuracy, feature_statistics, fit_logistic
 
 L2 = 0.1  # fixed, as k labels per class leave none to choose it by; strong, as they are few
 MAX_ITER = 50

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslt.data.base import stratified
 from sslt.errors import UserError
-from sslt.evaluation.linear import linear_probe
+from sslt.targets.linear import linear_probe
 
 
 def linear_curve(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslt.evaluation.linear import feature_statistics, fit_logistic
+from sslt.targets.linear import feature_statistics, fit_logistic
 
 L2 = 1e-2  # of the classifiers that tell domains apart, on standardised features
 

@@ -11,7 +11,7 @@ from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, full_precision, wide
-from sslt.objectives.layers import encode_at
+from sslt.objectives.parts.layers import encode_at
 from sslt.ranges import Count
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt.data.base import Samples
-from sslt.data.views import Views
+from sslt.data.views.base import Views
 from sslt.encoders.base import Encoder, Features
 from sslt.errors import UserError
 

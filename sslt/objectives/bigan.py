@@ -12,8 +12,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, Picture, encode_views, full_precision, wide
-from sslt.objectives.decoders import VectorDecoder
-from sslt.objectives.pixels import images_of, require_images
+from sslt.objectives.parts.decoders import VectorDecoder
+from sslt.objectives.parts.pixels import images_of, require_images
 from sslt.ranges import Count
 
 DRAWN = 12  # images of a picture

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
-from sslt.objectives.momentum import Taught, Teacher
+from sslt.objectives.parts.momentum import Taught, Teacher
 from sslt.ranges import Count, Share
 
 

@@ -14,9 +14,9 @@ from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
-from sslt.objectives.kmeans import kmeans, nearest_centroid
-from sslt.objectives.momentum import Queue
-from sslt.objectives.prototypes import Prototypes, cross_entropy_of_views, entropy
+from sslt.objectives.parts.kmeans import kmeans, nearest_centroid
+from sslt.objectives.parts.momentum import Queue
+from sslt.objectives.parts.prototypes import Prototypes, cross_entropy_of_views, entropy
 from sslt.ranges import Count, Natural, Positive, Share
 
 _INITIAL_BATCH = 512  # samples a forward when the memory is filled

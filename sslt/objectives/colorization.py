@@ -14,9 +14,9 @@ from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
-from sslt.objectives.decoders import ConvDecoder, to_maps
-from sslt.objectives.lab import gamut, lab_to_rgb, rgb_to_lab
-from sslt.objectives.pixels import Pixels, grid_of, images_of
+from sslt.objectives.parts.decoders import ConvDecoder, to_maps
+from sslt.objectives.parts.lab import gamut, lab_to_rgb, rgb_to_lab
+from sslt.objectives.parts.pixels import Pixels, grid_of, images_of
 from sslt.ranges import Count, Positive
 
 REACH = 110  # of a and b, either way

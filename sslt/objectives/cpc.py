@@ -10,8 +10,8 @@ from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, full_precision, wide
-from sslt.objectives.pixels import choice, images_of
-from sslt.objectives.tiles import cut_tiles, encode_tiles, tile_side
+from sslt.objectives.parts.pixels import choice, images_of
+from sslt.objectives.parts.tiles import cut_tiles, encode_tiles, tile_side
 from sslt.ranges import Count, NonNegative
 
 

@@ -12,7 +12,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.unet import BETAS, UNetEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
-from sslt.objectives.pixels import images_of
+from sslt.objectives.parts.pixels import images_of
 from sslt.ranges import Count
 
 DRAWN = 12  # images of a picture

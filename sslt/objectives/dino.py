@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sslt.encoders.base import Encoder, Features
 from sslt.objectives.base import Loss, encode_views, full_precision, n_views
-from sslt.objectives.masking import block_tokens, check_share, positions_of, take
-from sslt.objectives.momentum import Taught, Teacher
-from sslt.objectives.prototypes import Centre, Prototypes, cross_entropy_of_views, entropy, head, ramp
-from sslt.objectives.transformer import mask_token
+from sslt.objectives.parts.masking import block_tokens, check_share, positions_of, take
+from sslt.objectives.parts.momentum import Taught, Teacher
+from sslt.objectives.parts.prototypes import Centre, Prototypes, cross_entropy_of_views, entropy, head, ramp
+from sslt.objectives.parts.transformer import mask_token
 from sslt.ranges import Count, Positive, Share
 
 UNDECIDED = 0.99  # share of the largest entropy from which on targets say next to nothing

@@ -17,7 +17,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import batch_statistics
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, wide
-from sslt.objectives.inner import Inputs, WithHead, descend, descend_head, take
+from sslt.objectives.parts.inner import Inputs, WithHead, descend, descend_head, take
 from sslt.ranges import Count, Positive
 
 

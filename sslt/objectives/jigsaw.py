@@ -15,8 +15,8 @@ from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, mlp
-from sslt.objectives.pixels import answers, choice, images_of
-from sslt.objectives.tiles import cut_tiles, drop_colour, encode_tiles, even_out, tile_side
+from sslt.objectives.parts.pixels import answers, choice, images_of
+from sslt.objectives.parts.tiles import cut_tiles, drop_colour, encode_tiles, even_out, tile_side
 from sslt.ranges import Count, Natural, Share
 
 SEED = 0  # of the set of permutations, which is the same for every run

@@ -15,9 +15,9 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, wide
-from sslt.objectives.masking import block_tokens, check_share, random_tokens, take
-from sslt.objectives.momentum import Taught, Teacher
-from sslt.objectives.transformer import Transformer, grid_positions, mask_token
+from sslt.objectives.parts.masking import block_tokens, check_share, random_tokens, take
+from sslt.objectives.parts.momentum import Taught, Teacher
+from sslt.objectives.parts.transformer import Transformer, grid_positions, mask_token
 from sslt.ranges import Count, NonNegative, Positive, Share
 
 

@@ -14,8 +14,8 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, wide
-from sslt.objectives.kmeans import kmeans, nearest_centroid
-from sslt.objectives.masking import (
+from sslt.objectives.parts.kmeans import kmeans, nearest_centroid
+from sslt.objectives.parts.masking import (
     block_tokens,
     check_share,
     normalise_patches,
@@ -26,7 +26,7 @@ from sslt.objectives.masking import (
     take,
     unpatchify,
 )
-from sslt.objectives.transformer import Transformer, grid_positions, mask_token
+from sslt.objectives.parts.transformer import Transformer, grid_positions, mask_token
 from sslt.ranges import Count, Positive, Share
 
 

@@ -10,7 +10,7 @@ from sslt import distributed
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
-from sslt.objectives.momentum import Queue, Taught, Teacher
+from sslt.objectives.parts.momentum import Queue, Taught, Teacher
 from sslt.ranges import Count, Natural, Positive, Share
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, encode_views, full_precision, mlp
-from sslt.objectives.masking import check_share, random_split
-from sslt.objectives.momentum import Taught, Teacher
-from sslt.objectives.prototypes import Prototypes, entropy
+from sslt.objectives.parts.masking import check_share, random_split
+from sslt.objectives.parts.momentum import Taught, Teacher
+from sslt.objectives.parts.prototypes import Prototypes, entropy
 from sslt.ranges import Count, NonNegative, Positive, Share
 
 

@@ -15,7 +15,7 @@ from sslt.encoders.base import Encoder, evaluating
 from sslt.encoders.patches import PatchEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
-from sslt.objectives.pixels import images_of
+from sslt.objectives.parts.pixels import images_of
 from sslt.ranges import Count, NonNegative, Positive
 
 IMAGES, PATCHES = 4096, 100_000  # that the whitening is measured on, at most

@@ -13,7 +13,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.rbm import RBMEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
-from sslt.objectives.pixels import images_of
+from sslt.objectives.parts.pixels import images_of
 from sslt.ranges import Count
 
 DRAWN = 12  # images of a picture

@@ -12,8 +12,8 @@ from sslt.encoders.base import Encoder
 from sslt.errors import UserError, nearest
 from sslt.objectives.base import Loss, Objective, Picture, encode_views, full_precision, mlp, n_views, wide
 from sslt.objectives.contrastive import nt_xent
-from sslt.objectives.decoders import ConvDecoder, VectorDecoder, to_maps
-from sslt.objectives.pixels import Pixels, grid_of, images_of, require_images
+from sslt.objectives.parts.decoders import ConvDecoder, VectorDecoder, to_maps
+from sslt.objectives.parts.pixels import Pixels, grid_of, images_of, require_images
 from sslt.ranges import Count, Natural, NonNegative, Positive, Share
 
 MASKS = ("centre", "blocks", "irregular")

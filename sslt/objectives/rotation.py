@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sslt.data.views import Views
+from sslt.data.views.base import Views
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture
-from sslt.objectives.pixels import answers, choice, images_of, require_images
+from sslt.objectives.parts.pixels import answers, choice, images_of, require_images
 
 
 class _Positions(Objective):

@@ -25,7 +25,7 @@ def write_plots(run: Run, learner: Any) -> None:
     for name, views in (learner.first_views or {}).items():
         with _reported("views"):
             if "image" in views:
-                from sslt.data.image_views import to_pixels
+                from sslt.data.views.image_views import to_pixels
                 from sslt.report.plots import views_grid
 
                 p = learner.encoder.processor
@@ -42,7 +42,7 @@ def write_pictures(run: Run, learner: Any) -> dict[str, Path]:
         return written
     with _reported("objective's pictures"):
         for name, picture in learner.pictures().items():
-            from sslt.data.image_views import to_pixels
+            from sslt.data.views.image_views import to_pixels
             from sslt.report.plots import picture_grid
 
             p = learner.encoder.processor

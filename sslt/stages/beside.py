@@ -12,9 +12,9 @@ import numpy as np
 
 from sslt.data import cache
 from sslt.data.base import Samples
-from sslt.data.subsets import label_rows
-from sslt.evaluation import baselines
-from sslt.evaluation.baselines import Baseline, Rows
+from sslt.data.streams.subsets import label_rows
+from sslt.targets import baselines
+from sslt.targets.baselines import Baseline, Rows
 
 log = logging.getLogger("sslt")
 FORMAT = 2  # raise it when the methods change

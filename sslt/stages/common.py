@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from sslt import distributed
 from sslt.callbacks.probes import Validation
 from sslt.data.base import Samples
-from sslt.data.streams import Stream
+from sslt.data.streams.streams import Stream
 from sslt.encoders import adapters
 from sslt.encoders.base import Encoder
 from sslt.encoders.dropout import set_dropout

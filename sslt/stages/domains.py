@@ -10,15 +10,15 @@ from torch import Tensor
 
 from sslt.config import build
 from sslt.data.base import Samples, Source
-from sslt.data.joined import Corpus
+from sslt.data.streams.joined import Corpus
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 from sslt.evaluation import selection
 from sslt.evaluation.classification import classification_metrics
 from sslt.evaluation.features import cached_features, encode
-from sslt.evaluation.knn import knn_accuracy
-from sslt.evaluation.linear import accuracy
 from sslt.stages import common
+from sslt.targets.knn import knn_accuracy
+from sslt.targets.linear import accuracy
 
 
 @dataclasses.dataclass

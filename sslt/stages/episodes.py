@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from sslt import distributed, stored
 from sslt.callbacks.episodes import EpisodeValidation
 from sslt.config import build
-from sslt.data.episodes import ClassSet, Episodes, EpisodeStream, split_classes, test_draws
+from sslt.data.streams.episodes import ClassSet, Episodes, EpisodeStream, split_classes, test_draws
 from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import recalibrate
 from sslt.encoders.files import fill, write_tensors

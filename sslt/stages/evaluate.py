@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from sslt import stored
 from sslt.config import build, check_stored
-from sslt.data.subsets import label_subset
+from sslt.data.streams.subsets import label_subset
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.encoders.windows import set_windows

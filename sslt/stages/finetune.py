@@ -12,9 +12,9 @@ from sslt.adaptation.base import Full
 from sslt.callbacks.probes import Validation
 from sslt.config import RATE, build, searched_around
 from sslt.data.base import Samples
-from sslt.data.features import FeatureSamples
-from sslt.data.subsets import label_subset, some
-from sslt.data.views import Plain
+from sslt.data.streams.features import FeatureSamples
+from sslt.data.streams.subsets import label_subset, some
+from sslt.data.views.base import Plain
 from sslt.encoders.base import Encoder, fingerprint
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError

@@ -24,16 +24,16 @@ from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, Signals, StreamedChe
 from sslt.callbacks.curves import Clock, Curves
 from sslt.callbacks.progress import Progress
 from sslt.config import build
-from sslt.data.sampling import Sampling, Together
-from sslt.data.streams import Stream
-from sslt.data.views import Views
+from sslt.data.streams.sampling import Sampling, Together
+from sslt.data.streams.streams import Stream
+from sslt.data.views.base import Views
 from sslt.encoders.base import Encoder
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
 from sslt.execute import Interrupted, accelerator
 from sslt.learner import Learner, Term, seed_step
 from sslt.objectives.base import Objective
-from sslt.objectives.momentum import Teacher
+from sslt.objectives.parts.momentum import Teacher
 from sslt.runs import Run, now
 from sslt.stored import first_line
 

@@ -18,18 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslt.data.base import Samples
-from sslt.data.subsets import some
+from sslt.data.streams.subsets import some
 from sslt.encoders.bag import BagEncoder
 from sslt.encoders.base import Encoder
 from sslt.encoders.descriptions import Described
 from sslt.encoders.lexicon import PARTS, TRIPLES, Lexicon, Terms
 from sslt.encoders.side import SideModel
-from sslt.evaluation.baselines import L2, MOST_IMAGES, best_linear
 from sslt.evaluation.features import logits_of
-from sslt.evaluation.linear import accuracy, probe_weights
 from sslt.objectives.base import Objective
-from sslt.objectives.classification import Classification
 from sslt.stages.common import labels_of
+from sslt.targets.baselines import L2, MOST_IMAGES, best_linear
+from sslt.targets.classification import Classification
+from sslt.targets.linear import accuracy, probe_weights
 
 log = logging.getLogger("sslt")
 BATCH = 256

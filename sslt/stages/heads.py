@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from omegaconf import OmegaConf
 
-from sslt import stored
+from sslt import moved, stored
 from sslt.config import build, check_stored
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
@@ -19,11 +19,11 @@ from sslt.encoders.lexicon import Lexicon
 from sslt.encoders.seals import check_seal, seal
 from sslt.encoders.side import SideModel
 from sslt.errors import UserError
-from sslt.evaluation import linear
 from sslt.objectives.base import Objective
-from sslt.objectives.classification import Classification
 from sslt.runs import Run
 from sslt.stages.common import labels_of
+from sslt.targets import linear
+from sslt.targets.classification import Classification
 from sslt.trusted import check_trusted
 
 SIDE_MODELS: dict[str, type[SideModel]] = {kind.kind: kind for kind in (Lexicon, Described)}
@@ -34,7 +34,7 @@ WITHOUT_VALIDATION = (1e-2,)  # strength of the probe where nothing can choose i
 def solve(objective: Objective, train: tuple[torch.Tensor, Samples], val: tuple[torch.Tensor, Samples] | None) -> bool:
     """Set the head to logistic regression on features [N, D] of `train`, its strength chosen on `val`; False for another kind of head.
 
-    The problem is convex: an optimizer's rate, steps and start play no part in the result (`evaluation/linear.py`).
+    The problem is convex: an optimizer's rate, steps and start play no part in the result (`targets/linear.py`).
     """
     if not isinstance(objective, Classification):
         return False
@@ -63,7 +63,7 @@ def load(folder: Path, encoder: Encoder, trust: list[str]) -> tuple[Any, list[st
     """The classifier in `folder` (a run's `head/`) and its class names."""
     file = folder / "head.json"
     about = stored.json_object(file)
-    node, classes = stored.value(about, "objective", dict, file), stored.value(about, "classes", list, file)
+    node, classes = moved.up_to_date(stored.value(about, "objective", dict, file)), stored.value(about, "classes", list, file)
     if not classes or not all(isinstance(c, str) for c in classes):
         raise UserError(f"{stored.shown(file)} is damaged: 'classes' are not the names of classes")
     check_trusted({"objective": node}, trust, stored.shown(folder))

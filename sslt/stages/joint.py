@@ -7,7 +7,7 @@ from typing import Any
 
 from sslt.config import build
 from sslt.data.base import Samples
-from sslt.data.joined import Joined
+from sslt.data.streams.joined import Joined
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.learner import Term

@@ -12,7 +12,7 @@ import torch
 from sslt import distributed
 from sslt.config import build
 from sslt.data.base import Samples
-from sslt.data.subsets import label_subset
+from sslt.data.streams.subsets import label_subset
 from sslt.encoders.base import Encoder, fingerprint
 from sslt.errors import UserError
 from sslt.evaluation.classification import classification_metrics, confusion_matrix
@@ -56,7 +56,7 @@ def classifier(
 
 def corrupted(cfg: Any, encoder: Encoder, samples: Samples) -> Samples:
     """The samples under `corruption=`."""
-    from sslt.data.corruptions import Corrupted
+    from sslt.data.views.corruptions import Corrupted
 
     corruption = build(cfg.corruption)
     if corruption.modality != encoder.modality:
@@ -152,7 +152,7 @@ def _features(
 
 def _probes(cfg: Any, features: Mapping[str, tuple[torch.Tensor, Any]], n: int) -> tuple[dict[str, Any], np.ndarray]:
     """kNN and the linear probe, and which test rows the latter has right."""
-    from sslt.evaluation import knn, linear
+    from sslt.targets import knn, linear
 
     (x, y), (vx, vy), (tx, ty) = (features[s] for s in ("train", "val", "test"))
     near = float(knn.knn_accuracy(x, y, tx, ty, n, k=cfg.knn.k, temperature=cfg.knn.temperature))

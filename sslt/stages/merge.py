@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sslt import stored
+from sslt import moved, stored
 from sslt.encoders import adapters
 from sslt.encoders.load import load_encoder
 from sslt.report.end import say_next
@@ -24,7 +24,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         head = start / "head" / "head.json"
         if stored.is_file(head):
             objective, classes = heads.load(head.parent, encoder, trust)
-            heads.save(run, objective, OmegaConf.create(stored.json_object(head)["objective"]), classes)
+            heads.save(run, objective, OmegaConf.create(moved.up_to_date(stored.json_object(head)["objective"])), classes)
         if stored.is_file(start / RUN_FILE):  # what `from=` a run knows of its data
             config = OmegaConf.load(run / "config.yaml")
             config.data = Run(start).config.data

@@ -11,8 +11,8 @@ from sslt.callbacks.budget import seconds
 from sslt.callbacks.probes import OnlineProbe
 from sslt.config import build
 from sslt.data.base import Samples
-from sslt.data.joined import Joined
-from sslt.data.views import Views
+from sslt.data.streams.joined import Joined
+from sslt.data.views.base import Views
 from sslt.errors import UserError
 from sslt.execute import accelerator
 from sslt.learner import Term

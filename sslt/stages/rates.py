@@ -22,7 +22,7 @@ from sslt.callbacks.budget import Budget, seconds
 from sslt.callbacks.checkpoint import Signals
 from sslt.config import RATE, build, searched_around
 from sslt.data.base import Samples
-from sslt.data.subsets import some
+from sslt.data.streams.subsets import some
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.evaluation.features import logits_of

@@ -11,13 +11,13 @@ from sslt.adaptation.base import Adaptation, Probe
 from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples, Source
-from sslt.data.joined import Joined
-from sslt.data.subsets import label_subset, some
+from sslt.data.streams.joined import Joined
+from sslt.data.streams.subsets import label_subset, some
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError, nearest
 from sslt.evaluation.selection import distance_weights
 from sslt.learner import Term
-from sslt.objectives.layers import check_layer, layer_width
+from sslt.objectives.parts.layers import check_layer, layer_width
 from sslt.stages import common, domains
 from sslt.stages.domains import Domains, Meter
 

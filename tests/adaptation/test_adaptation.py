@@ -10,9 +10,9 @@ from torch import nn
 
 from sslt.adaptation.base import Adaptation, Full, Probe
 from sslt.adaptation.blocks import Partial
-from sslt.data.image_processor import ImageProcessor
-from sslt.data.text_processor import TextProcessor
-from sslt.data.tokenizers import train_tokenizer
+from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.encoders.base import Encoder
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.text import TextEncoder

@@ -13,7 +13,7 @@ from sslt.adaptation.adapters import IA3
 from sslt.adaptation.base import Adaptation, Full
 from sslt.adaptation.blocks import Bias, Gradual, Partial, ProbeThenFull
 from sslt.adaptation.regularised import L2SP
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.image import ImageEncoder
 from sslt.errors import UserError
 

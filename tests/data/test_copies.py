@@ -10,10 +10,10 @@ from PIL import Image
 
 from sslt.data import cache, copies
 from sslt.data.base import Raw, Source, stratified
-from sslt.data.image_processor import ImageProcessor
-from sslt.data.images import Arrays, ImageFolder
-from sslt.data.text_processor import TextProcessor
-from sslt.data.texts import TextTable
+from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.sources.images import Arrays, ImageFolder
+from sslt.data.sources.texts import TextTable
 
 SPLITS = ("train", "val", "test")
 

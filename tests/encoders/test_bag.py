@@ -13,7 +13,7 @@ from torch import nn
 
 from sslt.adaptation.adapters import LoRA
 from sslt.adaptation.base import Full
-from sslt.data.bag_processor import BagProcessor
+from sslt.data.prepare.bag_processor import BagProcessor
 from sslt.encoders.bag import TABLE_RATE, BagEncoder, hashed_pairs
 from sslt.encoders.base import fingerprint
 from sslt.encoders.load import fresh_like, load_encoder

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import fingerprint
 from sslt.encoders.batch_norm import batch_statistics, recalibrate
 from sslt.encoders.conv4 import Conv4

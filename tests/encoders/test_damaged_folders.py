@@ -140,7 +140,7 @@ def test_pickled_weights_are_named(folder, here):
 )
 def test_each_value_of_a_head_is_of_its_kind(path, to, here):
     encoder = image_encoder()
-    node = OmegaConf.create({"_target_": "sslt.objectives.classification.Classification", "dropout": 0.0, "label_smoothing": 0.0})
+    node = OmegaConf.create({"_target_": "sslt.targets.classification.Classification", "dropout": 0.0, "label_smoothing": 0.0})
     heads.save(Run(here), build(node, encoder, n_classes=2), node, ["a", "b"])
     assert heads.load(here / "head", encoder, [])[1] == ["a", "b"]
     change(here / "head" / "head.json", *path, to=to)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders import descriptions
 from sslt.encoders.conv4 import Conv4
 from sslt.encoders.descriptions import FILTERS, Described, Gradients, Pixels, WhitenedPatches

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslt.data.views import Plain
+from sslt.data.views.base import Plain
 from sslt.encoders.dropout import has_dropout, set_dropout
 from sslt.errors import UserError
 

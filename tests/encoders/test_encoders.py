@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sslt.config import build, compose
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import fingerprint
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
@@ -98,7 +98,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 
 def test_another_number_of_channels_is_converted_visibly(tmp_path, here, caplog):
     """Grey 8×8 digits for an encoder of 32×32 RGB: converted, and said."""
-    from sslt.data.images import Digits
+    from sslt.data.sources.images import Digits
 
     encoder = image_encoder()
     with caplog.at_level("INFO", logger="sslt"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.lenet import LeNet
 from sslt.encoders.load import load_encoder
 from sslt.errors import UserError

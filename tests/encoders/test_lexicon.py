@@ -11,7 +11,7 @@ import torch
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from sslt.data.bag_processor import BagProcessor
+from sslt.data.prepare.bag_processor import BagProcessor
 from sslt.encoders.bag import BagEncoder
 from sslt.encoders.lexicon import BUCKETS, NONE, PARTS, TRIPLES, Lexicon, parts_of
 from sslt.encoders.text import TextEncoder

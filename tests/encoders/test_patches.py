@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.encoders.patches import ROOT, PatchEncoder
 from sslt.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.image import ImageEncoder
 from sslt.errors import UserError
 

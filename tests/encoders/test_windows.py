@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from sslt.data.bag_processor import BagProcessor
-from sslt.data.image_processor import ImageProcessor
-from sslt.data.text_processor import SETTINGS, TextProcessor, TextSamples
-from sslt.data.text_views import MaskTokens
-from sslt.data.tokenizers import train_tokenizer
+from sslt.data.prepare.bag_processor import BagProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.prepare.text_processor import SETTINGS, TextProcessor, TextSamples
+from sslt.data.prepare.tokenizers import train_tokenizer
+from sslt.data.views.text_views import MaskTokens
 from sslt.encoders import adapters
 from sslt.encoders.bag import BagEncoder
 from sslt.encoders.base import FILE
@@ -23,10 +23,10 @@ from sslt.encoders.windows import set_windows
 from sslt.errors import UserError
 from sslt.evaluation import features
 from sslt.objectives.base import encode_views
-from sslt.objectives.classification import Classification
 from sslt.objectives.latent import Data2Vec
-from sslt.objectives.layers import encode_at
 from sslt.objectives.masked_lm import MaskedLM
+from sslt.objectives.parts.layers import encode_at
+from sslt.targets.classification import Classification
 
 LENGTH, ROOM = 12, 10  # tokens of a window, and those of them that are the text's
 SIZES = (0, 1, 9, 10, 11, 25, 30, 64, 3)  # of texts: of 1, 1, 1, 1, 2, 3, 3, 7 and 1 windows

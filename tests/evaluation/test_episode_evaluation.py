@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from sslt.data import cache
-from sslt.data.episodes import ClassSet
-from sslt.data.episodes import test_draws as draws_of
-from sslt.data.image_processor import ImageProcessor, ImageSamples
+from sslt.data.prepare.image_processor import ImageProcessor, ImageSamples
+from sslt.data.streams.episodes import ClassSet
+from sslt.data.streams.episodes import test_draws as draws_of
 from sslt.encoders.conv4 import Conv4
 from sslt.errors import UserError
 from sslt.evaluation.episode_classifiers import Centroid, FineTune, Logistic

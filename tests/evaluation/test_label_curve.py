@@ -9,7 +9,7 @@ import torch
 
 from sslt.errors import UserError
 from sslt.evaluation.label_curve import curve_points, labels_needed, linear_curve
-from sslt.evaluation.linear import linear_probe
+from sslt.targets.linear import linear_probe
 
 
 def split(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.image import ImageEncoder
 
 

@@ -13,8 +13,8 @@ from sslt.encoders.base import Encoder, Features, pool_mean
 from sslt.errors import UserError
 from sslt.objectives.adversarial import CDAN, DANN, certainty, multilinear, reverse_gradient
 from sslt.objectives.alignment import CORAL, MMD, coral, mmd
-from sslt.objectives.classification import Classification
-from sslt.objectives.layers import check_layer, encode_at, layer_width
+from sslt.objectives.parts.layers import check_layer, encode_at, layer_width
+from sslt.targets.classification import Classification
 
 FACTORS = [0.5, 1.0, 2.0]
 

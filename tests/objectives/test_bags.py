@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sslt.config import build, compose
-from sslt.data.bag_processor import BagProcessor
-from sslt.data.text_views import Crops
+from sslt.data.prepare.bag_processor import BagProcessor
+from sslt.data.views.text_views import Crops
 from sslt.encoders.bag import BagEncoder
 
 TASKS = [

@@ -14,7 +14,7 @@ from tiny_encoders import TinyEncoder, tiny_vit, views
 from sslt.encoders.base import evaluating
 from sslt.errors import UserError
 from sslt.objectives.colorization import Colorization, rebalancing
-from sslt.objectives.lab import gamut, lab_to_rgb, rgb_to_lab
+from sslt.objectives.parts.lab import gamut, lab_to_rgb, rgb_to_lab
 
 # Published values for sRGB under D65, 2° observer
 KNOWN = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sslt.data.image_processor import ImageProcessor
-from sslt.data.text_processor import TextProcessor
-from sslt.data.tokenizers import train_tokenizer
-from sslt.data.views import Plain
+from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.tokenizers import train_tokenizer
+from sslt.data.views.base import Plain
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.text import TextEncoder
 from sslt.objectives.contrastive import NTXent, nt_xent

@@ -13,7 +13,7 @@ from tiny_encoders import TinyEncoder, tiny_vit, views
 
 from sslt.errors import UserError
 from sslt.objectives.cpc import CPC, patch_logits
-from sslt.objectives.pixels import choice
+from sslt.objectives.parts.pixels import choice
 
 
 def patch_nce(predicted: torch.Tensor, targets: torch.Tensor, below: int) -> tuple[torch.Tensor, torch.Tensor]:

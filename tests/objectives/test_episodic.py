@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from vector_encoder import VectorEncoder
 
 from sslt.config import compose
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import Encoder
 from sslt.encoders.conv4 import Conv4
 from sslt.errors import UserError
 from sslt.objectives.episodic import ANIL, MAML, Prototypes
-from sslt.objectives.inner import descend_head
+from sslt.objectives.parts.inner import descend_head
 
 
 class Tiny(VectorEncoder):

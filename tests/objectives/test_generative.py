@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tiny_encoders import TinyEncoder, views
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.rbm import RBMEncoder
 from sslt.encoders.unet import UNetEncoder, signal_shares
 from sslt.errors import UserError

@@ -19,7 +19,7 @@ from sslt.objectives.byol import SimSiam, cosine_to_others
 from sslt.objectives.decorrelation import WMSE, BarlowTwins, VICReg
 from sslt.objectives.lejepa import LeJEPA, epps_pulley
 from sslt.objectives.moco import NNCLR, MoCoV2, MoCoV3, info_nce
-from sslt.objectives.momentum import Queue, Teacher
+from sslt.objectives.parts.momentum import Queue, Teacher
 from sslt.objectives.supervised_contrast import decoupled, supervised
 
 V, B, D = 2, 6, 4

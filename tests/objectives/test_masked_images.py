@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_vit import images, small_vit
 
-from sslt.data.image_processor import ImageSamples
+from sslt.data.prepare.image_processor import ImageSamples
 from sslt.errors import UserError
 from sslt.objectives import masked_images
 from sslt.objectives.masked_images import MAE, BEiT, SimMIM

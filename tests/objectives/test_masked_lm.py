@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslt.data.image_processor import ImageProcessor
-from sslt.data.text_processor import TextProcessor
-from sslt.data.text_views import MaskTokens
-from sslt.data.tokenizers import continues_word, train_tokenizer
+from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.tokenizers import continues_word, train_tokenizer
+from sslt.data.views.text_views import MaskTokens
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.text import TextEncoder
 from sslt.errors import UserError

@@ -13,8 +13,8 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parent)]  # a ra
 import two_processes
 from tiny_encoders import TinyEncoder
 
-from sslt.data.image_processor import ImageProcessor, ImageSamples
-from sslt.data.images import Digits
+from sslt.data.prepare.image_processor import ImageProcessor, ImageSamples
+from sslt.data.sources.images import Digits
 from sslt.encoders.patches import PatchEncoder, zca
 from sslt.errors import UserError
 from sslt.objectives.patch_kmeans import PATIENCE, SHRINK, PatchKMeans, principal
@@ -196,8 +196,8 @@ def test_what_follows_the_last_step():
 
 def test_features_of_digits_are_better_than_pixels(sslt, here):
     """The task as it is learns and ends with its projection, whose neighbours are better than those of pixels."""
-    from sslt.evaluation.knn import knn_accuracy
     from sslt.runs import Run
+    from sslt.targets.knn import knn_accuracy
 
     small = [
         "encoder.filters=64",

@@ -14,14 +14,14 @@ import torch
 from conftest import TINY_IMAGES
 from tiny_encoders import TinyEncoder, coordinates, tiny_vit, views
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import evaluating
 from sslt.encoders.conv4 import Conv4
 from sslt.encoders.lenet import LeNet
 from sslt.errors import UserError
 from sslt.objectives.jigsaw import Jigsaw, PatchContext, distant_permutations
+from sslt.objectives.parts.tiles import cut_tiles, drop_colour, even_out
 from sslt.objectives.rotation import Flip, Rotation
-from sslt.objectives.tiles import cut_tiles, drop_colour, even_out
 
 
 def log_loss(logits: np.ndarray, truth: int) -> float:

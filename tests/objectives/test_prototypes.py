@@ -14,9 +14,9 @@ from sslt.errors import UserError
 from sslt.objectives import dino
 from sslt.objectives.clustering import DeepClusterV2, SwAV, sinkhorn
 from sslt.objectives.dino import DINO, IBOT
-from sslt.objectives.kmeans import kmeans, nearest_centroid
 from sslt.objectives.msn import MSN
-from sslt.objectives.prototypes import Centre, Prototypes, cross_entropy_of_views, ramp
+from sslt.objectives.parts.kmeans import kmeans, nearest_centroid
+from sslt.objectives.parts.prototypes import Centre, Prototypes, cross_entropy_of_views, ramp
 
 B, K = 5, 7
 DINO_ARGS = {"hidden": 8, "bottleneck": 6, "out": K, "temperature": 0.1, "teacher_temperature_start": 0.04, "teacher_temperature": 0.07}

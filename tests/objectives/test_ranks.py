@@ -22,7 +22,7 @@ from tiny_tasks import TASKS, tiny
 
 from sslt import distributed
 from sslt.config import build, compose
-from sslt.data.image_processor import ImageSamples
+from sslt.data.prepare.image_processor import ImageSamples
 from sslt.stages.common import starting_encoder
 
 N = 19  # images per rank: no width and no number of anything else is a multiple of it

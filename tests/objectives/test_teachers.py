@@ -10,9 +10,9 @@ from test_ranks import batch_of
 from tiny_tasks import TASKS, tiny
 
 from sslt.config import build, compose
-from sslt.data.image_processor import ImageSamples
+from sslt.data.prepare.image_processor import ImageSamples
 from sslt.encoders.dropout import has_dropout
-from sslt.objectives.momentum import Teacher
+from sslt.objectives.parts.momentum import Teacher
 from sslt.stages.common import starting_encoder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import Features
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.pixels import PixelEncoder

@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import TINY_IMAGES, TINY_TEXT
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import fingerprint
 from sslt.encoders.conv4 import Conv4
-from sslt.evaluation import baselines
 from sslt.runs import Run
 from sslt.stages import beside
 from sslt.stages.measure import untrained
+from sslt.targets import baselines
 
 TUNE = ["finetune", "+target=digits", *TINY_IMAGES, "trainer.max_steps=2", "labels_per_class=3", "batch_size=16"]
 

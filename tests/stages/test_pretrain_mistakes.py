@@ -6,7 +6,7 @@ import pytest
 from conftest import TINY_IMAGES, TINY_TEXT, TINY_VIT
 from PIL import Image
 
-from sslt.data.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor
 
 MISTAKES = [
     # an encoder without tokens for what hides them

@@ -12,7 +12,7 @@ import torch
 from conftest import TINY_IMAGES, TINY_TEXT
 from safetensors.torch import load_file
 
-from sslt.data.images import Digits
+from sslt.data.sources.images import Digits
 from sslt.report.curves import MetricsCSV
 from sslt.runs import Run
 

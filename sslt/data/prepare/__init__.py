@@ -1,0 +1,1 @@
+"""What turns a source's split into samples that an encoder takes: sizes, tokens, vocabularies."""

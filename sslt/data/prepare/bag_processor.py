@@ -1,0 +1,139 @@
+"""From texts to batches of word ids for a bag of words: a vocabulary, and the words of a split stored once as flat arrays."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslt import stored
+from sslt.data import cache
+from sslt.data.base import Source
+from sslt.data.prepare.text_processor import CHUNK, TRAINING_CHARACTERS, TokenProcessor, content_of, some_texts
+from sslt.errors import UserError
+
+log = logging.getLogger("sslt")
+
+FORMAT = 1
+VOCABULARY = "vocabulary.json"
+# Scripts that put no spaces between words: each character counts as a word, and pairs of neighbours do what words do elsewhere.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"  # kana, Chinese characters
+)
+_LETTERS = rf"[^\W_{_UNSPACED}]+"
+_WORD = re.compile(rf"[{_UNSPACED}]|{_LETTERS}(?:['’]{_LETTERS})*|[!?]")  # an apostrophe joins; of all other signs ! and ? are read
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, its characters in Unicode's compatible form (NFKC)."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return _WORD.findall(text.lower())
+
+
+class BagProcessor(TokenProcessor):
+    """Turns a source's splits into `TextSamples` of word ids, whole documents up to `max_length` words.
+
+    A word of `documents` (word → in how many of `texts` documents it is) has the id of its place, from 1; any other one of the
+    `unknown` ids that follow, by its CRC-32, the same in every process. 0 is padding, and a word that is not to be read.
+    """
+
+    special = (None, None, 0)
+    unknown_id = 0
+    mask_id = None
+
+    def __init__(self, documents: dict[str, int], texts: int, unknown: int, max_length: int):
+        if max_length < 1:
+            raise UserError(f"max_length={max_length}: give at least 1, the words of a text that are read")
+        if unknown < 1:
+            raise UserError(f"unknown={unknown}: give at least 1, the ids that words outside the vocabulary share")
+        self.documents, self.texts, self.unknown, self.max_length = documents, texts, unknown, max_length
+        self.digest = cache.digest("bag", list(documents), unknown, FORMAT)
+        self.vocab_size = 1 + len(documents) + unknown
+        self._words = ["", *documents]
+        self._ids = {word: i for i, word in enumerate(self._words) if i}
+
+    @classmethod
+    def fit(cls, source: Source, vocab_size: int, unknown: int, max_length: int) -> BagProcessor:
+        """A processor with the `vocab_size` most frequent words of the source's unlabeled (or training) texts that occur twice.
+
+        Kept in the cache by content and settings. Of very much text a seeded sample is used.
+        """
+        if vocab_size < 1:
+            raise UserError(f"vocab_size={vocab_size}: give at least 1, a few ten thousand for a language with spaces")
+
+        def learn(folder: Path) -> dict[str, Any]:
+            texts = some_texts(source.get("unlabeled").items, TRAINING_CHARACTERS)
+            log.info("learning words from %d texts", len(texts))
+            counts: Counter[str] = Counter()
+            documents: Counter[str] = Counter()
+            for text in texts:
+                words = words_of(text)
+                counts.update(words)
+                documents.update(set(words))
+            kept = [word for word, n in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])) if n > 1]
+            if not kept:
+                raise UserError(f"{source.name}: no word occurs twice in its texts, so that there is nothing to learn from")
+            _write(folder, {word: documents[word] for word in kept[:vocab_size]}, len(texts))
+            return {}
+
+        key = cache.digest("bag", content_of(source), vocab_size, TRAINING_CHARACTERS, FORMAT)
+        return cls.load(cache.get_or_make("vocabularies", key, learn).path, {"unknown": unknown, "max_length": max_length})
+
+    def save(self, folder: Path) -> dict[str, int]:
+        """Write the vocabulary; returns the settings, which `load` takes."""
+        _write(folder, self.documents, self.texts)
+        return {"unknown": self.unknown, "max_length": self.max_length}
+
+    @classmethod
+    def load(cls, folder: Path, settings: dict[str, int]) -> BagProcessor:
+        """What `save` wrote. Raises `UserError` where it is not there or damaged."""
+        path = Path(folder) / VOCABULARY
+        try:
+            found = stored.json_object(path)
+            documents, texts = found["documents"], found["texts"]
+            if not all(isinstance(n, int) for n in (texts, *documents.values())):
+                raise TypeError
+            return cls(documents, texts, **settings)
+        except FileNotFoundError as e:
+            raise UserError(f"{folder}: no vocabulary saved there ({VOCABULARY} is missing)") from e
+        except (KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"{path} is damaged: it is no vocabulary; copy it again") from e
+
+    def encode(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[int]]]:
+        known, first, unknown = self._ids, 1 + len(self.documents), self.unknown
+        hashed = lambda word: first + zlib.crc32(word.encode("utf-8", "surrogatepass")) % unknown  # noqa: E731
+        for i in range(0, len(texts), CHUNK):
+            chunk = [words_of(texts[j]) for j in range(i, min(i + CHUNK, len(texts)))]
+            yield [[known.get(word) or hashed(word) for word in words] for words in chunk]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of ids; … for words outside the vocabulary, _ where nothing is read."""
+        return " ".join("_" if i == 0 else self._words[i] if i < len(self._words) else "…" for i in ids)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The word of every id; "" for padding and the ids that unknown words share."""
+        return self._words + [""] * self.unknown
+
+    def rarity(self) -> np.ndarray:
+        """float32 [vocab_size]: inverse document frequency ln((1 + texts) / (1 + documents)) + 1 of every id, that of one document
+        for the ids that unknown words share; 0 for padding."""
+        counts = np.ones(self.vocab_size)
+        counts[1 : 1 + len(self.documents)] = list(self.documents.values())
+        found = np.log((1 + self.texts) / (1 + np.minimum(counts, self.texts))) + 1
+        found[0] = 0
+        return found.astype(np.float32)
+
+
+def _write(folder: Path, documents: dict[str, int], texts: int) -> None:
+    cache.write_atomic(folder / VOCABULARY, json.dumps({"texts": texts, "documents": documents}, ensure_ascii=False))

@@ -1,0 +1,388 @@
+"""From a source's images to what an image encoder takes: one size, one number of channels, kept as bytes on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import logging
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from sslt.data import cache, copies
+from sslt.data.base import Raw, Samples, Source
+from sslt.data.sources.image_files import THREADS
+from sslt.errors import UserError
+from sslt.ranges import Count
+
+log = logging.getLogger("sslt")
+
+FORMAT = 2  # of the cached entries: raise it when what is written, or how images are resized, changes
+IN_MEMORY = 1 << 30  # bytes up to which a split is held in memory rather than memory-mapped
+CHUNK = 512  # images that are decoded before they are written
+BLOCK = 16  # images that a thread decodes at a time
+NARROWEST = 32  # how many times its shorter side the longer side of an image counts
+NAMED = 5  # unreadable images that a message names
+
+
+class ImageProcessor:
+    """Brings images to `size` x `size` with `channels` (1 or 3), and normalises batches of them.
+
+    `mean` and `std`: per channel, of pixels in 0..1. Raises `UserError` on values that cannot be.
+    """
+
+    modality = "image"
+
+    def __init__(self, size: int, channels: int, mean: Sequence[float], std: Sequence[float]):
+        if size < 1 or channels not in (1, 3):
+            raise UserError(f"images of size {size} with {channels} channels: give a size above 0, and 1 or 3 channels")
+        self.size, self.channels = int(size), int(channels)
+        self._set(mean, std)
+        self._unmeasured: Source | None = None
+        self._moments: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._told: set[str] = set()
+
+    @classmethod
+    def fit(cls, source: Source, size: Count | None = None, channels: Count | None = None) -> ImageProcessor:
+        """A processor for `source`: its own size and channels unless given; mean and std of its training images.
+
+        Where there is no train split, of `unlabeled`. Reads nothing before mean or std is asked for, which prepares (and so caches) the
+        images: what cannot work is said before.
+        """
+        if size is None or channels is None:
+            own_size, own_channels = source.image_shape
+            size, channels = own_size if size is None else size, own_channels if channels is None else channels
+        fitted = cls(size, channels, [0.0] * channels, [1.0] * channels)
+        fitted._unmeasured = source
+        return fitted
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ImageProcessor:
+        """With the same source, whose open files cannot be copied."""
+        twin = copy.copy(self)
+        twin._moments, twin._told = {}, set(self._told)
+        return twin
+
+    @property
+    def mean(self) -> list[float]:
+        self._measure()
+        return self._mean
+
+    @property
+    def std(self) -> list[float]:
+        self._measure()
+        return self._std
+
+    def _measure(self) -> None:
+        if self._unmeasured is not None:
+            source, self._unmeasured = self._unmeasured, None
+            samples = self.prepare(source, "train" if "train" in source.own_splits() else "unlabeled")
+            moments = _cached("image_stats", samples.fingerprint, lambda _: samples.moments()).meta
+            self._set(moments["mean"], moments["std"])
+
+    def _set(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if len(mean) != self.channels or len(std) != self.channels or min(std) <= 0:
+            raise UserError(f"mean {list(mean)} and std {list(std)}: give {self.channels} numbers each, std above 0")
+        self._mean, self._std = [float(m) for m in mean], [float(s) for s in std]
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON can hold them."""
+        return {"size": self.size, "channels": self.channels, "mean": self.mean, "std": self.std}
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """(x / 255 - mean) / std of uint8 [B, C, H, W], as float32 on the same device and in the same memory format.
+
+        Floating-point images are taken to be in 0..1 already.
+        """
+        mean, std = self._moments_on(images.device)
+        x = images.to(torch.float32, copy=True)
+        if not images.is_floating_point():
+            x.div_(255)
+        return x.sub_(mean).div_(std)
+
+    def _moments_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and std, [C, 1, 1]; kept, as a copy to an accelerator in every step would make it wait."""
+        if device not in self._moments:
+            mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std))
+            self._moments[device] = mean, std
+        return self._moments[device]
+
+    def prepare(self, source: Source, split: str) -> ImageSamples:
+        """The split `split` of `source` (one of its own, or one drawn from train), from the cache or into it.
+
+        Raises `UserError` for an unreadable image (unless `source.on_error` is "skip"), a missing split, a full disk.
+        """
+        rows = _RowSource(source, self._prepare_own)
+        raw = rows.get(split)
+        entry, index, labels = rows.entry, np.asarray(raw.items), raw.labels
+        if "readable" in entry:
+            readable = entry["readable"][index]
+            index, labels = index[readable], None if labels is None else labels[readable]
+        self._tell(source, entry.meta)
+        copies.tell(raw.remarks)
+        copies.tell_shared(source, split, np.asarray(entry["contents"])[index])
+        images = entry["images"]
+        fits = images[:1].nbytes * len(index) < IN_MEMORY
+        return ImageSamples(
+            images[index] if fits else images,
+            labels,
+            entry.meta["classes"] if labels is not None else None,
+            cache.digest(entry.path.name, index, labels is None),
+            skipped=len(raw) - len(index) + len(raw.skipped),
+            rows=None if fits else index,
+        )
+
+    def _prepare_own(self, source: Source, split: str) -> cache.Entry:
+        """The entry of one of the source's own splits: all its rows, in order, unreadable ones as zeros."""
+        key = cache.digest(source.fingerprint(), split, self.size, self.channels, FORMAT)
+        entry = _cached("images", key, lambda folder: self._write(source, split, folder))
+        if entry.meta["unreadable"] and not _skips(source):  # it was made with on_error=skip
+            raise UserError(f"{_left_out(entry.meta)} cannot be read: mend or remove them, or set data.on_error=skip")
+        return entry
+
+    def _write(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
+        raw = source.read(split)
+        if not len(raw):
+            raise UserError(f"the split {split} of {source.name} is empty")
+        seen: set[tuple[int, ...]] = set()
+        unreadable: dict[int, UserError] = {}
+        contents = np.empty(len(raw), np.uint64)
+        starts = _progress(range(0, len(raw), CHUNK), f"preparing {source.name} {split}")
+        # A plain file, not a memory map: on a full disk a write raises, where a store into a map kills the process.
+        with (
+            (folder / "images.npy").open("wb") as file,
+            ThreadPoolExecutor(THREADS) as pool,
+            contextlib.closing(starts),
+        ):
+            shape = (len(raw), self.size, self.size, self.channels)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for start in starts:
+                rows = range(start, min(start + CHUNK, len(raw)))
+                file.write(self._chunk(source, raw, rows, pool, seen, unreadable, contents).data)
+        np.save(folder / "contents.npy", contents)
+        if len(unreadable) == len(raw):
+            raise UserError(f"none of the {len(raw)} images of {source.name} ({split}) can be read; first: {unreadable[0]}")
+        if unreadable:
+            np.save(folder / "readable.npy", ~np.isin(np.arange(len(raw)), list(unreadable)))
+        if raw.labels is not None:
+            np.save(folder / "labels.npy", raw.labels.astype(np.int64))
+        sizes = {shape[:2] for shape in seen}
+        return {
+            "name": source.name,
+            "split": split,
+            "count": len(raw),
+            "classes": None if raw.labels is None else source.classes,
+            "skipped": raw.skipped,
+            "unreadable": [getattr(error, "file", str(error)) for error in unreadable.values()],
+            "native_size": list(sizes.pop()) if len(sizes) == 1 else None,  # (H, W); None where they differ
+            "native_channels": sorted({shape[2] for shape in seen}),
+        }
+
+    def _chunk(
+        self,
+        source: Source,
+        raw: Raw,
+        rows: range,
+        pool: ThreadPoolExecutor,
+        seen: set[tuple[int, ...]],
+        unreadable: dict[int, UserError],
+        contents: np.ndarray,
+    ) -> np.ndarray:
+        """The images `rows`, uint8 [n, size, size, C]; adds to `seen` their shapes, to `unreadable` what failed, fills in `contents`."""
+        if isinstance(raw.items, np.ndarray):
+            contents[rows.start : rows.stop] = copies.contents_of(raw.items[rows.start : rows.stop])
+            seen.add(raw.items.shape[1:])
+            return resize(raw.items[rows.start : rows.stop], self.size, self.channels)
+
+        def one(row: int) -> tuple[tuple[int, ...], np.ndarray] | UserError:
+            contents[row] = copies.unreadable(row)
+            try:
+                image = raw.items[row]
+            except UserError as error:
+                if _skips(source):
+                    return error
+                hint = "; data.on_error=skip leaves such images out" if hasattr(source, "on_error") else ""
+                raise UserError(f"{source.name}: {error}{hint}") from error
+            contents[row] = copies.content_of(image)
+            return image.shape, resize(image[None], self.size, self.channels)[0]
+
+        out = np.zeros((len(rows), self.size, self.size, self.channels), np.uint8)
+        blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+        results = chain.from_iterable(pool.map(lambda block: [one(row) for row in block], blocks))
+        for i, result in enumerate(results):
+            if isinstance(result, UserError):
+                unreadable[rows[i]] = result
+            else:
+                seen.add(result[0])
+                out[i] = result[1]
+        return out
+
+    def _tell(self, source: Source, meta: dict[str, Any]) -> None:
+        """Say once what was done to the images."""
+        size, channels = meta["native_size"], meta["native_channels"]
+        if source.name not in self._told and (size != [self.size] * 2 or channels != [self.channels]):
+            was = f"{size[1]}x{size[0]}" if size else "of several sizes,"
+            colours = " and ".join(_COLOURS[c] for c in channels)
+            now = f"{self.size}x{self.size} {_COLOURS[self.channels]}"
+            log.info("images of %s are %s %s: converted to %s, as the encoder takes", source.name, was, colours, now)
+        if meta["unreadable"] and f"{source.name} {meta['split']}" not in self._told:
+            log.warning("%s cannot be read and are left out", _left_out(meta))
+        self._told |= {source.name, f"{source.name} {meta['split']}"}
+
+
+class _RowSource(Source):
+    """A source's splits as row numbers of their prepared entries, so that `get` divides those and decodes nothing."""
+
+    modality = "image"
+    entry: cache.Entry
+
+    def __init__(self, source: Source, prepare: Callable[[Source, str], cache.Entry]):
+        self.source, self.prepare, self.name = source, prepare, source.name
+        self.val_fraction, self.test_fraction = source.val_fraction, source.test_fraction
+
+    def own_splits(self) -> tuple[str, ...]:
+        return self.source.own_splits()
+
+    def read(self, split: str) -> Raw:
+        self.entry = self.prepare(self.source, split)
+        labels = np.array(self.entry["labels"]) if "labels" in self.entry else None
+        return Raw(np.arange(self.entry.meta["count"]), labels, self.entry.meta["skipped"], np.array(self.entry["contents"]))
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+    @property
+    def classes(self) -> list[str] | None:
+        return self.source.classes
+
+
+class ImageSamples(Samples):
+    """Images of one split as bytes.
+
+    `images`: uint8 [N, H, W, C], in memory or memory-mapped; `rows`: int64, those of `images` that are samples (None:
+    all, in order); `labels`: int64 per sample, or None. `skipped` counts the images that could not be read.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        classes: list[str] | None,
+        fingerprint: str,
+        skipped: int = 0,
+        rows: np.ndarray | None = None,
+    ):
+        self.images, self.labels, self.classes = images, labels, classes
+        self.fingerprint, self.skipped, self.rows = fingerprint, skipped, rows
+
+    def __len__(self) -> int:
+        return len(self.images) if self.rows is None else len(self.rows)
+
+    def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+        """`image` uint8 [B, C, H, W] in channels-last memory, `index` int64 [B], and `label` int64 [B] if there are."""
+        index = np.asarray(index, np.int64)
+        batch = {"image": torch.from_numpy(self._take(index)).permute(0, 3, 1, 2), "index": torch.from_numpy(index)}
+        if self.labels is not None:
+            batch["label"] = torch.from_numpy(self.labels[index])
+        return batch
+
+    def _take(self, index: np.ndarray) -> np.ndarray:
+        return np.asarray(self.images[index if self.rows is None else self.rows[index]])
+
+    def subset(self, index: np.ndarray) -> ImageSamples:
+        index = np.asarray(index)
+        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        return ImageSamples(
+            self.images,
+            None if self.labels is None else self.labels[index],
+            self.classes,
+            cache.digest(self.fingerprint, index),
+            self.skipped,
+            index if self.rows is None else self.rows[index],
+        )
+
+    def moments(self) -> dict[str, list[float]]:
+        """Mean and standard deviation of each channel, of pixels in 0..1; exact, from counts of the 256 values."""
+        counts = np.zeros((self.images.shape[3], 256), np.int64)
+        for i in range(0, len(self), CHUNK):
+            images = self._take(np.arange(i, min(i + CHUNK, len(self))))
+            for channel, row in enumerate(counts):
+                row += np.bincount(images[..., channel].ravel(), minlength=256)
+        values = np.arange(256) / 255
+        mean = counts @ values / counts.sum(1)
+        variance = (counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)
+        # A constant channel has no spread to divide by: one step of 255 keeps it finite.
+        return {"mean": mean.tolist(), "std": np.maximum(np.sqrt(variance), 1 / 255).tolist()}
+
+
+def resize(images: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """Bring uint8 [N, H, W, C] to [N, size, size, channels], C and channels 1 or 3.
+
+    The shorter side becomes `size` (bilinear with antialiasing, on bytes the same as PIL's), the longer one is cropped
+    around its centre. Colour becomes grey by ITU-R 601 luma, as in PIL; grey becomes colour by repetition.
+    """
+    if images.shape[3] == 3 and channels == 1:
+        weighted = images.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)  # of 65536: 0.299, 0.587, 0.114
+        images = ((weighted + 32768) >> 16).astype(np.uint8)[..., None]
+    height, width = images.shape[1:3]
+    short = min(height, width)
+    if max(height, width) > NARROWEST * short:  # enlarging the whole of a strip, to cut most of it away, may take all memory
+        top, left = (max(0, side - NARROWEST * short) // 2 for side in (height, width))
+        images = images[:, top : top + NARROWEST * short, left : left + NARROWEST * short]
+        height, width = images.shape[1:3]
+    if short != size:
+        height, width = (max(size, round(side * size / short)) for side in (height, width))
+        pixels = torch.from_numpy(np.array(images, order="C")).permute(0, 3, 1, 2)
+        pixels = F.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
+        images = pixels.permute(0, 2, 3, 1).numpy()
+    top, left = (height - size) // 2, (width - size) // 2
+    images = images[:, top : top + size, left : left + size]
+    return np.ascontiguousarray(np.repeat(images, channels // images.shape[3], axis=3))
+
+
+_COLOURS = {1: "grey", 3: "RGB"}
+
+
+def _skips(source: Source) -> bool:
+    return getattr(source, "on_error", "fail") == "skip"
+
+
+def _left_out(meta: dict[str, Any]) -> str:
+    files = meta["unreadable"]
+    named = ", ".join(files[:NAMED]) + (", ..." if len(files) > NAMED else "")
+    return f"{len(files)} of {meta['count']} images of {meta['name']} ({meta['split']}: {named})"
+
+
+def _cached(kind: str, key: str, make: Callable[[Path], dict[str, Any]]) -> cache.Entry:
+    try:
+        return cache.get_or_make(kind, key, make)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space left for prepared images in {cache.cache_dir()}: free some, or set cache_dir= to another folder"
+        ) from error
+
+
+def _progress(starts: range, title: str) -> Generator[int, None, None]:
+    """`starts`, with a bar on a terminal's stderr once they have taken a second."""
+    began, bar = time.monotonic(), None
+    with contextlib.ExitStack() as stack:
+        for done, start in enumerate(starts):
+            if bar is None and sys.stderr.isatty() and time.monotonic() - began > 1:
+                from rich.console import Console
+                from rich.progress import Progress
+
+                bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+                task = bar.add_task(title, total=len(starts))
+            if bar is not None:
+                bar.update(task, completed=done)
+            yield start

@@ -1,0 +1,394 @@
+"""From texts to batches of token ids: a tokenizer, and the tokens of a split stored once as flat arrays."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import copy
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from sslt import stored
+from sslt.data import cache, copies
+from sslt.data.base import Samples, Source
+from sslt.data.prepare.tokenizers import backend_spec, continues_word, special_ids, train_tokenizer
+from sslt.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("sslt")
+
+FORMAT = 1
+SPLITS_FORMAT = 2  # of the tokens of a split: raise it when what is written, or how splits are drawn, changes
+CHUNK = 1000  # texts tokenized at a time
+TRAINING_CHARACTERS = 50_000_000  # a tokenizer learned from more text than this is no better
+SETTINGS = "text_processor.json"
+
+
+class TokenProcessor(abc.ABC):
+    """Turns a source's splits into `TextSamples`, through the cache; a subclass says which token ids a text has.
+
+    Attributes: `max_length`, the tokens of a window, and `windows`, how many of them are read of a text at most (None: all), when it is
+    batched; `digest` of all that the ids depend on; `special`: the ids that start a text, end it (None: nothing does) and pad it.
+    """
+
+    modality = "text"
+    max_length: int
+    windows: int | None = 1
+    digest: str
+    special: tuple[int | None, int | None, int]
+    unknown_id: int  # what a word is replaced by that must not be read
+
+    @abc.abstractmethod
+    def encode(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[int]]]:
+        """Ids of `CHUNK` texts at a time: whole texts, without the ids that start and end them."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """What ids stand for, to be looked at."""
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text that a row of `max_length` holds."""
+        return self.max_length - sum(mark is not None for mark in self.special[:2])
+
+    def prepare(self, source: Source, split: str) -> TextSamples:
+        """The tokens of a split, from the cache or put there. Raises what reading the source raises."""
+        key = cache.digest(content_of(source), split, self.digest, SPLITS_FORMAT)
+        entry = cache.get_or_make("text", key, lambda folder: self._tokenize(source, split, folder))
+        if skipped := entry.meta["skipped"]:
+            log.warning("%s, %s: %d rows left out, the first: %s", source.name, split, len(skipped), skipped[0])
+        copies.tell(entry.meta["remarks"])
+        copies.tell_shared(source, split, np.asarray(entry["contents"]))
+        offsets = np.asarray(entry["offsets"])
+        return TextSamples(
+            tokens=entry["tokens"],
+            starts=offsets[:-1],
+            sizes=np.diff(offsets),
+            labels=np.array(entry["labels"]) if "labels" in entry else None,
+            classes=entry.meta["classes"],
+            fingerprint=key,
+            special=self.special,
+            max_length=self.max_length,
+            skipped=len(skipped),
+            windows=self.windows,
+        )
+
+    def _tokenize(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
+        raw = source.get(split)
+        if not len(raw):
+            raise UserError(f"{source.name}: the {split} split is empty")
+        sizes: list[int] = []
+        with (folder / "tokens.raw").open("wb") as f, _progress(f"tokenizing {source.name} {split}", len(raw)) as done:
+            for ids in self.encode(raw.items):
+                sizes.extend(map(len, ids))
+                np.fromiter(chain.from_iterable(ids), dtype=np.int32).tofile(f)
+                done(len(ids))
+        _raw_to_npy(folder / "tokens.raw", folder / "tokens.npy", sum(sizes))
+        np.save(folder / "offsets.npy", np.cumsum([0, *sizes], dtype=np.int64))
+        if raw.labels is not None:
+            np.save(folder / "labels.npy", raw.labels.astype(np.int64))
+        np.save(folder / "contents.npy", copies.contents_of(raw.items) if raw.contents is None else raw.contents)
+        return {"classes": source.classes if raw.labels is not None else None, "skipped": raw.skipped, "remarks": raw.remarks}
+
+
+class TextProcessor(TokenProcessor):
+    """Turns a source's splits into `TextSamples` of one tokenizer, which are read in windows of `max_length` tokens.
+
+    Attributes: `cls_id`, `sep_id`, `pad_id`; `mask_id` (None where there is no mask token); `special_ids` (sorted ids
+    of tokens that stand for no text); `vocab_size` (largest id + 1). Raises `UserError` for a tokenizer without a
+    fast backend, or without tokens to start and end a text with.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, windows: int | None = 1):
+        if max_length < 3:
+            raise UserError(f"max_length={max_length}: give at least 3, a text's start, one token and its end")
+        if windows is not None and windows < 1:
+            raise UserError(f"windows={windows}: give at least 1, or null for all of a text")
+        self.tokenizer, self.max_length, self.windows = tokenizer, max_length, windows
+        self.digest = cache.digest(backend_spec(tokenizer))
+        tokenizer.model_max_length = max_length
+        self.cls_id = _first_id(tokenizer, "cls", "bos")
+        self.sep_id = _first_id(tokenizer, "sep", "eos")
+        self.pad_id = _first_id(tokenizer, "pad", "eos")
+        self.special = self.cls_id, self.sep_id, self.pad_id
+        self.unknown_id = tokenizer.unk_token_id or 0
+        self.mask_id: int | None = tokenizer.mask_token_id
+        self.special_ids = special_ids(tokenizer)
+        self.vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+
+    @classmethod
+    def fit(cls, source: Source, vocab_size: int, max_length: int, lowercase: bool) -> TextProcessor:
+        """A processor with a WordPiece tokenizer trained on the source's unlabeled (or training) texts.
+
+        Kept in the cache by content and settings. Of very much text a seeded sample is used.
+        """
+
+        def train(folder: Path) -> dict[str, Any]:
+            texts = some_texts(source.get("unlabeled").items, TRAINING_CHARACTERS)
+            log.info("training a tokenizer on %d texts", len(texts))
+            train_tokenizer(texts, vocab_size, lowercase).save_pretrained(str(folder))
+            return {"texts": len(texts)}
+
+        key = cache.digest(content_of(source), vocab_size, lowercase, TRAINING_CHARACTERS, FORMAT)
+        return cls(_load_tokenizer(cache.get_or_make("tokenizers", key, train).path), max_length)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer as transformers does, and how much of a text is read beside it."""
+        self.tokenizer.save_pretrained(str(folder))
+        cache.write_atomic(Path(folder) / SETTINGS, json.dumps({"max_length": self.max_length, "windows": self.windows}))
+
+    @classmethod
+    def load(cls, folder: Path) -> TextProcessor:
+        """What `save` wrote. Raises `UserError` where it is not there."""
+        folder = Path(folder)
+        missing = [name for name in ("tokenizer.json", SETTINGS) if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{stored.shown(folder)}: no text processor saved there ({', '.join(missing)} missing)")
+        stored.require_plain(folder)  # transformers reads whichever it knows
+        settings = {"windows": 1, **stored.json_object(folder / SETTINGS)}  # folders of before there were windows do not name them
+        length = stored.value(settings, "max_length", int, folder / SETTINGS)
+        windows = None if settings["windows"] is None else stored.value(settings, "windows", int, folder / SETTINGS)
+        stored.json_object(folder / "tokenizer.json")
+        with stored.blaming(folder / "tokenizer.json"):
+            return cls(_load_tokenizer(folder), length, windows)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens among it."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def continues_word(self) -> np.ndarray:
+        """bool [vocab_size]: entries that continue the word before them (see `tokenizers.continues_word`)."""
+        return continues_word(self.tokenizer)
+
+    def encode(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[int]]]:
+        """Ids of `CHUNK` texts at a time: whole texts, without special tokens."""
+        # Said explicitly, so that worker processes forked later do not warn about threads they never use.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        backend = cast(Any, self.tokenizer).backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        encode = getattr(backend, "encode_batch_fast", backend.encode_batch)  # without character offsets
+        for i in range(0, len(texts), CHUNK):
+            chunk = [texts[j] for j in range(i, min(i + CHUNK, len(texts)))]
+            yield [encoding.ids for encoding in encode(chunk, add_special_tokens=False)]
+
+
+class TextSamples(Samples):
+    """Tokenized texts of different lengths, in one flat array.
+
+    `tokens` int32 [T]; row i is `tokens[starts[i] : starts[i] + sizes[i]]`, without special tokens and not cut;
+    `special`: the ids that start a text, end it (None: nothing does), and pad it; `max_length`: tokens of a window, its own start
+    and end among them (None: a text is one window of any length); `windows`: how many of a text are read (None: all).
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        starts: np.ndarray,
+        sizes: np.ndarray,
+        labels: np.ndarray | None,
+        classes: list[str] | None,
+        fingerprint: str,
+        special: tuple[int | None, int | None, int],
+        max_length: int | None,
+        skipped: int,
+        windows: int | None = 1,
+    ):
+        self.tokens, self.starts, self.sizes = tokens, starts, sizes
+        self.labels, self.classes, self.fingerprint, self.skipped = labels, classes, fingerprint, skipped
+        self.special, self.max_length, self.windows = special, max_length, windows
+        self.marks = sum(mark is not None for mark in special[:2])  # tokens of a window that are not the text's
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row [N] in a batch, with the start and end of each window; at most `windows` · `max_length`."""
+        if self.max_length is None:
+            return self.sizes + self.marks
+        room = self.max_length - self.marks
+        read = self.sizes if self.windows is None else np.minimum(self.sizes, self.windows * room)
+        return read + self.marks * np.maximum(-(-read // room), 1)
+
+    @property
+    def padding(self) -> dict[str, int]:
+        return {"tokens": self.special[2]}
+
+    def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+        """`tokens` int64 [B, L], `mask` bool [B, L] (False on padding), `label` int64 [B], `index` int64 [B].
+
+        A row is one window after the other, each `max_length` tokens with its own start and end, but for the last, which is as long as
+        what is left of the text. L is the longest row of the batch rounded up to a multiple of 8, but no further than to a window's end;
+        `label` is there where there are labels.
+        """
+        index = np.asarray(index, dtype=np.int64)
+        cls, sep, pad = self.special
+        before = int(cls is not None)
+        lengths = self.lengths[index]
+        width = -(-int(lengths.max(initial=3)) // 8) * 8
+        span = width if self.max_length is None else self.max_length
+        width = min(width, -(-int(lengths.max(initial=1)) // span) * span)
+        place = np.arange(width)
+        within = place % span
+        number = place // span * (span - self.marks) + within - before  # among the tokens of the text
+        mask = place < lengths[:, None]
+        ends = np.zeros_like(mask)
+        if sep is not None:
+            ends[:, span - 1 :: span] = mask[:, span - 1 :: span]
+            ends[np.arange(len(index)), lengths - 1] = True
+        inner = mask & (within >= before) & ~ends
+        tokens = np.full((len(index), width), pad, dtype=np.int64)
+        tokens[inner] = self.tokens[(self.starts[index, None] + number)[inner]]
+        if cls is not None:
+            tokens[:, ::span][mask[:, ::span]] = cls
+        if sep is not None:
+            tokens[ends] = sep
+        result = {"tokens": tokens, "mask": mask, "index": index}
+        if self.labels is not None:
+            result["label"] = self.labels[index]
+        return {name: torch.from_numpy(array) for name, array in result.items()}
+
+    def subset(self, index: np.ndarray) -> TextSamples:
+        part = copy.copy(self)
+        part.starts, part.sizes = self.starts[index], self.sizes[index]
+        part.labels = None if self.labels is None else self.labels[index]
+        part.fingerprint = cache.digest(self.fingerprint, np.asarray(index))
+        return part
+
+    def uncut(self) -> TextSamples:
+        whole = copy.copy(self)
+        whole.max_length = None
+        return whole
+
+    def packed(self, length: int) -> PackedSamples:
+        """All texts one after the other, in rows of exactly `length` tokens (see `PackedSamples`)."""
+        cls, sep, _ = self.special
+        if cls is None or sep is None:
+            raise UserError("pack=true joins texts into rows for a transformer, and this encoder reads each text whole: set pack=false")
+        key = cache.digest(self.fingerprint, "packed", sep, FORMAT)
+        stream = cache.get_or_make("packed", key, self._write_stream)["stream"]
+        packed = PackedSamples(stream, length, cls, cache.digest(key, cls, length))
+        packed.skipped = self.skipped
+        return packed
+
+    def _write_stream(self, folder: Path) -> dict[str, Any]:
+        """`stream.npy`: the tokens of every row, each row followed by the token that ends a text."""
+        total = int(self.sizes.sum()) + len(self)
+        with (folder / "stream.npy").open("wb") as f:  # not a memory map: on a full disk a store into one kills the process
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (total,)}
+            np.lib.format.write_array_header_1_0(f, header)
+            for i in range(0, len(self), CHUNK):
+                starts, sizes = self.starts[i : i + CHUNK], self.sizes[i : i + CHUNK]
+                ends = np.cumsum(sizes)
+                within = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+                tokens = self.tokens[np.repeat(starts, sizes) + within]
+                f.write(np.insert(tokens, ends, cast(int, self.special[1])).astype(np.int32).data)
+        return {"tokens": total}
+
+
+class PackedSamples(Samples):
+    """Running text in full rows: texts joined by the token that ends one, cut every `length` - 1 tokens.
+
+    A row is the token that starts a text and the next `length` - 1 of the stream; nothing is padding, and the last
+    partial row is dropped. Raises `UserError` where the stream does not fill one row.
+    """
+
+    labels = None
+    classes = None
+
+    def __init__(self, stream: np.ndarray, length: int, cls_id: int, fingerprint: str, rows: np.ndarray | None = None):
+        step = length - 1
+        count = len(stream) // step if step > 0 else 0
+        if count == 0:
+            raise UserError(f"the texts have {len(stream)} tokens in all, less than one row of length {length}")
+        self.stream, self.length, self.cls_id, self.fingerprint = stream, length, cls_id, fingerprint
+        self.grid = stream[: count * step].reshape(count, step)
+        self.rows = np.arange(count) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+        """`tokens` int64 [B, length] and `index` int64 [B]."""
+        index = np.asarray(index, dtype=np.int64)
+        tokens = np.full((len(index), self.length), self.cls_id, dtype=np.int64)
+        tokens[:, 1:] = self.grid[self.rows[index]]
+        return {"tokens": torch.from_numpy(tokens), "index": torch.from_numpy(index)}
+
+    def subset(self, index: np.ndarray) -> PackedSamples:
+        fingerprint = cache.digest(self.fingerprint, np.asarray(index))
+        return PackedSamples(self.stream, self.length, self.cls_id, fingerprint, self.rows[index])
+
+
+def content_of(source: Source) -> list[Any]:
+    """What the rows of a split depend on: the content, and how much of train is held out."""
+    return [source.fingerprint(), source.val_fraction, source.test_fraction]
+
+
+def _first_id(tokenizer: PreTrainedTokenizerBase, *roles: str) -> int:
+    for role in roles:
+        if (token_id := getattr(tokenizer, f"{role}_token_id")) is not None:
+            return token_id
+    raise UserError(f"the tokenizer has neither a {' nor a '.join(roles)} token; choose an encoder whose has one")
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder as its tokenizer.json says, whatever class wrote it: no code of a model is run."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+
+
+def some_texts(texts: Sequence[Any] | np.ndarray, characters: int) -> list[str]:
+    """The texts, or a seeded random choice of about `characters` in all, in their order."""
+    sizes = np.array([len(text) for text in texts])
+    if sizes.sum() <= characters:
+        return list(texts)
+    order = np.random.default_rng(0).permutation(len(texts))
+    count = max(1, int(np.searchsorted(np.cumsum(sizes[order]), characters)))
+    return [texts[i] for i in np.sort(order[:count])]
+
+
+def _raw_to_npy(raw: Path, npy: Path, count: int) -> None:
+    """Put the header of an int32 array before numbers that were written as they came."""
+    with npy.open("wb") as f, raw.open("rb") as numbers:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(f, header)
+        shutil.copyfileobj(numbers, f, 1 << 20)
+    raw.unlink()
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, from the second second on; gives the function to report finished items to."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        progress = Progress(console=Console(stderr=True), transient=True)
+        task = progress.add_task(what, total=total)
+
+        def done(count: int) -> None:
+            progress.advance(task, count)
+            if not progress.live.is_started and time.monotonic() - started > 1:
+                stack.enter_context(progress)
+
+        yield done

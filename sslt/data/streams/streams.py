@@ -1,0 +1,123 @@
+"""In which order samples come: batches by random access, so that a resumed run starts where it stopped at no cost.
+
+The order of an epoch is a function of (seed, epoch) alone and a rank's share one of (rank, world). Nothing of it has to be
+saved: step g of any run is the same batch, and skipping to it reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from sslt.data.base import Samples
+from sslt.data.streams.sampling import Sampling
+from sslt.errors import UserError
+
+_GROUP = 32  # batches sorted by length together: enough to halve padding, few enough to keep batches random
+
+
+class Stream:
+    """Batches of `samples` for one rank.
+
+    `batch_size` is per rank. `drop_last=True` keeps every batch full (objectives that compare samples within a batch);
+    otherwise the last one of an epoch is smaller. `views`, applied on the device by the learner, makes of a batch what the
+    objective reads.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = True,
+        views: torch.nn.Module | None = None,
+    ):
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.rank, self.world, self.drop_last, self.views = rank, world, drop_last, views
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: give at least 1")
+        n, whole = len(samples), batch_size * world
+        if n < whole and (drop_last or n < world):
+            ranks = f" × {world} ranks" if world > 1 else ""
+            raise UserError(f"batch_size={batch_size}{ranks} is larger than the data set ({n} samples): lower batch_size")
+        self.length = n // whole if drop_last else -(-n // whole)
+        if not drop_last and self.length > 1 and 0 < n % whole < 2 * world:
+            self.length -= 1  # too few left to give every rank two, which batch statistics need
+        self._order: tuple[int, list[np.ndarray]] | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return self.length
+
+    def index_at(self, step: int) -> np.ndarray:
+        """Rows of this rank's batch at global step `step`."""
+        epoch, position = divmod(step, self.length)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, self._epoch(epoch)
+        return self._order[1][position][self.rank :: self.world]
+
+    def at(self, step: int) -> dict[str, torch.Tensor]:
+        """This rank's batch at global step `step`."""
+        return self.samples.batch(self.index_at(step))
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng([self.seed, epoch, 0x57E4])
+        whole = self.batch_size * self.world
+        order = rng.permutation(len(self.samples))[: self.length * whole]  # cut before sorting, so that any sample may be left out
+        lengths = self.samples.lengths
+        if lengths is not None:
+            for i in range(0, len(order), whole * _GROUP):
+                part = order[i : i + whole * _GROUP]
+                order[i : i + whole * _GROUP] = part[np.argsort(lengths[part], kind="stable")]
+        batches = [order[i * whole : (i + 1) * whole] for i in range(self.length)]
+        if lengths is not None:
+            batches = [batches[i] for i in rng.permutation(self.length)]
+        return batches
+
+
+class Loader:
+    """What the Trainer iterates: at the first batch of an optimizer step the list of all its batches, `{stream: batch}` each;
+    an empty list at the others, which are accumulated with it. So the size of the whole step is known before its first loss.
+
+    `position` gives the global step to go on from, `accumulate` the batches of an optimizer step; one ends at an epoch's end.
+    """
+
+    def __init__(self, streams: dict[str, Stream], position: Callable[[], int], sampling: Sampling, accumulate: int = 1):
+        self.streams, self.position, self.sampling, self.accumulate = streams, position, sampling, accumulate
+        self.lengths = {name: len(stream) for name, stream in streams.items()}
+        self.seed = next(iter(streams.values())).seed
+
+    def __len__(self) -> int:
+        return self.sampling.epoch(self.lengths)
+
+    def __iter__(self) -> Iterator[list[dict[str, dict[str, torch.Tensor]]]]:
+        step = self.position()
+        end = step - step % len(self) + len(self)
+        windows = [range(g, min(g + self.accumulate, end)) for g in range(step, end, self.accumulate)]
+        if not torch.cuda.is_available():
+            for window in windows:
+                yield from self._padded([self._at(g) for g in window])
+            return
+        with ThreadPoolExecutor(1) as pool:  # the next batches are read and pinned while the GPU works on these
+            pending = pool.submit(self._pinned, windows[0])
+            for i in range(len(windows)):
+                batches = pending.result()
+                if i + 1 < len(windows):
+                    pending = pool.submit(self._pinned, windows[i + 1])
+                yield from self._padded(batches)
+
+    def _padded(self, batches: list[Any]) -> list[list[Any]]:
+        return [batches, *([] for _ in batches[1:])]
+
+    def _at(self, step: int) -> dict[str, dict[str, torch.Tensor]]:
+        return {name: self.streams[name].at(g) for name, g in self.sampling.at(step, self.lengths, self.seed).items()}
+
+    def _pinned(self, window: range) -> list[dict[str, dict[str, torch.Tensor]]]:
+        return [{name: {k: v.pin_memory() for k, v in part.items()} for name, part in self._at(g).items()} for g in window]

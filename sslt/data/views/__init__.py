@@ -1,0 +1,1 @@
+"""How a batch is seen: augmentations, crops, hidden words, and the corruptions of tests."""

@@ -1,0 +1,42 @@
+"""Where classes are that runs of earlier versions name where they were.
+
+A run folder outlives the layout of the package. The names in it are brought up to date when it is read, before anything looks at them, so
+that what may stand where (`trusted.py`) and what a class takes (`signatures.py`) is asked of present names alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# former module → present one, of classes that a saved `_target_` may name
+MODULES = {
+    "sslt.data.corruptions": "sslt.data.views.corruptions",
+    "sslt.data.docs": "sslt.data.sources.docs",
+    "sslt.data.episodes": "sslt.data.streams.episodes",
+    "sslt.data.image_tables": "sslt.data.sources.image_tables",
+    "sslt.data.image_views": "sslt.data.views.image_views",
+    "sslt.data.images": "sslt.data.sources.images",
+    "sslt.data.multi_crop": "sslt.data.views.multi_crop",
+    "sslt.data.omniglot": "sslt.data.sources.omniglot",
+    "sslt.data.sampling": "sslt.data.streams.sampling",
+    "sslt.data.text_sets": "sslt.data.sources.text_sets",
+    "sslt.data.text_views": "sslt.data.views.text_views",
+    "sslt.data.texts": "sslt.data.sources.texts",
+    "sslt.data.views": "sslt.data.views.base",
+    "sslt.objectives.classification": "sslt.targets.classification",
+}
+
+
+def up_to_date(plain: Any) -> Any:
+    """A copy of a plain config in which every `_target_` has its present name."""
+    if isinstance(plain, dict):
+        return {k: present(v) if k == "_target_" and isinstance(v, str) else up_to_date(v) for k, v in plain.items()}
+    if isinstance(plain, list):
+        return [up_to_date(v) for v in plain]
+    return plain
+
+
+def present(target: str) -> str:
+    """The present name of a class; its own, where it has not moved."""
+    module, _, name = target.rpartition(".")
+    return f"{MODULES[module]}.{name}" if module in MODULES else target

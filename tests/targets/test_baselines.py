@@ -1,0 +1,103 @@
+"""Protects what results are held against: NB-SVM against its definition, the choice by validation, every script."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sslt.targets import baselines
+from sslt.targets.baselines import Rows
+
+
+class Pictures:
+    """Images [N, C, H, W] as samples."""
+
+    def __init__(self, images: torch.Tensor):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def batch(self, index):
+        return {"image": self.images[torch.from_numpy(index)]}
+
+
+def test_majority_and_difference_are_known():
+    assert baselines.majority(np.array([0, 1, 1, 2]), np.array([1, 0, 1, 1, 2])) == pytest.approx(0.6)
+    a, b = np.array([True] * 60 + [False] * 40), np.array([True] * 50 + [False] * 50)
+    mean, low, high = baselines.difference(a, b)
+    half = 1.96 * np.std(a.astype(float) - b, ddof=1) / 10
+    assert (mean, low, high) == pytest.approx((0.1, 0.1 - half, 0.1 + half))
+    assert baselines.difference(a, a) == (0.0, 0.0, 0.0)
+
+
+def test_the_best_of_all_candidates_on_validation_is_taken(monkeypatch):
+    """Whichever place it has; the test rows are shown to that one alone."""
+    asked = []
+
+    def fitted(name: str, score: float) -> baselines._Fitted:
+        return baselines._Fitted(name, score, lambda items: asked.append(name) or np.zeros(4, int))
+
+    monkeypatch.setattr(baselines, "_on_images", lambda *_: iter([fitted("a", 0.2), fitted("b", 0.9), fitted("c", 0.5)]))
+    rows = Rows(None, np.array([0, 0, 0, 1]))
+    found = baselines.strongest("image", rows, rows, rows, 2)
+    assert (found.method, found.accuracy, asked) == ("b", 0.75, ["b"])
+
+
+def test_the_choice_is_by_validation_and_not_by_test():
+    """Validation likes what nearest neighbours say; the test set would have liked the other."""
+    rng = np.random.default_rng(1)
+    y = np.arange(80) % 2
+    x = torch.from_numpy(rng.integers(0, 255, (80, 1, 8, 8)).astype(np.uint8))
+    train = Rows(Pictures(x), y)
+    best = baselines.strongest("image", train, Rows(Pictures(x), y), Rows(Pictures(x), 1 - y), 2)
+    assert best.val_accuracy == 1.0 and best.accuracy == 0.0
+
+
+TEXTS = {
+    "english": (["good film", "a fine good story", "bad film", "a bad dull story"], ["good story", "dull film"]),
+    "chinese": (["很好的酒店", "服务很好", "很差的酒店", "服务很差"], ["房间很好", "房间很差"]),
+}
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_texts_with_and_without_spaces(language):
+    train, test = TEXTS[language]
+    y = np.array([0, 0, 1, 1])
+    found = baselines.strongest("text", Rows(train, y), Rows(train, y), Rows(test, np.array([0, 1])), 2)
+    assert found.accuracy == 1.0 and ("characters" if language == "chinese" else "words") in found.method
+
+
+def test_without_validation_there_is_a_result_and_no_choice():
+    train, test = TEXTS["english"]
+    found = baselines.strongest("text", Rows(train, np.array([0, 0, 1, 1])), None, Rows(test, np.array([0, 1])), 2)
+    assert found.method.startswith("TF-IDF") and math.isnan(found.val_accuracy) and found.accuracy == 1.0
+
+
+def test_nb_svm_equals_its_definition():
+    """Presence of words times the log-ratio of their smoothed counts, and a linear SVM on top (Wang & Manning, section 2)."""
+    from sklearn.svm import LinearSVC
+
+    texts = ["a b b c", "a c d", "b d e e", "e f a", "c c f", "d e f"]
+    y = np.array([0, 0, 1, 1, 0, 1])
+    words = baselines._fitted_vectoriser("word", (1, 1), texts)
+    fitted = baselines._nb_svm(Rows(texts, y), Rows(texts, y), words, 2)
+    names = sorted(words.vocabulary_, key=words.vocabulary_.get)
+    seen = np.array([[float(w in t.split()) for w in names] for t in texts])
+    p, q = seen[y == 1].sum(0) + 1, seen[y == 0].sum(0) + 1
+    ratio = np.log((p / p.sum()) / (q / q.sum()))
+    scores = []
+    for strength in baselines.STRENGTHS:
+        model = LinearSVC(C=strength / 100).fit(seen * ratio, y == 1)
+        scores.append(((model.decision_function(seen * ratio) > 0) == y).mean())
+    assert fitted.val_accuracy == pytest.approx(max(scores))
+
+
+@pytest.mark.parametrize("texts", [["", "", "x", ""], ["?", "!", "?!", "."]])
+def test_texts_that_say_nothing_are_no_crash(texts):
+    y = np.array([0, 1, 0, 1])
+    found = baselines.strongest("text", Rows(texts, y), None, Rows(texts, y), 2)
+    assert 0 <= found.accuracy <= 1
