@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def compose_stages(cfg: Any, folder: Path, config_dir: str | None) -> None:
     from omegaconf import open_dict
 
     from sslt import config
-    from sslt.execute import settle
+    from sslt.processes import settle
     from sslt.runs import Run
 
     if "task" not in cfg.stages.pretrain.choices or "target" not in cfg.stages.finetune.choices:
@@ -137,9 +138,8 @@ def compose_stages(cfg: Any, folder: Path, config_dir: str | None) -> None:
         settle(cfg.stages[stage].config, Run(folder / stage))
 
 
-def run_chain(cfg: Any, run: Any, config_dir: str | None) -> int:
-    """Run the stages that are not finished yet, each from the one before; returns the exit code."""
-    from sslt.execute import execute
+def run_chain(cfg: Any, run: Any, config_dir: str | None, execute: Callable[..., int]) -> int:
+    """Run by `execute` the stages that are not finished yet, each from the one before; returns the exit code."""
     from sslt.runs import Run
 
     folders = {s: run.path / s for s in STAGES}

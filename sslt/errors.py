@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -27,6 +27,17 @@ def printable(text: str) -> str:
 
 class RankLost(Exception):
     """A process of a run on several devices ended, by no known mistake of the user's: one line, exit code 1."""
+
+
+def cause(e: BaseException | None, wanted: Callable[[BaseException], bool]) -> BaseException | None:
+    """The first of an error and those that it came from that is `wanted`."""
+    seen: set[int] = set()  # a chain may lead back to itself
+    while e is not None and id(e) not in seen:
+        if wanted(e):
+            return e
+        seen.add(id(e))
+        e = e.__cause__ or e.__context__
+    return None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -20,6 +20,13 @@ class Stopped(BaseException):
         self.number = number
 
 
+class Interrupted(Exception):
+    """The user or the scheduler stopped a run at a step; its checkpoint is written. number: of the signal, where this process got it."""
+
+    def __init__(self, step: int, number: int | None = None):
+        super().__init__(f"{f'{name(number)} came: ' if number else ''}stopped at step {step}")
+
+
 def name(number: int) -> str:
     """ "SIGTERM", say."""
     return signal.Signals(number).name

@@ -1,4 +1,4 @@
-"""A rank other than 0 of a run on several devices: `main()` with VERB CONFIG RUN as arguments. Started by `execute`."""
+"""A rank other than 0 of a run on several devices: `main()` with VERB CONFIG RUN as arguments. Started by `processes`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ def main() -> int:
 
     from sslt import distributed
     from sslt.data import cache
-    from sslt.errors import UserError
-    from sslt.execute import LEFT_ALONE, Interrupted, _find, _logs, explained, stage
+    from sslt.errors import UserError, cause
+    from sslt.execute import _logs, explained
+    from sslt.processes import LEFT_ALONE, stage
     from sslt.runs import Run
+    from sslt.signals import Interrupted
 
     threading.Thread(target=_end_with_rank_0, daemon=True).start()
     verb, config, folder = sys.argv[1:4]
@@ -33,13 +35,13 @@ def main() -> int:
             traceback.print_exc()
         said = explained(e, run)
         print(f"sslt: {said or f'{type(e).__name__}: {e}'.splitlines()[0]}", flush=True)
-        return 2 if said else LEFT_ALONE if _find(e, distributed.connection_lost) else 1
+        return 2 if said else LEFT_ALONE if cause(e, distributed.connection_lost) else 1
     return 0
 
 
 def _end_with_rank_0() -> None:
     """Rank 0 holds the other end of standard input: when it is gone, this rank ends, whatever it waits for."""
-    from sslt.execute import LEFT_ALONE
+    from sslt.processes import LEFT_ALONE
 
     while os.read(0, 1):
         pass

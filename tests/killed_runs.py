@@ -64,18 +64,18 @@ def _run(args: list[str], folder: str, env: dict[str, str], path: list[str], poi
     sys.stdout = sys.stderr = open("output.txt", "a")  # noqa: SIM115
     import torch
 
-    from sslt import execute
+    from sslt import processes
     from sslt.cli import main
 
     torch.set_num_threads(1)
     if point is not None:
         POINTS[point](lambda: os.kill(os.getpid(), sends) if rank in (None, int(os.environ.get("RANK", 0))) else None)
-    execute.subprocess = SimpleNamespace(Popen=ForkedRank, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)  # type: ignore[assignment]
+    processes.subprocess = SimpleNamespace(Popen=ForkedRank, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)  # type: ignore[assignment]
     sys.exit(main(args))
 
 
 class ForkedRank:
-    """Stands in for `subprocess.Popen` in `execute`: a fork of rank 0 that is made to look like a new program."""
+    """Stands in for `subprocess.Popen` in `processes`: a fork of rank 0 that is made to look like a new program."""
 
     def __init__(self, command: list[str], env: dict[str, str], stdout: Any, **_: Any):
         read, write = os.pipe()

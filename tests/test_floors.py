@@ -21,13 +21,13 @@ FLOORS = [
     {"targets"},
     {"evaluation", "report"},
     {"learner", "callbacks", "loggers"},
-    {"execute", "stages", "chain", "resume", "worker"},
+    {"execute", "processes", "stages", "chain", "resume", "worker"},
     {"cli", "guide", "__main__"},
 ]
 LEVEL = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 HEAVY = {"torch", "pytorch_lightning", "transformers", "timm", "sklearn", "matplotlib", "wandb"}
 LIGHT = {"cli", "guide", "groups", "errors", "stored", "moved", "signals", "ranges", "config", "signatures", "trusted", "runs", "resume"}
-LIGHT |= {"execute", "chain", "__main__", "__init__"}
+LIGHT |= {"execute", "processes", "chain", "__main__", "__init__"}
 MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py"))
 
 

@@ -81,7 +81,7 @@ def test_foreign_targets_are_refused(target):
 
 @pytest.mark.parametrize(
     "target",
-    ["sslt.data.cache.shutil.rmtree", "sslt.data.cache.os.system", "sslt.execute.subprocess.run", "sslt.data.cache.Path"],
+    ["sslt.data.cache.shutil.rmtree", "sslt.data.cache.os.system", "sslt.processes.subprocess.run", "sslt.data.cache.Path"],
 )
 def test_what_sslt_merely_imports_is_refused(target):
     """A dotted name that walks through a module of sslt to somebody else's function is not part of sslt."""

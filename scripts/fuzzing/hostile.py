@@ -122,7 +122,7 @@ def nodes(place: Place, folder: Path) -> dict[str, dict[str, Any]]:
         "spaces": {**run, "_target_": " os.system "},
         "sslt.config.build": {"_target_": "sslt.config.build", "_args_": [run]},
         "sslt.execute.os.system": {**run, "_target_": "sslt.execute.os.system"},
-        "sslt.execute.subprocess.Popen": {"_target_": "sslt.execute.subprocess.Popen", "args": ["sh", "-c", place.shell]},
+        "sslt.processes.subprocess.Popen": {"_target_": "sslt.processes.subprocess.Popen", "args": ["sh", "-c", place.shell]},
         "sslt.objectives.os.system": {**run, "_target_": "sslt.objectives.contrastive.os.system"},
         "sslt.runs.write_json": {"_target_": "sslt.runs.write_json", "path": victim, "value": 1},
         "sslt.data.cache.write_atomic": {"_target_": "sslt.data.cache.write_atomic", "path": victim, "text": "x"},

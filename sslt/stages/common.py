@@ -24,9 +24,9 @@ from sslt.encoders.files import read_tensors, write_tensors
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
 from sslt.encoders.windows import set_windows
 from sslt.errors import UserError
-from sslt.execute import accelerator, image_size
 from sslt.learner import Learner, Term
 from sslt.loggers import log_picture
+from sslt.processes import accelerator, image_size
 from sslt.runs import Run
 
 log = logging.getLogger("sslt")

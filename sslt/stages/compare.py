@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sslt.execute import perform
+from sslt.processes import perform
 from sslt.runs import Run
 
 

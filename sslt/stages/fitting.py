@@ -30,11 +30,12 @@ from sslt.data.views.base import Views
 from sslt.encoders.base import Encoder
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
-from sslt.execute import Interrupted, accelerator
 from sslt.learner import Learner, Term, seed_step
 from sslt.objectives.base import Objective
 from sslt.objectives.parts.momentum import Teacher
+from sslt.processes import accelerator
 from sslt.runs import Run, now
+from sslt.signals import Interrupted
 from sslt.stored import first_line
 
 log = logging.getLogger("sslt")

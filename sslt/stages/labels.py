@@ -11,7 +11,7 @@ from omegaconf import OmegaConf, open_dict
 from sslt import config, distributed, groups
 from sslt.errors import UserError, nearest
 from sslt.evaluation.label_curve import curve_points, labels_needed, name_of
-from sslt.execute import perform
+from sslt.processes import perform
 from sslt.runs import Run
 
 log = logging.getLogger("sslt")

@@ -14,8 +14,8 @@ from sslt.data.base import Samples
 from sslt.data.streams.joined import Joined
 from sslt.data.views.base import Views
 from sslt.errors import UserError
-from sslt.execute import accelerator
 from sslt.learner import Term
+from sslt.processes import accelerator
 from sslt.report.end import say_next, write_map, write_pictures, write_plots
 from sslt.report.next_steps import after_pretraining, with_labels
 from sslt.runs import Run

@@ -16,8 +16,8 @@ import torch
 from conftest import TINY_IMAGES
 
 from sslt.callbacks.checkpoint import LAST, PREVIOUS, Checkpoint, Damaged, StreamedCheckpoints, _check_moments, newest, read
-from sslt.errors import UserError
-from sslt.execute import _disk_is_full, _find
+from sslt.errors import UserError, cause
+from sslt.execute import _disk_is_full
 from sslt.runs import Run
 from sslt.signals import Stopped
 
@@ -53,7 +53,7 @@ def test_a_full_disk_is_known_as_one(size):
     """Whether it is met while tensors are written or only at the end."""
     with pytest.raises((OSError, RuntimeError)) as caught:
         StreamedCheckpoints().save_checkpoint({"x": torch.ones(size)}, "/dev/full")
-    assert _find(caught.value, _disk_is_full)
+    assert cause(caught.value, _disk_is_full)
 
 
 def test_a_run_saves_so(sslt, here, monkeypatch):

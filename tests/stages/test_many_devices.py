@@ -16,7 +16,7 @@ from conftest import TINY_IMAGES
 from killed_runs import command, differing, outputs
 from safetensors.torch import load_file
 
-from sslt import execute
+from sslt import processes
 from sslt.callbacks.checkpoint import LAST, read
 from sslt.cli import main
 from sslt.encoders.load import fresh_like
@@ -252,5 +252,5 @@ def test_processes_of_libraries_import_nothing_there_either(here, monkeypatch):
     """What a library starts once a run has begun."""
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     (here / "yaml.py").write_text("raise SystemExit('ran')")
-    execute._quiet_libraries()
+    processes._quiet_libraries()
     assert subprocess.run([sys.executable, "-c", "import yaml"]).returncode == 0
