@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sslt.adaptation.base import Adaptation
 from sslt.encoders import adapters
-from sslt.encoders.base import Encoder
+from sslt.encoders.base import Encoder, is_adapter
 from sslt.errors import UserError
 from sslt.ranges import Count, NonNegative, Positive, Share
 
@@ -26,7 +26,7 @@ class Adapter(Adaptation):
         super().prepare(encoder)
 
     def moves(self, name: str, group: int, depth: int) -> bool:
-        return adapters.is_adapter(name) and ".ranknum." not in name
+        return is_adapter(name) and ".ranknum." not in name
 
 
 class LoRA(Adapter):

@@ -11,19 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslt.encoders.base import Encoder, evaluating
+from sslt.encoders.base import Encoder, adapter_state, evaluating
 from sslt.encoders.base import fingerprint as fingerprint_of
 from sslt.errors import UserError
 
 KINDS = ("lora", "adalora", "ia3", "adapter", "prefix", "prompt")
 MERGEABLE = ("lora", "adalora", "ia3")
 NAME = "default"  # peft's, of the only adapter there is
-_PARTS = ("lora_", "ia3_", "added_bottleneck", "virtual_tokens")  # what names of its parts begin with
-
-
-def is_adapter(name: str) -> bool:
-    """Whether the parameter or buffer `name` of an encoder belongs to its adapter."""
-    return any(part.startswith(_PARTS) for part in name.split(".")) or ".ranknum." in f".{name}."
 
 
 def inject(encoder: Encoder, spec: dict[str, Any]) -> None:
@@ -43,14 +37,9 @@ def inject(encoder: Encoder, spec: dict[str, Any]) -> None:
     encoder.adapter = dict(spec)
 
 
-def state(encoder: Encoder) -> dict[str, Tensor]:
-    """The adapter's own tensors, by name."""
-    return {k: v for k, v in encoder.state_dict().items() if is_adapter(k)}
-
-
 def load_state(encoder: Encoder, tensors: dict[str, Tensor]) -> None:
-    """Take back what `state` gave. Raises `UserError` if it is of another adapter."""
-    mine = state(encoder)
+    """Take back what `adapter_state` gave. Raises `UserError` if it is of another adapter."""
+    mine = adapter_state(encoder)
     if mine.keys() != tensors.keys() or any(mine[k].shape != tensors[k].shape for k in mine):
         raise UserError("the adapter's weights do not fit the encoder they are loaded over: it was made for another one")
     encoder.load_state_dict(tensors, strict=False)

@@ -19,6 +19,7 @@ from sslt.errors import UserError
 FILE = "sslt.json"
 ADAPTER = "adapter.safetensors"
 FORMAT = 1
+_ADAPTER_PARTS = ("lora_", "ia3_", "added_bottleneck", "virtual_tokens")  # what names of their parts begin with
 
 
 class Features(NamedTuple):
@@ -171,14 +172,12 @@ class Encoder(nn.Module, abc.ABC):
         else:
             from safetensors.torch import save_file
 
-            from sslt.encoders import adapters
-
             about["adapter"] = self.adapter
             if self.origin is not None:
                 about["base"] = {"from": self.origin, "fingerprint": self.base_fingerprint, **self.reading}
             else:
                 about["processor"] = self.processor_config(folder)
-            tensors = adapters.state(self) if self.origin is not None else self.state_dict()
+            tensors = adapter_state(self) if self.origin is not None else self.state_dict()
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / ADAPTER)
         seal(folder, FILE, about)
         (folder / "README.md").write_text(card or f"# {cls.__name__}\n")
@@ -199,6 +198,16 @@ class Encoder(nn.Module, abc.ABC):
     @abc.abstractmethod
     def load_processor(cls, folder: Path, config: dict[str, Any]) -> Any:
         """The processor that `processor_config` saved."""
+
+
+def is_adapter(name: str) -> bool:
+    """Whether the parameter or buffer `name` of an encoder belongs to its adapter."""
+    return any(part.startswith(_ADAPTER_PARTS) for part in name.split(".")) or ".ranknum." in f".{name}."
+
+
+def adapter_state(encoder: Encoder) -> dict[str, Tensor]:
+    """The tensors of an encoder's adapter, by name."""
+    return {k: v for k, v in encoder.state_dict().items() if is_adapter(k)}
 
 
 def pool_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 
 from sslt.adaptation.adapters import IA3, AdaLoRA, Bottleneck, LoRA, Prefix, Prompt
 from sslt.encoders import adapters
-from sslt.encoders.base import FILE
+from sslt.encoders.base import FILE, is_adapter
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError
 
@@ -138,7 +138,7 @@ def test_an_adapter_is_saved_alone_and_loads_over_its_base(method, tmp_path):
     adaptation.prepare(encoder)
     with torch.no_grad():
         for name, p in encoder.named_parameters():
-            if adapters.is_adapter(name) and p.requires_grad:
+            if is_adapter(name) and p.requires_grad:
                 p.add_(0.1)
     encoder.save(tmp_path / "tuned")
     inputs = inputs_for(encoder)
