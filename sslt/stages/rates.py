@@ -26,7 +26,7 @@ from sslt.data.streams.subsets import some
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.evaluation.features import logits_of
-from sslt.execute import accelerator
+from sslt.processes import accelerator
 from sslt.runs import RUN_FILE, Run
 from sslt.stages import common, fitting
 
