@@ -34,6 +34,7 @@ TINY_VIT = [
     "trainer.accelerator=cpu",
 ]
 TINY_TEXT = [
+    "encoder=bert_tiny",
     "encoder.config.hidden_size=32",
     "encoder.config.intermediate_size=64",
     "encoder.processor.vocab_size=1000",

@@ -29,7 +29,7 @@ def build_encoder(node: Any, source: Any) -> Encoder:
     from omegaconf import OmegaConf
 
     if node is None:
-        raise UserError("no encoder is chosen: encoder=resnet_small for images, encoder=bert_tiny for text, or from=")
+        raise UserError("no encoder is chosen: encoder=resnet_small for images, encoder=bag or bert_tiny for text, or from=")
     args: Any = OmegaConf.to_container(node, resolve=True) if not isinstance(node, dict) else dict(node)
     target = args.pop("_target_")
     cls = _locate(target)

@@ -22,6 +22,7 @@ def tuned(sslt, here):
         "optimizer.lr=0.02",
         "batch_size=64",
         "trainer.max_epochs=8",
+        "late_fusion=false",  # what stands beside it has no statistics to adapt
         "hydra.run.dir=tuned",
     )
     return "from=tuned"
