@@ -14,6 +14,7 @@ from sslt.stages.finetune import _Splits, _val_every
 
 PRE = ["pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=3", "online_probe.every_n_epochs=0"]
 TUNE = ["finetune", "+target=digits", "from=pre", "trainer.precision=32", "trainer.accelerator=cpu", "baseline=false"]
+TUNE += ["late_fusion=false"]
 
 
 @pytest.fixture

@@ -160,6 +160,7 @@ def test_training_goes_as_without_an_average(sslt, here):
 
 
 TUNE = ["finetune", "+target=digits", *TINY_IMAGES[2:], "labels_per_class=10", "batch_size=50", "ema=0.9"]
+TUNE += ["late_fusion=false"]
 
 
 def test_only_what_moves_is_averaged(sslt, here, steps):
