@@ -26,7 +26,7 @@ from sets import SETS, find
 
 from sslt import config, cpu_kernels, precision
 from sslt.data import cache
-from sslt.data.subsets import label_subset
+from sslt.data.streams.subsets import label_subset
 from sslt.evaluation.features import logits_of
 from sslt.stages import common
 
