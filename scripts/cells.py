@@ -25,6 +25,11 @@ _KEPT = re.compile(
 Argument = str | Callable[[], str]  # what is only made where a cell that needs it has to be run
 
 
+def folder(cell: str) -> str:
+    """The name of a cell's run folder."""
+    return re.sub(r"[^\w.-]+", "_", cell)
+
+
 class Cells:
     """Runs `sslt` commands into folders below `root`: a finished one is not run again, an interrupted one goes on.
 
@@ -58,10 +63,14 @@ class Cells:
 
     def measure(self, name: str, verb: str, *args: Argument) -> dict[str, Any]:
         """What a command measures; arguments that are functions are called where it has to be run."""
+        given = (a if isinstance(a, str) else a() for a in args)
+        return self.keep(name, lambda: read_json(self.run(folder(name), verb, *given) / "metrics.json"))
+
+    def keep(self, name: str, measured: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `measured` gives, which is only called where the cell `name` is not there yet."""
         if name in self.found:
             return self.found[name]
-        run = self.run(re.sub(r"[^\w.-]+", "_", name), verb, *(a if isinstance(a, str) else a() for a in args))
-        metrics = {k: round(v, 5) if isinstance(v, float) else v for k, v in read_json(run / "metrics.json").items() if _KEPT.fullmatch(k)}
+        metrics = {k: round(v, 5) if isinstance(v, float) else v for k, v in measured().items() if _KEPT.fullmatch(k)}
         self.found[name] = {"cell": name, **metrics}
         if self.kept is not None:
             self.kept.parent.mkdir(parents=True, exist_ok=True)

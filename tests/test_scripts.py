@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -227,3 +228,100 @@ def test_mutations_that_are_noticed_and_that_are_not(tmp_path):
     mutate("--learn")
     again = mutate("--again")
     assert again.count("killed toy/sums.py:6") == 3 and again.splitlines()[-1].endswith("100.0 %")
+
+
+def test_peers_on_the_same_footing(tmp_path, monkeypatch):
+    """Every recipe trains from the same encoder and rows for as many steps as sslt, is kept, and the document is written."""
+    pytest.importorskip("accelerate")
+    import peers
+
+    from sslt.runs import read_json
+
+    tiny = ["trainer.max_steps=4"]
+    start = peers.Start("digits", ["+task=simclr", "encoder.args.channels=[4,4,8,8]", *tiny], ["batch_size=20", *tiny])
+    monkeypatch.setattr(peers, "STARTS", {"digits, simclr": start})
+    monkeypatch.setattr(peers, "REGIMES", {"all": ["labels_per_class=4"]})
+    arguments = ["peers.py", "--data", str(tmp_path), "--root", str(tmp_path / "runs"), "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path / "peers.md"), "--kept", str(tmp_path / "kept.jsonl")])
+    peers.main()
+    lines = {line["cell"]: line for line in map(json.loads, (tmp_path / "kept.jsonl").read_text().splitlines())}
+    found = {recipe: lines[f"digits, simclr-all-0-{recipe}"] for recipe in peers.columns("digits, simclr")}
+    assert {line["train/labels"] for line in found.values()} == {40} == {lines["digits, simclr-all-0-sslt"]["train/labels"]}
+    assert found.pop("Trainer 5e-5, 3 epochs")["train/steps"] == 6
+    assert {line["train/steps"] for line in found.values()} == {4}
+    assert all(0 < line["test/accuracy"] <= 1 for line in found.values())
+    text = (tmp_path / "peers.md").read_text()
+    assert f"{2 * (len(lines) - 1)} of {3 * (len(lines) - 1)} runs are not measured yet" in text
+    assert text.count("(1 seed)") == len(lines) - 1
+    again = read_json(tmp_path / "runs" / "digits_simclr-pretrained" / "run.json")
+    peers.main()
+    assert read_json(tmp_path / "runs" / "digits_simclr-pretrained" / "run.json") == again
+
+
+@pytest.mark.parametrize("recipe", ["fastai", "timm AdamW", "timm SGD", "Trainer 5e-5, 3 epochs", "Trainer 2e-5, as long"])
+def test_recipes_of_peers_train_everything(recipe):
+    """Both halves of the encoder and the head, for as many steps as said; each weight is in one group."""
+    import numpy as np
+    import torch
+    from peer_recipes import RECIPES, Model
+
+    from sslt import config
+    from sslt.encoders.load import build_encoder
+
+    pytest.importorskip("fastai" if recipe == "fastai" else "accelerate")
+    cfg = config.compose("finetune", ["+target=digits", "from=scratch", "encoder.args.channels=[4,4,8,8]"])
+    source = config.build(cfg.data)
+    encoder = build_encoder(cfg.encoder, source)
+    train = encoder.processor.prepare(source, "train").subset(np.arange(40))
+    model = Model(encoder, config.build(cfg.objective, encoder, n_classes=10), config.build(cfg.views), train)
+    groups = model.groups()
+    assert len(groups) == 3 and sorted(id(p) for g in groups for p in g) == sorted(map(id, model.parameters()))
+    assert [p is model.objective.head.bias for p in groups[-1]] == [False, True]
+    before = [[p.detach().clone() for p in group] for group in groups]
+    assert RECIPES[recipe](model, train, 20, 12, 0) == (6 if "3 epochs" in recipe else 12)
+    for group, were in zip(groups, before, strict=True):
+        assert any(not torch.equal(p, was) for p, was in zip(group, were, strict=True))
+
+
+def test_rows_of_a_bag_that_are_read():
+    """The part of a bag that peers train gives what the bag gives, and moves it where it was read and nowhere else."""
+    import numpy as np
+    import torch
+    from peer_recipes import RowsRead
+
+    from sslt import config
+
+    cfg = config.compose("pretrain", ["+task=crops", "encoder.dim=8", "encoder.pairs=512"])
+    source = config.build(cfg.data)
+    from sslt.encoders.load import build_encoder
+
+    bag = build_encoder(cfg.encoder, source)
+    samples = bag.processor.prepare(source, "train").subset(np.arange(20))
+    inputs = bag.inputs(samples.batch(np.arange(8)))
+    part, before = RowsRead(bag, samples), [t.weight.detach().clone() for t in bag.tables()]
+    assert torch.allclose(part(inputs).pooled, bag(inputs).pooled, atol=1e-5)
+    assert all(len(rows) < len(table) for rows, table in zip(part.tables, before, strict=True))
+    with torch.no_grad():
+        for rows in part.tables:
+            rows += 1
+    part.give_back()
+    assert torch.allclose(part(inputs).pooled, bag(inputs).pooled, atol=1e-5)
+    for was, table, rows in zip(before, bag.tables(), part.rows, strict=True):
+        changed = (table.weight != was).any(1)
+        assert changed.sum() == len(rows) and changed[rows].all()
+
+
+def test_what_is_said_of_peers():
+    """Differences are over the seeds that both have; half a point behind counts as no worse, more does not."""
+    import peers
+
+    def cell(arm, seed, accuracy, regime="all"):
+        return {f"docs, crops (bag)-{regime}-{seed}-{arm}": {"test/accuracy": accuracy}}
+
+    ours = cell("sslt", 0, 0.8) | cell("sslt", 1, 0.1) | cell("sslt", 0, 0.7, "5 a class")
+    found = ours | cell("fastai", 0, 0.805) | cell("fastai", 0, 0.715, "5 a class")
+    made = SimpleNamespace(found=found | {k.replace("-sslt", "-sslt, encoder alone"): v for k, v in ours.items()})
+    gaps = peers.gaps(made, "sslt", "fastai")
+    assert gaps == pytest.approx({("docs, crops (bag)", "all"): -0.5, ("docs, crops (bag)", "5 a class"): -1.5})
+    assert "| fastai | -1.0 | 1 of 2 | -1.5 (docs, crops (bag), 5 a class) |" in peers.summary(made)[2]
+    assert peers.behind(made)[0] == "- docs, crops (bag), 5 a class, sslt: behind fastai 1.5"
