@@ -8,6 +8,7 @@ So all are asked (late fusion; Kittler et al., 1998): logits = a · encoder's + 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -43,8 +44,8 @@ def add(
 ) -> dict[str, float]:
     """Solve for side models on `train` and put them into the classifier, with the weights that are best on `val`.
 
-    Without `val` all count alike, by the spread of their logits on `train`; where validation prefers the encoder alone nothing changes.
-    Returns what was weighed: `val/encoder_accuracy`, and `val/words_accuracy` and the like.
+    Without `val` all count alike, by the spread of their logits on `train`. Where all together are worse than the encoder alone by more
+    than chance, nothing changes. Returns what was weighed: `val/encoder_accuracy`, and `val/words_accuracy` and the like.
     """
     if not isinstance(objective, Classification) or not encoder.side_models:
         return {}
@@ -64,7 +65,8 @@ def add(
         beside = ", ".join(f"{model.title} {100 * found[f'val/{model.name}_accuracy']:.1f} %" for model, _ in solved)
         log.info("on validation the encoder has %.1f %%, %s, all together %.1f %% (late_fusion=false: the encoder alone)",
                  100 * found["val/encoder_accuracy"], beside, 100 * together)  # fmt: skip
-        if together < found["val/encoder_accuracy"]:
+        alone = found["val/encoder_accuracy"]
+        if together < alone - math.sqrt(alone * (1 - alone) / len(labels)):  # by more than a standard error
             return found
     with torch.no_grad():
         for p in objective.head.parameters():

@@ -120,7 +120,7 @@ def test_a_dictionary_of_patches_stands_still_with_models_beside_it(sslt, here):
     tune = ["finetune", "+target=digits", "from=patches", "labels_per_class=10", "baseline=false", *small[2:]]
     sslt(*tune, "hydra.run.dir=still")
     found = Run(here / "still").metrics
-    assert found["train/steps"] == 0 and found["val/accuracy"] >= found["val/encoder_accuracy"] and "val/patches_accuracy" in found
+    assert found["train/steps"] == 0 and found["val/accuracy"] >= found["val/encoder_accuracy"] - 0.05 and "val/patches_accuracy" in found
     sslt("evaluate", "from=still", "trainer.accelerator=cpu", "baseline=false", "hydra.run.dir=measured")
     assert Run(here / "measured").metrics["test/accuracy"] == found["test/accuracy"]
     sslt(*tune, "adaptation=probe", "hydra.run.dir=probe")
