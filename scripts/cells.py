@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -28,6 +29,19 @@ Argument = str | Callable[[], str]  # what is only made where a cell that needs 
 def folder(cell: str) -> str:
     """The name of a cell's run folder."""
     return re.sub(r"[^\w.-]+", "_", cell)
+
+
+def parser(about: str | None, out: Path, root: str, kept: str) -> argparse.ArgumentParser:
+    """What every script that fills cells can be told: where data, run folders, documents and measurements are, and which cells."""
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", required=True, help="folder of data sets (data.root)")
+    made.add_argument("--root", type=Path, default=Path("runs") / root, help="where the run folders go")
+    made.add_argument("--out", type=Path, default=out, help="where what is written goes")
+    made.add_argument("--kept", type=Path, default=Path("docs/results") / kept, help="what was measured")
+    made.add_argument("--only", default="", help="data sets, with commas; all, if empty")
+    made.add_argument("--regimes", default="", help="numbers of labels by name, with commas; all, if empty")
+    made.add_argument("--seeds", type=int, default=len(SEEDS))
+    return made
 
 
 class Cells:

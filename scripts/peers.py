@@ -11,7 +11,6 @@ What was measured is kept in --kept and not run again; the document is written f
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib.util
 import statistics
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from cells import SEEDS, Cells, about, folder, percent
+from cells import SEEDS, Cells, about, folder, parser, percent
 from peer_recipes import CPU, IMAGES_ONLY, RECIPES, Model
 from sets import SETS, find
 
@@ -213,15 +212,7 @@ def write(cells: Cells, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of data sets (data.root)")
-    parser.add_argument("--root", type=Path, default=Path("runs/peers"), help="where the run folders go")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/peers.md"), help="the document")
-    parser.add_argument("--kept", type=Path, default=Path("docs/results/peers.jsonl"), help="what was measured")
-    parser.add_argument("--only", default="", help="data sets, with commas; all, if empty")
-    parser.add_argument("--regimes", default="", help="numbers of labels by name, with commas; all, if empty")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS))
-    args = parser.parse_args()
+    args = parser(__doc__, Path("docs/results/peers.md"), "peers", "peers.jsonl").parse_args()
     cells = Cells(args.root, args.data, args.kept)
     for seed in SEEDS[: args.seeds]:
         for regime in args.regimes.split(",") if args.regimes else REGIMES:

@@ -9,12 +9,11 @@ every set.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cells import SEEDS, Cells, about, percent
+from cells import SEEDS, Cells, about, parser, percent
 from sets import SETS, Set, find
 
 # modality → recipe → settings; the minutes are those of the set
@@ -186,21 +185,14 @@ def write(cells: Cells, out: Path, sets: dict[str, Set]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of data sets (data.root)")
-    parser.add_argument("--root", type=Path, default=Path("runs/results"), help="where the run folders go")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the documents go")
-    parser.add_argument("--kept", type=Path, default=Path("docs/results/cells.jsonl"), help="what was measured")
-    parser.add_argument("--only", default=",".join(SETS), help="data sets, with commas")
-    parser.add_argument("--recipes", default="", help="of pretraining, with commas; all, if empty")
-    parser.add_argument("--regimes", default="", help="numbers of labels by name, with commas; all, if empty")
-    parser.add_argument("--arms", default=",".join(ARMS), help="probe, full")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS))
-    args = parser.parse_args()
+    options = parser(__doc__, Path("docs/results"), "results", "cells.jsonl")
+    options.add_argument("--recipes", default="", help="of pretraining, with commas; all, if empty")
+    options.add_argument("--arms", default=",".join(ARMS), help="probe, full")
+    args = options.parse_args()
     cells = Cells(args.root, args.data, args.kept)
     sets = {name: find(name, Path(args.data), args.root / "data") for name in SETS}
     for seed in SEEDS[: args.seeds]:
-        for name in args.only.split(","):
+        for name in args.only.split(",") if args.only else SETS:
             of = sets[name]
             for recipe in RECIPES[of.modality]:
                 if not args.recipes or recipe in args.recipes.split(","):

@@ -25,10 +25,7 @@ class AdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step; gradients stay where they are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _called(closure)
         by_row: list[tuple[nn.Parameter, Tensor]] = []
         for group in self.param_groups:
             for p in group["params"]:
@@ -75,16 +72,21 @@ class SGD(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _called(closure)
         for group in self.param_groups:
             for p in group["params"] if group["momentum"] else ():
                 if p.grad is not None and self.state[p].get("momentum_buffer") is None:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         super().step()
         return loss
+
+
+def _called(closure: Callable[[], Any] | None) -> Any:
+    """The loss of a step's closure, which computes the gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def values_of(parameters: list[nn.Parameter]) -> list[Tensor]:

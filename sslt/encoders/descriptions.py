@@ -13,18 +13,20 @@ from torch import Tensor, nn
 from sslt.data.base import Samples
 from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import Encoder
-from sslt.encoders.patches import PatchEncoder
+from sslt.encoders.patches import PatchEncoder, rows_to_start_on
 from sslt.encoders.side import SideModel
 
 PIXELS, GRADIENTS = 32, 64  # longest sides of images as pixels and patches, and as gradients
 FILTERS, STRIDE = 400, 2  # of patches of 6 × 6 pixels, pooled over quarters: 3,000 images a second on a core
-IMAGES, PATCHES = 4096, 100_000  # that the whitening is measured on, at most
 
 
 class Description(nn.Module):
-    """Images [B, C, H, W] of grey levels 0..1 → numbers [B, D]."""
+    """Images [B, C, H, W] of grey levels 0..1 → numbers [B, D]. channels, side: of the images."""
 
     name: str
+
+    def __init__(self, channels: int, side: int):
+        super().__init__()
 
     def learn(self, samples: Samples) -> None:
         """Called once with the training images, where a description depends on them."""
@@ -40,9 +42,6 @@ class Pixels(Description):
 
     name = "pixels"
 
-    def __init__(self, channels: int, side: int):
-        super().__init__()
-
     def forward(self, x: Tensor) -> Tensor:
         return _at_most(x, PIXELS).flatten(1)
 
@@ -51,9 +50,6 @@ class Gradients(Description):
     """Histograms of oriented gradients, and of colours where there are some, of at most `GRADIENTS` pixels a side."""
 
     name = "oriented gradients and colour"
-
-    def __init__(self, channels: int, side: int):
-        super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
         x = _at_most(x, GRADIENTS)
@@ -67,24 +63,20 @@ class WhitenedPatches(Description):
     """Rectified responses to `FILTERS` whitened patches of the training images, pooled over quarters.
 
     Patches as they come do nearly as well as centroids of them (Coates & Ng, 2011, "The importance of encoding versus training"), and cost
-    no training. channels, side: of the images.
+    no training.
     """
 
     name = "whitened patches"
 
     def __init__(self, channels: int, side: int):
-        super().__init__()
+        super().__init__(channels, side)
         processor = ImageProcessor(min(PIXELS, side), channels, [0.5] * channels, [0.25] * channels)
         with torch.random.fork_rng(devices=[]):  # what is random in a run does not depend on whether it has this beside it
             self.encoder = PatchEncoder(processor, FILTERS, 6, STRIDE, cells=2, contrast=0.0025, mirror=False, width=1)
 
     def learn(self, samples: Samples) -> None:
-        rows = np.sort(np.random.default_rng(0).permutation(len(samples))[:IMAGES])
-        bank, rng, found = self.encoder.bank, torch.Generator().manual_seed(0), []
-        for part in np.array_split(rows, -(-len(rows) // 256)):
-            images = self._normalised(samples.batch(part)["image"].float() / 255)
-            found.append(bank.cut(images, *bank.corners(images, -(-PATCHES // len(rows)), rng)))
-        bank.start(torch.cat(found), epsilon=0.03, threshold=0.5, generator=rng)
+        images = lambda part: self._normalised(samples.batch(part)["image"].float() / 255)  # noqa: E731
+        self.encoder.bank.start(rows_to_start_on(len(samples)), images, epsilon=0.03, threshold=0.5)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from sslt.errors import UserError
 
 LARGEST = 48  # pixels a side that larger images are brought to where nobody says another size
 CHUNK = 1 << 20  # responses at a time on a CPU, so that they stay in its cache
+IMAGES, PATCHES = 4096, 100_000  # that the whitening is measured on, at most
 ROOT = 1e-4  # added below the root, whose slope is infinite at 0
 
 
@@ -153,16 +156,27 @@ class FilterBank(nn.Module):
         return (patches - self.mean) @ self.whitening.T
 
     @torch.no_grad()
-    def start(self, patches: Tensor, epsilon: float, threshold: float, generator: torch.Generator) -> None:
-        """Measure mean and whitening on patches [N, D] that `cut` made, and let the filters be some of them.
+    def start(self, rows: np.ndarray, images: Callable[[np.ndarray], Tensor], epsilon: float, threshold: float) -> None:
+        """Measure mean and whitening on about `PATCHES` patches of the images of `rows`, and let the filters be some of them.
 
-        epsilon: on the eigenvalues. threshold: where a response begins to count, in deviations of a filter's responses.
+        images: rows → normalised images [B, C, S, S]. epsilon: on the eigenvalues. threshold: where a response begins to count, in
+        deviations of a filter's responses.
         """
+        generator, each, found = torch.Generator().manual_seed(0), -(-PATCHES // len(rows)), []
+        for part in np.array_split(rows, -(-len(rows) // 256)):
+            x = images(part)
+            found.append(self.cut(x, *self.corners(x, each, generator)))
+        patches = torch.cat(found)
         self.mean.copy_(patches.mean(0))
         self.whitening.copy_(zca(patches - self.mean, epsilon))
         q = self.whiten(patches)
         self.filters.copy_(F.normalize(q[torch.randperm(len(q), generator=generator)[: len(self.filters)]], dim=1))
         self.thresholds.copy_(threshold * (q @ self.filters.T).std(0))
+
+
+def rows_to_start_on(n: int) -> np.ndarray:
+    """At most `IMAGES` of n images, drawn once and for all, in order."""
+    return np.sort(np.random.default_rng(0).permutation(n)[:IMAGES])
 
 
 def zca(centred: Tensor, epsilon: float) -> Tensor:

@@ -12,13 +12,12 @@ from torch import Tensor
 from sslt import distributed
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, evaluating
-from sslt.encoders.patches import PatchEncoder
+from sslt.encoders.patches import PatchEncoder, rows_to_start_on
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, Picture, full_precision, wide
 from sslt.objectives.parts.pixels import images_of
 from sslt.ranges import Count, NonNegative, Positive
 
-IMAGES, PATCHES = 4096, 100_000  # that the whitening is measured on, at most
 SHRINK = 30.0  # added to the variances of principal components, of which the mean is 1
 PATIENCE = 20  # steps without a patch after which a filter is replaced
 DRAWN = 48  # filters of a picture
@@ -59,17 +58,11 @@ class PatchKMeans(Objective):
                 f"{batch_size} images a step with objective.patches={self.patches} are fewer patches than the {k} filters: "
                 f"give more of either, or a smaller encoder.filters"
             )
-        self.samples, self.rows = samples, np.sort(np.random.default_rng(0).permutation(len(samples))[:IMAGES])
+        self.samples, self.rows = samples, rows_to_start_on(len(samples))
         if bank.learned:
             return
-        rows = self.rows
-        rng = torch.Generator().manual_seed(0)
-        with torch.no_grad(), full_precision():
-            found = []
-            for part in np.array_split(rows, -(-len(rows) // 256)):
-                images = encoder.inputs(samples.batch(part))["image"]
-                found.append(bank.cut(images, *bank.corners(images, -(-PATCHES // len(rows)), rng)))
-            bank.start(torch.cat(found), self.epsilon, self.threshold, rng)
+        with full_precision():
+            bank.start(self.rows, lambda part: encoder.inputs(samples.batch(part))["image"], self.epsilon, self.threshold)
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         bank = cast(PatchEncoder, encoder).bank

@@ -18,7 +18,7 @@ from sslt.data.views.base import Plain
 from sslt.encoders.base import Encoder, fingerprint
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
-from sslt.evaluation.features import MEASURED, cached_features, encode
+from sslt.evaluation.features import MEASURED, cached_features, encode, logits_of
 from sslt.learner import Term
 from sslt.report.end import say_next, write_map, write_plots
 from sslt.runs import Run
@@ -118,7 +118,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         held = some(splits.val, max(LEAST_HELD, PASSES * read // len(cfg.interpolate)), int(cfg.seed))
         weighed["train/interpolated"] = start[0].choose(cfg.interpolate, lambda: validate(MEASURED, held)["val/accuracy"])
     if fuse:
-        weighed |= fusion.add(encoder, objective, splits.train, splits.val, device, batch, MEASURED)
+        own = logits_of(trained, objective.to(device), seen.train if seen.val is None else seen.val, device, batch)
+        weighed |= fusion.add(encoder, objective, own, splits.train, splits.val, device)
         trained, seen = encoder, splits
     metrics = {**learner.run_metrics, **rate_search, **weighed, "train/labels": parts.labels} | (
         {"data/skipped": splits.train.skipped} if splits.train.skipped else {}

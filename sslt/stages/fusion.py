@@ -25,7 +25,6 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.descriptions import Described
 from sslt.encoders.lexicon import PARTS, TRIPLES, Lexicon, Terms
 from sslt.encoders.side import SideModel
-from sslt.evaluation.features import logits_of
 from sslt.objectives.base import Objective
 from sslt.stages.common import labels_of
 from sslt.targets.baselines import L2, MOST_IMAGES, best_linear
@@ -39,17 +38,15 @@ RARE = 2000  # texts from which on a term has to occur twice
 LETTERS = 2.0  # a word on average: below, words are characters, and triples of them are words
 
 
-def add(
-    encoder: Encoder, objective: Objective, train: Samples, val: Samples | None, device: torch.device, batch: int, number_format: str
-) -> dict[str, float]:
+def add(encoder: Encoder, objective: Objective, own: Tensor, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:
     """Solve for side models on `train` and put them into the classifier, with the weights that are best on `val`.
 
-    Without `val` all count alike, by the spread of their logits on `train`. Where all together are worse than the encoder alone by more
-    than chance, nothing changes. Returns what was weighed: `val/encoder_accuracy`, and `val/words_accuracy` and the like.
+    own: the classifier's logits on `val`, or on `train` without. Without `val` all count alike, by the spread of their logits on `train`.
+    Where all together are worse than the encoder alone by more than chance, nothing changes. Returns what was weighed:
+    `val/encoder_accuracy`, and `val/words_accuracy` and the like.
     """
     if not isinstance(objective, Classification) or not encoder.side_models:
         return {}
-    own = logits_of(encoder, objective, train if val is None else val, device, batch, number_format)
     encoder.to("cpu")
     solved = [SOLVERS[name](encoder, train, val, objective.head.out_features) for name in encoder.side_models]
     encoder.to(device)

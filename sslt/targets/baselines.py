@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslt.data.streams.subsets import some
 from sslt.encoders.descriptions import DESCRIPTIONS, Description
 from sslt.targets.knn import knn_predict
 from sslt.targets.linear import accuracy, feature_statistics, probe_weights
@@ -183,8 +184,8 @@ def _svm(strength: float) -> Any:
 def _on_images(train: Rows, val: Rows | None, n_classes: int) -> Iterator[_Fitted]:
     """Logistic regression and nearest neighbours on each description, of at most `MOST_IMAGES` of the training images."""
     if len(train.labels) > MOST_IMAGES:
-        rows = np.sort(np.random.default_rng(0).permutation(len(train.labels))[:MOST_IMAGES])
-        train = Rows(train.items.subset(rows), train.labels[rows])
+        items = some(train.items, MOST_IMAGES, 0)
+        train = Rows(items, np.asarray(items.labels))
     channels, *sides = train.items.batch(np.arange(1))["image"].shape[1:]
     for kind in DESCRIPTIONS.values():
         describe = kind(channels, min(sides))

@@ -7,24 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from pictures import Pictures
 
 from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders import descriptions
 from sslt.encoders.conv4 import Conv4
 from sslt.encoders.descriptions import FILTERS, Described, Gradients, Pixels, WhitenedPatches
-
-
-class Pictures:
-    """Images [N, C, H, W] as samples."""
-
-    def __init__(self, images: torch.Tensor):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def batch(self, index):
-        return {"image": self.images[torch.from_numpy(index)]}
 
 
 def learned(samples: Pictures) -> WhitenedPatches:

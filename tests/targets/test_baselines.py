@@ -7,22 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from pictures import Pictures
 
 from sslt.targets import baselines
 from sslt.targets.baselines import Rows
-
-
-class Pictures:
-    """Images [N, C, H, W] as samples."""
-
-    def __init__(self, images: torch.Tensor):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def batch(self, index):
-        return {"image": self.images[torch.from_numpy(index)]}
 
 
 def test_majority_and_difference_are_known():

@@ -1,0 +1,18 @@
+"""Images as samples, for tests of what is done with pixels: no files, no cache."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Pictures:
+    """Images [N, C, H, W] as samples."""
+
+    def __init__(self, images: torch.Tensor):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def batch(self, index):
+        return {"image": self.images[torch.from_numpy(index)]}
