@@ -24,6 +24,7 @@ from bench_pretrain import GPU, WARM, machine, show
 from sslt import config
 from sslt.data import cache
 from sslt.data.base import Samples
+from sslt.data.streams.subsets import labels_of
 from sslt.evaluation import label_curve
 from sslt.evaluation.features import encode
 from sslt.learner import Term
@@ -91,7 +92,7 @@ def probes(folder: Path, rounds: int, only: str) -> list[dict[str, Any]]:
         started = now()
         x = [encode(encoder, s, device, 256) for s in splits]
         row["pass"] = now() - started
-        pairs = [(f, common.labels_of(s)) for f, s in zip(x, splits, strict=True)]
+        pairs = [(f, labels_of(s)) for f, s in zip(x, splits, strict=True)]
         started = now()
         label_curve.linear_curve(*pairs, len(source.classes), [1.0], seed=0)
         row["one probe"] = now() - started
@@ -116,7 +117,7 @@ def probes(folder: Path, rounds: int, only: str) -> list[dict[str, Any]]:
 def _train_frozen(cfg: Any, encoder: Any, samples: Samples, n_classes: int, folder: Path) -> None:
     run = Run(folder)
     run.path.mkdir(parents=True)
-    objective = config.build(cfg.objective, encoder, n_classes=n_classes)
+    objective = config.build(cfg.objective, encoder, space={"classes": [str(i) for i in range(n_classes)]})
     stream = common.stream(cfg, samples, cfg.batch_size, config.build(cfg.views), drop_last=False)
     torch.manual_seed(0)
     fitting.fit(cfg, run, encoder, {"finetune": Term(objective, "finetune")}, {"finetune": stream}, config.build(cfg.adaptation))

@@ -26,7 +26,7 @@ from sets import SETS, find
 from sslt import config, cpu_kernels, precision
 from sslt.data import cache
 from sslt.data.streams.subsets import label_subset
-from sslt.evaluation.features import logits_of
+from sslt.evaluation.features import predicted
 from sslt.stages import common
 
 OURS = {"sslt": [], "sslt, encoder alone": ["late_fusion=false"]}
@@ -93,7 +93,7 @@ def train(recipe: str, settings: list[str], steps: int) -> dict[str, Any]:
     splits = {split: common.prepare_labelled(encoder, source, split) for split in ("train", "val", "test")}
     rows = label_subset(splits["train"], cfg.label_fraction, cfg.labels_per_class, cfg.seed)
     torch.manual_seed(int(cfg.seed))
-    objective = config.build(cfg.objective, encoder, n_classes=len(source.classes))
+    objective = config.build(cfg.objective, encoder, space=source.space)
     model = Model(encoder, objective, config.build(cfg.views), rows)
     print(f"{recipe}: {len(rows)} labels, {steps} steps of sslt", flush=True)
     began = time.monotonic()
@@ -102,8 +102,8 @@ def train(recipe: str, settings: list[str], steps: int) -> dict[str, Any]:
     found = {"train/steps": done, "train/seconds": time.monotonic() - began, "train/labels": len(rows)}
     model.give_back()
     for split in ("val", "test"):
-        logits = logits_of(encoder, objective, splits[split], CPU, common.eval_batch_size(cfg))
-        found[f"{split}/accuracy"] = float((logits.argmax(1) == common.labels_of(splits[split])).float().mean())
+        said = predicted(encoder, objective, splits[split], CPU, common.eval_batch_size(cfg))
+        found[f"{split}/accuracy"] = objective.measure(said, splits[split].answers)["accuracy"]
     return found
 
 

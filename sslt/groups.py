@@ -147,6 +147,11 @@ def own_values(group: str, option: str, config_dir: str | None = None) -> dict[s
     return found
 
 
+def option_of(group: str, target: str, config_dir: str | None = None) -> str:
+    """The option of a group whose `_target_` is this class, or the class itself."""
+    return next((o for o in options(group, config_dir) if own_values(group, o, config_dir).get("_target_") == target), target)
+
+
 def default_options(verb: str) -> dict[str, str]:
     """group → the option a verb takes where nothing else is said."""
     chosen = [item for path in own_files(verb) for item in _load(path).get("defaults", []) if isinstance(item, dict)]
@@ -221,6 +226,22 @@ def fit_recipe(verb: str, overrides: list[str], config_dir: str | None = None) -
                     elif group == "optimizer":
                         out.append(f"{group}.{key}={written(own[key])}")
     return [o for o in dict.fromkeys(out) if o not in overrides]
+
+
+def to_measure(verb: str, overrides: list[str], config_dir: str | None = None) -> list[str]:
+    """Overrides of `sslt evaluate` in which `+target=` stands for the data and the objective that the recipe names: nothing is trained."""
+    given = {o.partition("=")[0]: o.partition("=")[2] for o in overrides}
+    wanted = given.get("+target")
+    if verb != "evaluate" or wanted is None:
+        return overrides
+    if wanted not in options("target", config_dir):
+        raise UserError(f"+target={wanted}: there is no such target{nearest(wanted, options('target', config_dir))}")
+    recipe = next(_load(p) for d in reversed(_dirs(config_dir)) if (p := d / "target" / f"{wanted}.yaml").is_file())
+    named = {str(k): v for item in recipe.get("defaults", []) if isinstance(item, dict) for k, v in item.items()}
+    parts = {group: named[f"override /{group}"] for group in ("data", "objective") if named.get(f"override /{group}")}
+    made = [f"{group}={option}" for group, option in parts.items() if group not in given]
+    made += [f"{group}.{k}={written(v)}" for group in ("data", "objective") for k, v in (recipe.get(group) or {}).items() if group in parts]
+    return [*made, *(o for o in overrides if not o.startswith("+target="))]
 
 
 def written(value: Any) -> str:

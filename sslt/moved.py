@@ -1,4 +1,4 @@
-"""Where classes are that runs of earlier versions name where they were.
+"""What runs of earlier versions call by other names: classes that have moved, settings that were renamed.
 
 A run folder outlives the layout of the package. The names in it are brought up to date when it is read, before anything looks at them, so
 that what may stand where (`trusted.py`) and what a class takes (`signatures.py`) is asked of present names alone.
@@ -25,6 +25,20 @@ MODULES = {
     "sslt.data.views": "sslt.data.views.base",
     "sslt.objectives.classification": "sslt.targets.classification",
 }
+# former setting → present one, at the top of a saved config.yaml
+SETTINGS = {"words": "late_fusion"}
+
+
+def settings(plain: dict[str, Any]) -> dict[str, Any]:
+    """A whole saved config with the present names of its settings and classes."""
+    return up_to_date({SETTINGS.get(k, k): v for k, v in plain.items()})
+
+
+def head(about: dict[str, Any]) -> dict[str, Any]:
+    """What `head.json` says, as it is said since there are other answers than classes."""
+    if "space" in about or "classes" not in about:
+        return about
+    return {**about, "answer": "class", "space": {"classes": about["classes"]}}
 
 
 def up_to_date(plain: Any) -> Any:

@@ -100,7 +100,7 @@ def restored(path: Path, verb: str, typed: list[str], config_dir: str | None, ru
     Raises `UserError` where the file was damaged or changed, or names what is not trusted.
     """
     try:
-        plain = moved.up_to_date(stored.yaml_object(path))
+        plain = moved.settings(stored.yaml_object(path))
     except FileNotFoundError:
         raise UserError(f"{runs.display(path)} is missing: repeat the whole command with resume={run}") from None
     if verb != "run":
@@ -112,7 +112,7 @@ def restored(path: Path, verb: str, typed: list[str], config_dir: str | None, ru
         part = stages.get(stage) if isinstance(stages, dict) else None
         if not isinstance(part, dict) or not all(isinstance(part.get(k), dict) for k in ("choices", "values", "added", "config")):
             raise UserError(f"{name} does not hold the settings of {stage}: repeat the whole command with resume={run}")
-        saved = part.pop("config")
+        saved = moved.settings(part.pop("config"))
         part["config"] = _restored(saved, f"{name}, stages.{stage}.config", stage, of_stage(typed, stage), config_dir, run)
     return _restored(plain, name, verb, [o for o in typed if not _key(o).startswith("stages.")], config_dir, run)
 

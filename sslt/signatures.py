@@ -80,8 +80,13 @@ def _derives(found: tuple[str, ast.AST] | None, wanted: tuple[str, ast.AST], dep
     module, node = found[0], found[1]
     if module == wanted[0] and node is wanted[1]:
         return True
-    bases = [_full_name(module, ast.unparse(b)) for b in node.bases]
+    bases = [_full_name(module, _written(b)) for b in node.bases]
     return any(_derives(_find(f"{module}.{name}") or _find(name), wanted, depth + 1) for name in bases)
+
+
+def _written(base: ast.expr) -> str:
+    """A base class by its name; `Target[Class]` is one of `Target`."""
+    return ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
 
 
 def _full_name(module: str, name: str) -> str:
@@ -157,8 +162,8 @@ def _signature_of(module: str, node: ast.AST, depth: int = 0) -> Signature | Non
         required = frozenset(i.target.id for i in fields if i.value is None and isinstance(i.target, ast.Name))
         return Signature(dict(names), False, required)
     for base in node.bases:
-        name = ast.unparse(base)
-        if name in ("abc.ABC", "ABC", "object"):
+        name = _written(base)
+        if name in ("abc.ABC", "ABC", "object", "Generic"):
             continue
         found = _find(f"{module}.{name}") or _find(name)
         return _signature_of(*found, depth + 1) if found and depth < 8 else None

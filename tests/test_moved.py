@@ -10,6 +10,7 @@ import yaml
 from conftest import TINY_IMAGES
 
 from sslt import config, moved, signatures, trusted
+from sslt.encoders.load import load_encoder
 from sslt.encoders.seals import DIGESTS, seal
 from sslt.errors import UserError
 from sslt.runs import Run
@@ -94,3 +95,21 @@ def test_runs_of_earlier_versions_are_used_like_any_other(sslt, here):
     former(here / "tuned")
     sslt("evaluate", "from=tuned", "trainer.accelerator=cpu", "hydra.run.dir=measured")
     assert Run(here / "measured").metrics["test/accuracy"] == Run(here / "tuned").metrics["test/accuracy"]
+
+
+def test_settings_that_were_renamed_are_taken_by_their_present_names():
+    """At the top of a saved config, with their values; the same word further down is another setting."""
+    assert moved.settings({"words": False, "data": {"words": 3}}) == {"late_fusion": False, "data": {"words": 3}}
+
+
+def test_an_encoder_that_held_its_own_tfidf_is_refused_in_one_line(tmp_path):
+    """Its features had scores of words among them, which its head in today's layout would not expect."""
+    about = {
+        "_target_": "sslt.encoders.bag.BagEncoder",
+        "args": {"dim": 8, "lexicon": {"third": "parts"}},
+        "processor": {},
+        "modality": "text",
+    }
+    seal(tmp_path, "sslt.json", about)
+    with pytest.raises(UserError, match=r"earlier version, which kept TF-IDF inside the encoder.*fine-tune again"):
+        load_encoder(str(tmp_path))

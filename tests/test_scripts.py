@@ -273,7 +273,9 @@ def test_recipes_of_peers_train_everything(recipe):
     source = config.build(cfg.data)
     encoder = build_encoder(cfg.encoder, source)
     train = encoder.processor.prepare(source, "train").subset(np.arange(40))
-    model = Model(encoder, config.build(cfg.objective, encoder, n_classes=10), config.build(cfg.views), train)
+    model = Model(
+        encoder, config.build(cfg.objective, encoder, space={"classes": [str(i) for i in range(10)]}), config.build(cfg.views), train
+    )
     groups = model.groups()
     assert len(groups) == 3 and sorted(id(p) for g in groups for p in g) == sorted(map(id, model.parameters()))
     assert [p is model.objective.head.bias for p in groups[-1]] == [False, True]

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from bench.rounds import Watch
 from sslt import config, precision
+from sslt.data.answers import Class
 from sslt.data.prepare.text_processor import PackedSamples, TextProcessor, TextSamples
 from sslt.data.streams.streams import Stream
 from sslt.data.views.image_views import ImageViews
@@ -135,9 +136,11 @@ def lora(encoder: str, batch: int, longest: int, steps: int, folder: Path) -> Pr
     words = rng.integers(len(processor.special_ids), VOCABULARY, int(sizes.sum()), dtype=np.int32)
     special = (processor.cls_id, processor.sep_id, processor.pad_id)
     labels = rng.integers(0, 2, len(sizes))
-    samples = TextSamples(words, np.cumsum(sizes) - sizes, sizes, labels, ["a", "b"], "random texts", special, longest, 0)
+    samples = TextSamples(
+        words, np.cumsum(sizes) - sizes, sizes, Class(labels, {"classes": ["a", "b"]}), "random texts", special, longest, 0
+    )
     stream = Stream(samples, batch, seed=0, drop_last=False, views=config.build(cfg.views))
-    return Pretraining(cfg, model, config.build(cfg.objective, model, n_classes=2), stream, folder)
+    return Pretraining(cfg, model, config.build(cfg.objective, model, space={"classes": ["0", "1"]}), stream, folder)
 
 
 def tokenizer() -> Any:

@@ -17,7 +17,7 @@ from sslt.data.base import Samples, stratified
 from sslt.encoders.base import Encoder
 from sslt.evaluation.features import encode
 from sslt.evaluation.spectrum import collapse_report, collapse_warning
-from sslt.targets.knn import knn_accuracy
+from sslt.targets.knn import NEAREST, nearest
 
 log = logging.getLogger("sslt")
 SHARE_OF_TIME = 0.02  # of a run's seconds, that one probe may take
@@ -26,7 +26,7 @@ MOST_OF_RUN, UNNOTICED = 0.2, 10.0  # share of a run's time that its probes may 
 
 
 class OnlineProbe(pl.Callback):
-    """kNN accuracy on a few labelled samples, and a warning in words when features collapse.
+    """kNN on a few labelled samples, and a warning in words when features collapse.
 
     A seeded, stratified `bank` of training samples classifies `queries` of validation samples, never of the test set: an
     indication for whoever watches, not a result. Without labels only the spectrum is watched. Says when a run ends below where it began.
@@ -84,7 +84,7 @@ class OnlineProbe(pl.Callback):
 
     def below_start(self, pl_module: Any) -> str | None:
         """What to tell the user where kNN ends below what it was before training, by more than chance explains (95 %, normal)."""
-        before, after = (self.start or {}).get("knn_accuracy"), self.last.get("online/knn_accuracy")
+        before, after = (self.start or {}).get(NEAREST), self.last.get(f"online/{NEAREST}")
         if before is None or after is None or self.queries is None:
             return None
         n = len(self.queries)
@@ -123,12 +123,12 @@ class OnlineProbe(pl.Callback):
         self.features = x
         now = collapse_report(x)
         values = {f"online/{k}": float(now[k]) for k in ("rankme", "std") if k in now}
-        if self.queries is not None and self.bank.labels is not None and self.bank.classes is not None:
+        if self.queries is not None and self.bank.answers is not None:
             q = self._encode(pl_module, self.queries)
-            values["online/knn_accuracy"] = float(knn_accuracy(x, _labels(self.bank), q, _labels(self.queries), len(self.bank.classes)))
+            values |= {f"online/{k}": v for k, v in nearest(x, self.bank, q, self.queries).items()}
         self.last, self._measured_at = values, pl_module.batches_seen
         self.curves.record(trainer, pl_module, values)
-        knn = {"knn_accuracy": values["online/knn_accuracy"]} if "online/knn_accuracy" in values else {}
+        knn = {NEAREST: values[f"online/{NEAREST}"]} if f"online/{NEAREST}" in values else {}
         self.start = self.start or {k: float(v) for k, v in now.items()} | knn
         troubles = {"features": collapse_warning(self.start, now, min(x.shape[1], len(x) - 1), _advice(pl_module))}
         troubles |= {name: objective.trouble() for name, objective in pl_module.objectives.items()}
@@ -164,13 +164,21 @@ class OnlineProbe(pl.Callback):
 class Validation(pl.Callback):
     """Numbers of the model as it is, every few epochs and at the end, and which epoch was the best by one of them.
 
-    measure: number format → named scalars. key: the one that says which epoch is best (None: none does). keep: called when
-    `key` is higher than ever, to keep those weights. `highest` holds, for the record, the highest value of each number.
+    measure: number format → named scalars. key: the one that says which epoch is best (None: none does), the highest where `sign` is 1,
+    the lowest where it is -1. keep: called when it is better than ever, to keep those weights. `highest` holds, for the record, the
+    highest value of each number.
     """
 
     def __init__(
-        self, curves: Curves, measure: Callable[[str], dict[str, float]], every_n_epochs: int, key: str | None, keep: Callable[[], None]
+        self,
+        curves: Curves,
+        measure: Callable[[str], dict[str, float]],
+        every_n_epochs: int,
+        key: str | None,
+        keep: Callable[[], None],
+        sign: float = 1.0,
     ):
+        self.sign, self.best = sign, -math.inf
         self.curves, self.measure, self.every, self.key, self.keep = curves, measure, every_n_epochs, key, keep
         self.highest: dict[str, float] = {}
         self.best_epoch: float | None = None
@@ -188,17 +196,19 @@ class Validation(pl.Callback):
         with pl_module.as_saved():
             found = self.measure("auto")
             self.curves.record(trainer, pl_module, found)
-            if self.key is not None and found[self.key] > self.highest.get(self.key, -math.inf):
+            if self.key is not None and self.sign * found[self.key] > self.best:
+                self.best = self.sign * found[self.key]
                 self.best_epoch = round(pl_module.epoch_position, 4)
                 self.keep()
         self._measured_at = pl_module.batches_seen
         self.highest = {k: max(v, self.highest.get(k, -math.inf)) for k, v in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"highest": self.highest, "best_epoch": self.best_epoch, "measured_at": self._measured_at}
+        return {"highest": self.highest, "best": self.best, "best_epoch": self.best_epoch, "measured_at": self._measured_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.highest, self.best_epoch = state_dict["highest"], state_dict["best_epoch"]
+        self.best = state_dict.get("best", self.highest.get(self.key or "", -math.inf))
         self._measured_at = state_dict.get("measured_at", -1)
 
 
@@ -216,12 +226,6 @@ def _epoch_due(learner: Any, every: int) -> bool:
 def _subset(samples: Samples, n: int) -> Samples:
     if len(samples) <= n:
         return samples
-    if samples.labels is not None:
-        return samples.subset(stratified(np.asarray(samples.labels), fraction=n / len(samples), seed=0))
+    if samples.answers is not None:
+        return samples.subset(stratified(samples.answers.strata, fraction=n / len(samples), seed=0))
     return samples.subset(np.sort(np.random.default_rng(0).choice(len(samples), n, replace=False)))
-
-
-def _labels(samples: Samples) -> Any:
-    import torch
-
-    return torch.as_tensor(np.asarray(samples.labels))

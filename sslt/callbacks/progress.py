@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from sslt import distributed
 from sslt.callbacks.budget import Budget
 from sslt.callbacks.curves import Curves
+from sslt.targets.knn import NEAREST
 
 log = logging.getLogger("sslt")
 _LOG_SECONDS = 20.0  # between lines where there is no terminal
@@ -75,7 +76,7 @@ class Progress(pl.Callback):
         alone = not distributed.active() or "loss" not in shown  # no rank waits for the others for this line
         loss = float(pl_module.last["loss"]) if alone else shown["loss"]
         parts = [f"epoch {pl_module.epoch_position:.1f}", f"step {pl_module.batches_seen}", f"loss {loss:.3f}"]
-        for key, name in (("online/knn_accuracy", "kNN"), ("val/accuracy", "val")):
+        for key, name in ((f"online/{NEAREST}", "kNN"), (next((k for k in shown if k.startswith("val/")), ""), "val")):
             if key in shown:
                 parts.append(f"{name} {100 * shown[key]:.1f}%")
         if rate := self.curves.throughput:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from sslt.data import copies
+from sslt.data.answers import Answers, Class, Space
 from sslt.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test", "unlabeled")
@@ -25,13 +26,14 @@ class Raw:
     """One split as its files hold it.
 
     `items`: for images a uint8 array [N, H, W, C] (or a lazy sequence of such [H, W, C] arrays of any size);
-    for text a sequence of `str`. `labels`: class indices [N] into `Source.classes`, or None.
+    for text a sequence of `str`; of samples of several parts tuples of such, in the order of `Source.parts`. `answers`: what there is to
+    tell of them, or None.
     `skipped` names what `on_error=skip` left out. `contents`: uint64 [N], equal where rows are copies of one another; None: not known
     yet. `remarks`: what there is to say about the rows, a line each.
     """
 
     items: Sequence[Any] | np.ndarray
-    labels: np.ndarray | None = None
+    answers: Answers | None = None
     skipped: list[str] = dataclasses.field(default_factory=list)
     contents: np.ndarray | None = None
     remarks: list[str] = dataclasses.field(default_factory=list)
@@ -39,11 +41,16 @@ class Raw:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Class indices [N], where the answers are classes."""
+        return np.asarray(self.answers.values) if isinstance(self.answers, Class) else None
+
     def take(self, index: np.ndarray) -> Raw:
         """The rows `index`, in that order."""
         items = self.items[index] if isinstance(self.items, np.ndarray) else _Taken(self.items, index)
-        labels, contents = (None if rows is None else rows[index] for rows in (self.labels, self.contents))
-        return Raw(items, labels, self.skipped, contents, self.remarks)
+        answers = None if self.answers is None else self.answers.take(index)
+        return Raw(items, answers, self.skipped, None if self.contents is None else self.contents[index], self.remarks)
 
 
 class _Taken(Sequence):
@@ -62,13 +69,15 @@ class _Taken(Sequence):
 class Source(abc.ABC):
     """A data set that can be read split by split.
 
-    Subclasses set `modality` ("image" or "text"), implement `read` and `fingerprint`, and list in `own_splits` what
-    they hold themselves. `val` (and `test`, where there is none) is drawn from `train`: stratified, by a fixed seed,
-    the same for every run, so that nothing is ever both trained on and chosen by.
+    Subclasses set `modality` ("image" or "text") and, where it is not classes, `answer` and `space`, implement `read` and `fingerprint`,
+    and list in `own_splits` what they hold themselves. `val` (and `test`, where there is none) is drawn from `train`: stratified, by a
+    fixed seed, the same for every run, so that nothing is ever both trained on and chosen by.
     """
 
     modality: str
     name: str = "data"
+    answer: type[Answers] = Class  # what its samples have, where they have any
+    parts: tuple[str, ...] = ()  # names of what a sample is made of, where these are several ("a", "b")
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     new_classes_in_test = False  # the test split holds other classes than train: made for few-shot episodes
@@ -92,6 +101,20 @@ class Source(abc.ABC):
         """Class names in label order, or None for data without labels."""
 
     @property
+    def space(self) -> Space | None:
+        """What the answers can be (`Answers.space`); None for data without answers."""
+        return None if self.classes is None else {"classes": self.classes}
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its samples are of classes."""
+        return self.answer is Class and self.space is not None
+
+    def as_answers(self, labels: np.ndarray | None) -> Class | None:
+        """Class indices [N] as what the samples have; None for None."""
+        return None if labels is None else Class(np.asarray(labels, np.int64), {"classes": self.classes})
+
+    @property
     def image_shape(self) -> tuple[int, int]:
         """(size, channels) of the images as an encoder built for them would take them. Images only."""
         raise UserError(f"{self.name} holds no images")
@@ -110,7 +133,7 @@ class Source(abc.ABC):
     def splits(self) -> tuple[str, ...]:
         """Every split `get` can give: the own ones, and those drawn from train."""
         own = self.own_splits()
-        if "train" not in own or self.classes is None:
+        if "train" not in own or self.space is None:
             return own
         return tuple(s for s in SPLITS if s in own or s in self.drawn(own))
 
@@ -146,19 +169,32 @@ class Source(abc.ABC):
     def _carve(self, raw: Raw, own: tuple[str, ...]) -> dict[str, np.ndarray]:
         rest = np.arange(len(raw))
         parts: dict[str, np.ndarray] = {}
-        if raw.labels is None or not self.drawn(own):
+        if raw.answers is None or not self.drawn(own):
             return {"train": rest}
         if raw.contents is None:
             raw.contents = copies.contents_of(raw.items)
-        first = copies.first_of(raw.contents)
+        first, strata = copies.first_of(raw.contents), raw.answers.strata
         raw.remarks = [*raw.remarks, *copies.remarks(self.name, first, raw.labels)]
+        if raw.answers.groups is not None:
+            first = _connected(first, raw.answers.groups)
         for split, fraction in self.drawn(own).items():
             if not 0 < fraction < 1:
                 raise UserError(f"data.{split}_fraction={fraction}: give the share of train to hold out, above 0 and below 1, or 0")
-            held = stratified(raw.labels[rest], fraction=fraction, seed=0, at_least=0, together=first[rest])
+            held = stratified(strata[rest], fraction=fraction, seed=0, at_least=0, together=first[rest])
             parts[split] = rest[held]
             rest = np.delete(rest, held)
         return {"train": rest, **parts}
+
+
+def _connected(first: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """One number [N] for rows that are copies of one another, are of one group, or hang together by several such steps."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n, (_, leader, inverse) = len(first), np.unique(groups, return_index=True, return_inverse=True)
+    rows = np.tile(np.arange(n), 2)
+    edges = coo_array((np.ones(2 * n, bool), (rows, np.concatenate([first, leader[inverse.reshape(-1)]]))), shape=(n, n))
+    return connected_components(edges, directed=False)[1]
 
 
 def stratified(
@@ -222,20 +258,34 @@ def check_on_error(value: str) -> str:
 class Samples(abc.ABC):
     """One split, ready for an encoder: in memory or memory-mapped, read a batch at a time.
 
-    `labels`: int64 [N] or None; `classes`: names or None; `fingerprint`: digest of content and preparation.
+    `answers` [N] or None; `fingerprint`: digest of content and preparation.
     """
 
-    labels: np.ndarray | None
-    classes: list[str] | None
+    answers: Answers | None
     fingerprint: str
     skipped: int = 0
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Class indices [N], where the answers are classes."""
+        return np.asarray(self.answers.values) if isinstance(self.answers, Class) else None
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes, where the answers have such."""
+        return None if self.answers is None else self.answers.space.get("classes")
+
+    @property
+    def names(self) -> list[str] | None:
+        """What `labels` are called in a picture."""
+        return self.classes if self.labels is not None else None
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
     def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
-        """The rows `index` as tensors (on the CPU), `label` [B] among them where there are labels."""
+        """The rows `index` as tensors (on the CPU), what `Answers.batch` gives among them."""
 
     @property
     def lengths(self) -> np.ndarray | None:

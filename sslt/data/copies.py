@@ -48,12 +48,12 @@ def first_of(contents: np.ndarray) -> np.ndarray:
     return first[inverse.reshape(-1)]
 
 
-def remarks(name: str, first: np.ndarray, labels: np.ndarray) -> list[str]:
+def remarks(name: str, first: np.ndarray, labels: np.ndarray | None) -> list[str]:
     """A line about the copies among the samples of `name`, whose `first_of` is given; none where there are none."""
     copies = np.flatnonzero(first != np.arange(len(first)))
     if not len(copies):
         return []
-    other = copies[labels[copies] != labels[first[copies]]]
+    other = copies[:0] if labels is None else copies[labels[copies] != labels[first[copies]]]
     differ = f"; {len(other)} have another label than their first, as row {other[0]} than row {first[other[0]]}" if len(other) else ""
     return [f"{len(copies)} of the {len(first)} samples of {name} are copies of others; copies are kept in one split{differ}"]
 

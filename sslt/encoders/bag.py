@@ -29,6 +29,7 @@ class BagEncoder(Encoder):
     """
 
     modality = "text"
+    offers = frozenset({"pooled"})
     side_models = ("words",)
     Processor = BagProcessor
 

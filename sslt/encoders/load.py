@@ -124,6 +124,11 @@ def _own(path: Path, trust: list[str], weights: bool = True, base: str | None = 
     if "pretrained" in args or str(args.get("name")).startswith("local-dir:"):
         raise UserError(f"{shown(file)} asks for weights that are elsewhere, which sslt never writes there: the file was changed")
     check_seal(path, FILE, about, weights)
+    if "lexicon" in args:
+        raise UserError(
+            f"{shown(path)} was fine-tuned by an earlier version, which kept TF-IDF inside the encoder; now it stands in head/: fine-tune "
+            f"again from the pretraining it started from"
+        )
     cls = _locate(target)
     config.check_arguments(f"{shown(file)}: args", target, args, given={"processor"})
     with building(path, FILE):

@@ -25,6 +25,7 @@ class PixelEncoder(Encoder):
     """Takes `image` [B, C, H, W] as its `ImageProcessor` normalises it. `stored` is the module whose state is written down."""
 
     modality = "image"
+    offers = frozenset({"pooled", "tokens", "maps"})
     side_models = ("gradients", "patches")
 
     @property

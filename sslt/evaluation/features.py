@@ -14,8 +14,10 @@ from torch import Tensor
 
 from sslt import distributed, precision
 from sslt.data import cache
+from sslt.data.answers import Answers
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, evaluating, fingerprint
+from sslt.targets.base import Target
 
 FORMAT = 1
 # Features that differ little from each other (an untrained encoder's do) lose their differences in bfloat16's 8 bits:
@@ -25,17 +27,18 @@ SILENT = 15.0  # seconds after which a long pass says how far it is
 log = logging.getLogger("sslt")
 
 
-def encode(encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED) -> Tensor:
-    """Pooled features [N, D], float32 on the CPU, in the order of the samples. Ranks share the work; all get the result."""
-    return _over_batches(encoder, samples, device, batch_size, number_format, lambda inputs: encoder(inputs).pooled)
-
-
-def logits_of(
-    encoder: Encoder, objective: Any, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED
-) -> Tensor:
-    """Logits [N, C] (float32, CPU) of a classification objective, in the order of the samples."""
-    with evaluating(objective):
-        return _over_batches(encoder, samples, device, batch_size, number_format, lambda inputs: objective.scores(encoder, inputs))
+def predicted(
+    encoder: Encoder, target: Target, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED
+) -> Any:
+    """What a target answers to all samples, in their order. Ranks share the work; all get the result."""
+    target.to(device)
+    with evaluating(target):
+        parts, rows = _over_batches(encoder, samples, device, batch_size, number_format, lambda batch: target.predict(encoder, batch))
+    found = [(Answers.join(parts) if parts else None, rows)]
+    if distributed.world_size() > 1:
+        found = distributed.gather_objects(found[0])
+    order = torch.cat([torch.cat(rows) for _, rows in found if rows]).numpy()
+    return Answers.join([part for part, _ in found if part is not None]).take(np.argsort(order))
 
 
 def _over_batches(
@@ -44,10 +47,12 @@ def _over_batches(
     device: torch.device,
     batch_size: int,
     number_format: str,
-    compute: Callable[[dict[str, Tensor]], Tensor],
-) -> Tensor:
+    compute: Callable[[dict[str, Tensor]], Any],
+) -> tuple[list[Any], list[Tensor]]:
+    """What `compute` gives of this rank's share of the batches, and which rows they are of."""
     rank, world = distributed.rank(), distributed.world_size()
-    rows, parts = [], []
+    rows: list[Tensor] = []
+    parts: list[Any] = []
     told, done = time.monotonic(), 0
     encoder.to(device)
     with evaluating(encoder), precision.autocast(device, number_format):
@@ -58,9 +63,17 @@ def _over_batches(
                 told = time.monotonic()
             if i % world == rank:
                 batch = {k: v.to(device, non_blocking=True) for k, v in samples.batch(index).items()}
-                parts.append(compute(encoder.inputs(batch)).float())
+                parts.append(compute(batch))
                 rows.append(torch.from_numpy(np.ascontiguousarray(index)))
-    if world > 1:
+    return parts, rows
+
+
+def encode(encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED) -> Tensor:
+    """Pooled features [N, D], float32 on the CPU, in the order of the samples. Ranks share the work; all get the result."""
+    parts, rows = _over_batches(
+        encoder, samples, device, batch_size, number_format, lambda batch: encoder(encoder.inputs(batch)).pooled.float()
+    )
+    if distributed.world_size() > 1:
         width = torch.tensor([parts[0].shape[1] if parts else 0], device=device)
         torch.distributed.all_reduce(width, torch.distributed.ReduceOp.MAX)
         values = torch.cat(parts) if parts else torch.empty(0, int(width), device=device)

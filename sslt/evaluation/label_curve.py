@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from sslt.data.answers import Space
 from sslt.data.base import stratified
 from sslt.errors import UserError
 from sslt.targets.linear import linear_probe
@@ -42,7 +43,10 @@ def name_of(fraction: float) -> str:
     return "linear" if fraction == 1 else f"linear_{100 * fraction:g}pct"
 
 
-def curve_points(metrics: dict[str, float], n_classes: int) -> list[tuple[int, float]]:
+SCORE = "test/accuracy"  # of a training from scratch, which probes are held against
+
+
+def curve_points(metrics: dict[str, float], space: Space) -> list[tuple[int, float]]:
     """(labels, accuracy) of every k-shot and linear probe in `metrics`, by number of labels."""
     points = []
     for key, value in metrics.items():
@@ -50,7 +54,7 @@ def curve_points(metrics: dict[str, float], n_classes: int) -> list[tuple[int, f
         if what != "accuracy":
             continue
         if probe.endswith("_shot"):
-            points.append((int(probe.partition("_")[0]) * n_classes, value))
+            points.append((int(probe.partition("_")[0]) * len(space["classes"]), value))
         elif f"{probe}/labels" in metrics:
             points.append((int(metrics[f"{probe}/labels"]), value))
     return sorted(points)

@@ -64,7 +64,7 @@ def write_map(run: Run, features: Any, samples: Any) -> None:
 
         some = slice(0, None, max(1, len(features) // 600))  # more would keep whoever waits for the run
         labels = None if samples.labels is None else torch.as_tensor(samples.labels)[some]
-        embedding_map(features[some], labels, samples.classes, run / "plots" / "embeddings.png", seed=0)
+        embedding_map(features[some], labels, samples.names, run / "plots" / "embeddings.png", seed=0)
 
 
 def _write_texts(run: Run, processor: Any, tokens: Any, name: str) -> None:

@@ -19,8 +19,7 @@ def after_pretraining(cfg: Any, source: Any, run: Run) -> list[str]:
     option, settings = data_settings(cfg.data, own)
     end = [*_trust(cfg), *(["--config-dir", str(own)] if own else [])]
     start = f"from={groups.written(str(run))}"
-    classes = source.classes
-    if classes is None:
+    if source.space is None:
         split = "unlabeled" if "unlabeled" in source.own_splits() else "train"
         features = ["predict", start, f"data={option}", *settings, f"split={split}", *end]
         return [command("evaluate", start, *end), command(*features)]
@@ -29,7 +28,7 @@ def after_pretraining(cfg: Any, source: Any, run: Run) -> list[str]:
     if source.new_classes_in_test:
         tune = ["finetune", *target, "+episodes=protonet", *settings, start, *end]
         return [command("evaluate", start, "+episodes=centroid", *end), command(*tune)]
-    if len(classes) < 2 or "test" not in source.splits():
+    if min(map(len, source.space.values()), default=2) < 2 or "test" not in source.splits():
         return [command("predict", start, f"data={option}", *settings, "split=train", *end)]
     probes = [command("evaluate", start, *end)] if "val" in source.splits() else []
     return [*probes, command("finetune", *target, *settings, start, *end)]

@@ -19,17 +19,17 @@ from torch import Tensor
 
 from sslt.data.cache import write_atomic
 from sslt.report.curves import MetricsCSV
-from sslt.report.tables import PERCENTAGES
+from sslt.scales import is_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "^", "s")  # with the colours: 21 classes that can be told apart
+MARKERS = ("o", "^", "s")  # with the colours: 21 kinds of points that can be told apart
 GREY = "#666666"
 
-MAX_NAMED = 20  # classes that get numbers in a confusion matrix and a legend in a map
+MAX_NAMED = 20  # names that a legend holds
 MAX_POINTS = 1500  # of an embedding map
 MIN_TSNE = 50
 MAX_PANELS = 12
@@ -41,7 +41,7 @@ log = logging.getLogger("sslt")
 def views_grid(views: Tensor, path: Path, max_samples: int = 12) -> None:
     """What the encoder sees: `views` [V, B, C, H, W] in 0..1, a row per view, a column per sample."""
     n_views, n_samples = views.shape[0], min(views.shape[1], max_samples)
-    title = f"{_count(n_views, 'view')} of {_count(n_samples, 'sample')}, a column each"
+    title = f"{counted(n_views, 'view')} of {counted(n_samples, 'sample')}, a column each"
     _grid(views[:, :n_samples], [f"view {v + 1}" for v in range(n_views)], None, title, path)
 
 
@@ -64,86 +64,49 @@ def _grid(tiles: Tensor, names: Sequence[str], captions: Sequence[str] | None, t
             canvas[y : y + height, x : x + width] = tiles[v, b].permute(1, 2, 0)
 
     inches = max(0.9, 5 / n_samples)  # per tile, so that a few samples still make a picture of some width
-    fig = _figure(0.7 + inches * n_samples, 0.5 + inches * n_views * height / width)
+    fig = figure(0.7 + inches * n_samples, 0.5 + inches * n_views * height / width)
     ax = fig.add_subplot()
     ax.imshow(canvas.numpy(), interpolation="nearest" if max(height, width) < 128 else "antialiased")
     places = [b * (width + gap) + width / 2 for b in range(n_samples)] if captions else []
-    ax.set_xticks(places, [_short(c, 60) for c in captions or []], fontsize=7)
+    ax.set_xticks(places, [short(c, 60) for c in captions or []], fontsize=7)
     ax.set_yticks([v * (height + gap) + height / 2 for v in range(n_views)], names)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if title:
         ax.set_title(title)
-    _save(fig, path)
-
-
-def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """A confusion matrix of counts [C, C], rows true, columns predicted; coloured by the share of each row.
-
-    Up to 20 classes each cell has its count; up to 100 every class is named.
-    """
-    from matplotlib.colors import PowerNorm
-
-    matrix = np.asarray(matrix)
-    n = len(matrix)
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = float(np.clip(0.5 * n, 3.2, 10 if n <= 40 else 14))
-    fig = _figure(side + 2.2, side + 1.4)
-    ax = fig.add_subplot()
-    image = ax.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # the rare confusions are what one looks for
-
-    every = 1 if n <= 100 else math.ceil(n / 100)
-    ticks = range(0, n, every)
-    size = float(np.clip(72 * side / n * 0.62, 4, 9))
-    names = [_short(classes[i]) for i in ticks]
-    upright = max(map(len, names), default=0) * 0.6 * size / 72 > 0.9 * side / n  # inches of text and of a cell
-    ax.set_xticks(ticks, names, rotation=90 if upright else 0, fontsize=size)
-    ax.set_yticks(ticks, names, fontsize=size)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    if n <= MAX_NAMED:
-        for i, j in np.argwhere(matrix > 0):
-            ax.text(j, i, str(int(matrix[i, j])), ha="center", va="center", fontsize=min(size, 8),
-                    color="white" if share[i, j] > 0.35 else "black")  # fmt: skip
-    ax.set_xlabel("predicted")
-    ax.set_ylabel("true")
-    accuracy = np.trace(matrix) / max(1, matrix.sum())
-    ax.set_title(f"Confusion of {_count(n, 'class', 'classes')}, {accuracy:.1%} correct")
-    bar = fig.colorbar(image, ax=ax, shrink=0.6, label="share of the true class")
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    _save(fig, path)
+    save(fig, path)
 
 
 def label_curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
     """Score 0..1 against the number of labels, on a logarithmic axis; a line for each name's (labels, score) points."""
-    fig = _figure(5.2, 3.6)
+    fig = figure(5.2, 3.6)
     ax = fig.add_subplot()
     for i, (name, points) in enumerate(lines.items()):
         ordered = sorted(points)
         ax.plot([n for n, _ in ordered], [100 * s for _, s in ordered], color=COLOURS[i % 7], marker=MARKERS[i % 3], label=name)
     ax.set_xscale("log")
     ax.set_xlabel("labels")
-    ax.set_ylabel("test accuracy, %")
+    ax.set_ylabel("score on test, %")
     ax.legend(frameon=False)
     ax.set_title("Score against labels")
-    _save(fig, path)
+    save(fig, path)
 
 
 def curves(metrics_csv: Path, path: Path) -> None:
     """Every scalar of a `MetricsCSV` over the steps, a panel each: losses first, then learning rates, then the rest.
 
     Names that differ only before the last `/` share a panel (`train/loss` and `val/loss`). Values that are not finite
-    leave gaps; names with no finite value and those of single classes are not drawn.
+    leave gaps; names with no finite value and those of parts of a split are not drawn.
     """
     panels = _panels(MetricsCSV.read(metrics_csv))
     if not panels:
-        fig = _figure(5, 2)
+        fig = figure(5, 2)
         fig.text(0.5, 0.5, "no numbers recorded yet", ha="center", va="center", color=GREY)
-        _save(fig, path)
+        save(fig, path)
         return
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    fig = _figure(0.4 + 3.6 * columns, 2.5 * rows)
+    fig = figure(0.4 + 3.6 * columns, 2.5 * rows)
     axes = fig.subplots(rows, columns, squeeze=False).reshape(-1)
     for ax, (name, series) in zip(axes, panels.items(), strict=False):
         _curve_panel(ax, name, series)
@@ -151,7 +114,7 @@ def curves(metrics_csv: Path, path: Path) -> None:
         ax.set_visible(False)
     for ax in axes[max(0, len(panels) - columns) : len(panels)]:
         ax.set_xlabel("step")
-    _save(fig, path)
+    save(fig, path)
 
 
 Series = tuple[np.ndarray, np.ndarray]  # steps, values
@@ -167,7 +130,7 @@ def _panels(record: Mapping[str, tuple[list[int], list[float]]]) -> dict[str, di
 
     def place(panel: str) -> tuple[int, str]:
         is_rate = panel.startswith(("lr", "learning_rate"))
-        return 0 if "loss" in panel else 1 if is_rate else 2 if panel.endswith(PERCENTAGES) else 3, panel
+        return 0 if "loss" in panel else 1 if is_rate else 2 if is_share(panel) else 3, panel
 
     ordered = sorted(panels, key=place)
     if len(ordered) > MAX_PANELS:
@@ -194,7 +157,7 @@ def _curve_panel(ax: Axes, name: str, series: Mapping[str, Series]) -> None:
     ax.grid(alpha=0.2, linewidth=0.6)
     ax.tick_params(labelsize=8)
     ax.locator_params(nbins=5)
-    if name.endswith(PERCENTAGES):
+    if is_share(name):
         from matplotlib.ticker import PercentFormatter
 
         ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -209,7 +172,7 @@ def _running_mean(steps: np.ndarray, values: np.ndarray) -> Series:
     return steps[half : half + len(values) - window + 1], np.convolve(values, np.full(window, 1 / window), "valid")
 
 
-def embedding_map(x: Tensor, labels: Tensor | None, classes: Sequence[str] | None, path: Path, seed: int = 0) -> None:
+def embedding_map(x: Tensor, labels: Tensor | None, named: Sequence[str] | None, path: Path, seed: int = 0) -> None:
     """Features [N, D] in two dimensions: t-SNE of at most 1,500 of them after PCA to 50, coloured by `labels` [N].
 
     By the first two principal components where there are fewer than 50 samples, where all are the same, or where
@@ -220,22 +183,22 @@ def embedding_map(x: Tensor, labels: Tensor | None, classes: Sequence[str] | Non
     if len(index) > MAX_POINTS:
         index = np.sort(np.random.default_rng(seed).choice(index, MAX_POINTS, replace=False))
     points, method = _project(features[index], seed)
-    fig = _figure(7.2, 5.6)
+    fig = figure(7.2, 5.6)
     ax = fig.add_subplot()
     names = None
     if labels is None:
         ax.scatter(points[:, 0], points[:, 1], s=9, c=COLOURS[0], alpha=0.7, linewidths=0)
     else:
         y = labels.detach().cpu().numpy()[index]
-        names = list(classes) if classes is not None else [str(i) for i in range(int(y.max(initial=-1)) + 1)]
-        _scatter_classes(ax, points, y, names)
+        names = list(named) if named is not None else [str(i) for i in range(int(y.max(initial=-1)) + 1)]
+        _scatter_named(ax, points, y, names)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_color("#cccccc")
     ax.set_aspect("equal", adjustable="datalim")
     coloured = "" if names is None else f", coloured by {'class' if len(names) <= MAX_NAMED else 'class index'}"
-    ax.set_title(f"Features of {_count(len(index), 'sample')} ({method}){coloured}")
-    _save(fig, path)
+    ax.set_title(f"Features of {counted(len(index), 'sample')} ({method}){coloured}")
+    save(fig, path)
 
 
 def _project(features: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
@@ -256,7 +219,7 @@ def _project(features: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
     return np.pad(components, ((0, 0), (0, 2)))[:, :2], "principal components"
 
 
-def _scatter_classes(ax: Axes, points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+def _scatter_named(ax: Axes, points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
     if len(names) > MAX_NAMED:
         ax.scatter(
             points[:, 0],
@@ -273,47 +236,14 @@ def _scatter_classes(ax: Axes, points: np.ndarray, labels: np.ndarray, names: Se
     for i, name in enumerate(names):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS)]
         own = points[labels == i]
-        ax.scatter(own[:, 0], own[:, 1], s=11, c=colour, marker=marker, alpha=0.7, linewidths=0, label=_short(name))
+        ax.scatter(own[:, 0], own[:, 1], s=11, c=colour, marker=marker, alpha=0.7, linewidths=0, label=short(name))
     legend = ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, markerscale=2)
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)
 
 
-def reliability(logits: Tensor, labels: Tensor, path: Path) -> None:
-    """How far the confidence of `logits` [N, C] can be trusted: accuracy against confidence in 15 bins, and counts.
-
-    Guo et al. 2017, figure 1. Raises `UserError` as `classification_metrics` does.
-    """
-    from matplotlib.ticker import PercentFormatter
-
-    from sslt.evaluation.classification import calibration_bins
-
-    bins = calibration_bins(logits, labels)
-    n = len(bins.counts)
-    left, filled = np.arange(n) / n, bins.counts > 0
-    fig = _figure(4.8, 5.6)
-    top, bottom = fig.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
-    top.bar(left[filled], bins.accuracy[filled], 1 / n, align="edge", color=COLOURS[4], edgecolor="white")
-    top.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
-    top.plot(bins.confidence[filled], bins.accuracy[filled], "o", color=COLOURS[0], markersize=4)
-    top.text(0.03, 0.95, "above the line: too cautious\nbelow: too confident", va="top", fontsize=8, color=GREY)
-    top.set_ylabel("accuracy")
-    top.set_ylim(0, 1)
-    bottom.bar(left, bins.counts / bins.counts.sum(), 1 / n, align="edge", color="#bbbbbb", edgecolor="white")
-    bottom.set_ylabel("samples")
-    bottom.set_xlabel("confidence")
-    bottom.set_xlim(0, 1)
-    for ax in (top, bottom):
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
-        ax.xaxis.set_major_formatter(PercentFormatter(1))
-    bottom.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    top.set_title(f"Accuracy by confidence, expected calibration error {bins.error:.1%}", fontsize=10)
-    _save(fig, path)
-
-
-def _figure(width: float, height: float) -> Figure:
+def figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches, drawn by Agg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -323,7 +253,7 @@ def _figure(width: float, height: float) -> Figure:
     return fig
 
 
-def _save(fig: Figure, path: Path) -> None:
+def save(fig: Figure, path: Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     out: Any = io.BytesIO()
@@ -331,11 +261,11 @@ def _save(fig: Figure, path: Path) -> None:
     write_atomic(path, out.getvalue())
 
 
-def _short(name: str, most: int = 24) -> str:
+def short(name: str, most: int = 24) -> str:
     """A name that fits beside an axis; `$` would start mathematics."""
     name = str(name).replace("$", r"\$")
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _count(n: int, one: str, many: str | None = None) -> str:
+def counted(n: int, one: str, many: str | None = None) -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"

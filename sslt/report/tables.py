@@ -6,22 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sslt.scales import HEADLINES, is_share
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 Row = Mapping[str, Any]
 
-PERCENTAGES = ("accuracy", "f1", "precision", "recall", "interval")
 DIFFERENCES = ("difference", "gain")
-HEADLINES = ("accuracy", "f1", "precision", "recall", "ece", "nll")
 
 
 def print_table(title: str, rows: Sequence[Row], console: Console | None = None) -> None:
     """Print `rows`, whose keys are the columns (a row may lack some); numbers are aligned right.
 
-    Metrics that end in accuracy, f1, precision, recall or interval are shown as percentages: by the name of the
-    column, or, in a table with one metric per row, by what the column `metric` says (there an accuracy may also be
-    one of several domains, as in `shift/accuracy/usps`). Differences of them (a column `difference` or `gain`, a metric whose
+    Shares (`scales.SHARES`) are shown as percentages: by the name of the column, or, in a table with one metric per row, by what the
+    column `metric` says. Differences of them (a column `difference` or `gain`, a metric whose
     name begins or ends with `gain`) are shown in points, with their sign.
     """
     from rich.console import Console
@@ -50,7 +49,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def summary(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows `{"metric", "value"}` of the numbers that describe a run as a whole; those per class are left out.
 
-    First the headline metrics of each group (`test/accuracy`, `test/f1`, ...), then the rest in the order given.
+    First the headline metrics of each group (`test/f1`, …), then the rest in the order given.
     """
     kept = {k: v for k, v in metrics.items() if "class" not in k.split("/")[:-1] and _is_number(v)}
     groups = list(dict.fromkeys(_group(name) for name in kept))
@@ -88,7 +87,7 @@ def _cell(row: Row, column: str) -> str:
     if not math.isfinite(value):
         return "–" if math.isnan(value) else str(value)
     metric = str(row.get("metric", ""))
-    percentage = column.endswith(PERCENTAGES) or metric.endswith(PERCENTAGES) or "accuracy" in metric
+    percentage = is_share(column) or is_share(metric)
     if column in DIFFERENCES or metric.startswith("gain/") or metric.endswith("/gain"):
         if percentage or metric.endswith("/gain"):
             return f"{100 * value:+.1f} points"

@@ -18,14 +18,17 @@ State = dict[str, Tensor]
 
 
 class Between:
-    """Remembers modules as they are, and later sets them to the best mixture of that and what they are then."""
+    """Remembers modules as they are, and later sets them to the best mixture of that and what they are then.
 
-    def __init__(self, modules: Mapping[str, nn.Module]):
-        self.modules = modules
+    sign: 1 where a higher score is better, -1 where a lower one is.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], sign: float = 1.0):
+        self.modules, self.sign = modules, sign
         self.start = {name: _copied(module) for name, module in modules.items()}
 
     def choose(self, shares: Sequence[float], score: Callable[[], float]) -> float:
-        """Set the modules to (1 - a) · start + a · end with the a of `shares`, or of the end, that scores highest; returns it.
+        """Set the modules to (1 - a) · start + a · end with the a of `shares`, or of the end, that scores best; returns it.
 
         Of equal ones the one nearer to the end is taken. Numbers that count, such as BatchNorm's of its batches, are those of the end.
         """
@@ -34,7 +37,7 @@ class Between:
         for share in sorted(set(shares) - {END}, reverse=True):
             self._set(end, share)
             found[share] = score()
-        best = max(found, key=lambda share: (found[share], share))
+        best = max(found, key=lambda share: (self.sign * found[share], share))
         self._set(end, best)
         if best != END:
             log.info(

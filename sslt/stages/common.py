@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from sslt import distributed
+from sslt import distributed, groups
 from sslt.callbacks.probes import Validation
+from sslt.config import build
 from sslt.data.base import Samples
 from sslt.data.streams.streams import Stream
 from sslt.encoders import adapters
@@ -28,6 +29,7 @@ from sslt.learner import Learner, Term
 from sslt.loggers import log_picture
 from sslt.processes import accelerator, image_size
 from sslt.runs import Run
+from sslt.targets.base import Target, refuse_other
 
 log = logging.getLogger("sslt")
 for _name in ("pytorch_lightning", "lightning_fabric"):  # they set their own level when imported
@@ -91,9 +93,9 @@ def prepare(encoder: Encoder, source: Any, split: str) -> Samples:
 
 
 def prepare_labelled(encoder: Encoder, source: Any, split: str) -> Samples:
-    """`prepare`, for a split that is measured on. Raises `UserError` where it has no labels (a test set to predict, say)."""
+    """`prepare`, for a split that is measured on. Raises `UserError` where it has no answers (a test set to predict, say)."""
     samples = prepare(encoder, source, split)
-    if samples.labels is None:
+    if samples.answers is None:
         raise UserError(
             f"the '{split}' split of {source.name} has no labels to measure on: move it elsewhere, so that one is drawn from train "
             f"(`sslt predict input=` reads it there)"
@@ -176,11 +178,6 @@ def eval_batch_size(cfg: Any) -> int:
     return max(batch, min(256, 4 * batch))
 
 
-def labels_of(samples: Samples) -> torch.Tensor:
-    """Labels [N] as a tensor."""
-    return torch.as_tensor(np.asarray(samples.labels)).long()
-
-
 def save_best(path: Path, encoder: Encoder, objective: torch.nn.Module, run: Run) -> None:
     """Keep the weights as they are now."""
     if run.is_main:
@@ -206,19 +203,34 @@ def label_hint(source: Any) -> str:
     return f": {kinds[source.modality]}"
 
 
-def require_two_classes(source: Any, samples: Samples | None = None) -> None:
-    """Raise `UserError` where all labels of `source` (or of its `samples`) are alike: nothing can be learned, or got wrong."""
-    names = source.classes or []
-    found = range(len(names)) if samples is None or samples.labels is None else np.unique(samples.labels)
-    if len(found) == 1:
-        of = "" if samples is None else f"{len(samples)} training "
-        raise UserError(
-            f"all {of}samples of {source.name} are of one class, '{names[int(found[0])]}': with nothing to tell apart, any encoder gets "
-            f"100 %; is it the right column, or folder?"
-        )
+def check_target(source: Any, node: Any, config_dir: str | None = None) -> None:
+    """Raise `UserError` where the target of a composed `node` learns other answers than the samples have, or nothing from these."""
+    kind = get_object(node["_target_"])
+    option = f"objective={groups.option_of('objective', node['_target_'], config_dir)}"
+    if not issubclass(kind, Target):
+        raise UserError(f"{option} learns without answers: it pretrains, and cannot be a target")
+    refuse_other(kind, source, option)
+    kind.check(source)
 
 
-def refuse_new_classes(source: Any) -> None:
-    """Raise `UserError` for data whose test classes are new: no classifier of train's classes can tell them."""
+def build_target(node: Any, encoder: Encoder, source: Any) -> Target:
+    """The target of a composed `node` on an encoder, for the answers of `source`."""
+    target = build(node, encoder, space=source.space)
+    assert isinstance(target, Target)
+    target.check_encoder(encoder)
+    return target
+
+
+def target_node(cfg: Any, source: Any, config_dir: str | None) -> Any:
+    """The config of the target: that of `objective=`, else of the one that learns what the samples have."""
+    if cfg.objective is not None:
+        return cfg.objective
+    if not source.answer.learned_by:
+        raise UserError(f"the samples of {source.name} have {source.answer.words}, which no target learns yet")
+    return OmegaConf.create(groups.own_values("objective", source.answer.learned_by[0], config_dir))
+
+
+def refuse_new_answers(source: Any) -> None:
+    """Raise `UserError` for data whose test answers are new: nothing that knows those of train can tell them."""
     if source.new_classes_in_test:
         raise UserError(f"the test classes of {source.name} are others than those of train: use episodes, +episodes=protonet or centroid")

@@ -24,13 +24,15 @@ def compare(cfg: Any, run: Run, overrides: list[str]) -> None:
         baseline.update(status="finished")
     ours, theirs = run.metrics, baseline.metrics
     rows = []
-    for key in ("test/accuracy", "episodes/accuracy", "test/f1", "val/accuracy", "train/steps", "train/seconds"):
+    primary = run.info.get("primary")
+    compared = [f"test/{primary}", *(k for k in ours if k.startswith("episodes/")), f"val/{primary}", "train/steps", "train/seconds"]
+    for key in compared:
         if key in ours and key in theirs:
             gain = ours[key] - theirs[key]
             rows.append({"metric": key, "from": ours[key], "scratch": theirs[key], "difference": gain})
     run.add_metrics({f"scratch/{r['metric']}": r["scratch"] for r in rows} | {f"gain/{rows[0]['metric']}": rows[0]["difference"]})
     print_table(f"from {start}, against scratch", rows)
-    majority, scratch = ours.get("majority/accuracy"), theirs.get("test/accuracy")
+    majority, scratch = ours.get(f"majority/{primary}"), theirs.get(f"test/{primary}")
     if majority is not None and scratch is not None and scratch <= majority + 0.02:
         share, steps = f"{100 * majority:.1f} %", theirs["train/steps"]
         print(f"  from scratch it sits at the majority's share ({share}) after {steps} steps, too few to say what pretraining is worth;")

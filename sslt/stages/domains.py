@@ -11,14 +11,14 @@ from torch import Tensor
 from sslt.config import build
 from sslt.data.base import Samples, Source
 from sslt.data.streams.joined import Corpus
+from sslt.data.streams.subsets import labels_of
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 from sslt.evaluation import selection
-from sslt.evaluation.classification import classification_metrics
 from sslt.evaluation.features import cached_features, encode
-from sslt.stages import common
 from sslt.targets.knn import knn_accuracy
 from sslt.targets.linear import accuracy
+from sslt.targets.metrics.classes import classification_metrics
 
 
 @dataclasses.dataclass
@@ -102,14 +102,14 @@ class Meter:
     def geometry(self, when: str) -> dict[str, float]:
         """How far source and target are apart, and how well the sources' labels reach each domain by nearest neighbours."""
         banks, target = {name: self._kept(bank) for name, bank in self.banks.items()}, self._kept(self.target)
-        x, y = torch.cat(list(banks.values())), torch.cat([common.labels_of(bank) for bank in self.banks.values()])
+        x, y = torch.cat(list(banks.values())), torch.cat([labels_of(bank) for bank in self.banks.values()])
         found = {f"shift/proxy_a_distance_{when}": selection.proxy_a_distance(x, target, self.seed)}
         if len(banks) > 1:
             for name, bank in banks.items():
                 found[f"shift/proxy_a_distance_{when}/{name}"] = selection.proxy_a_distance(bank, target, self.seed)
         for name, query in self.queries.items():
             n = len(query.classes or [])
-            found[f"shift/knn_accuracy_{when}/{name}"] = knn_accuracy(x, y, self._kept(query), common.labels_of(query), n)
+            found[f"shift/knn_accuracy_{when}/{name}"] = knn_accuracy(x, y, self._kept(query), labels_of(query), n)
         return found
 
     def validate(self, number_format: str) -> dict[str, float]:
@@ -121,7 +121,7 @@ class Meter:
         """
         held, target = self._encode(self.val), self._encode(self.target)
         train = torch.cat([self._encode(bank) for bank in self.banks.values()])
-        logits, labels = self._logits(held), common.labels_of(self.val)
+        logits, labels = self._logits(held), labels_of(self.val)
         scores = classification_metrics(logits, labels, self.val.classes or [])
         found = {f"val/{k}": float(scores[k]) for k in ("accuracy", "f1", "nll")}
         found["shift/entropy"] = selection.information_maximisation(self._logits(target))
@@ -135,7 +135,7 @@ class Meter:
         return {f"shift/accuracy/{name}": self._accuracy(test) for name, test in self.tests.items()}
 
     def _accuracy(self, samples: Samples) -> float:
-        return accuracy(self._logits(self._encode(samples)), common.labels_of(samples))
+        return accuracy(self._logits(self._encode(samples)), labels_of(samples))
 
     def _encode(self, samples: Samples) -> Tensor:
         return encode(self.encoder, samples, self.device, self.batch)

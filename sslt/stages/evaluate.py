@@ -9,15 +9,20 @@ from omegaconf import OmegaConf
 
 from sslt import stored
 from sslt.config import build, check_stored
+from sslt.data.base import Samples
 from sslt.data.streams.subsets import label_subset
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.encoders.windows import set_windows
 from sslt.errors import UserError, nearest
+from sslt.evaluation import probes
+from sslt.evaluation.beside import cheap, compared
+from sslt.report.answers import row_names, write_answers
 from sslt.report.end import say_next
 from sslt.runs import Run, run_of
 from sslt.stages import common, episodes, heads, labels, measure
-from sslt.stages.beside import cheap, compared
+from sslt.targets.base import Target
+from sslt.targets.classification import Classification
 from sslt.trusted import check_trusted
 
 log = logging.getLogger("sslt")
@@ -33,50 +38,86 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         if cfg.corruption is not None or cfg.test_time is not None:
             raise UserError("+episodes= measures an encoder as it is on data as they are: leave out +corruption= and +test_time=")
         return episodes.evaluate(cfg, run, encoder, source)
-    common.refuse_new_classes(source)
-    common.require_two_classes(source)
+    common.refuse_new_answers(source)
     device, remarks = common.device_of(cfg), []
     batch = int(cfg.batch_size)
+    if cfg.objective is not None and not cfg.probes:
+        head = _without_training(cfg, run, encoder, source)
     if head is not None and not cfg.probes:
         if cfg.curve.target is not None:
             raise UserError("curve.target compares probes of an encoder with training from scratch: add probes=true")
         if cfg.label_fraction != 1 or cfg.labels_per_class is not None:
             raise UserError("label_fraction and labels_per_class are of the probes' labels: add probes=true")
-        objective, classes = head
-        if source.classes != classes:
-            raise UserError(_mismatch(classes, source))
+        if source.answer.kind != head.answer.kind or source.space != head.space:
+            raise UserError(_mismatch(head, source))
+        head.check(source)
         samples = common.prepare_labelled(encoder, source, cfg.split)
         if cfg.corruption is not None:
             samples = measure.corrupted(cfg, encoder, samples)
-        metrics, right = measure.classifier(encoder, objective, samples, device, batch, cfg.split, plots=run)
+        metrics, predictions = measure.measured(encoder, head, samples, device, batch, cfg.split, figures=run)
         if cfg.corruption is None:
-            remarks = _beside(cfg, run, encoder, source, samples, metrics, right)
+            remarks = _beside(cfg, run, encoder, source, samples, metrics, head, predictions)
         if cfg.test_time is not None:
-            metrics |= measure.test_time(cfg, encoder, objective, samples, device)
-            metrics["test_time/gain"] = metrics["test_time/accuracy"] - metrics[f"{cfg.split}/accuracy"]
+            metrics |= measure.test_time(cfg, encoder, head, samples, device)
+            metrics["test_time/gain"] = metrics[f"test_time/{head.primary}"] - metrics[f"{cfg.split}/{head.primary}"]
+        if run.is_main:
+            write_answers(run, encoder, head, samples, predictions, names=row_names(source, cfg.split, samples))
     elif cfg.corruption is not None or cfg.test_time is not None:
         raise UserError("corruption and test_time measure a classifier: give a fine-tuned run as from=, without probes=true")
+    elif source.space is None:
+        log.info("%s has no labels: only the spectrum of the features is measured", source.name)
+        metrics = probes.features_alone(run, encoder, source, common.prepare(encoder, source, "unlabeled"), device, batch)
     else:
-        metrics, remarks = measure.encoder_probes(cfg, run, encoder, source, device, batch)
-        if metrics and source.classes is not None:
+        splits = _for_probes(cfg, encoder, source)
+        metrics, remarks = probes.encoder_probes(cfg, run, encoder, source, splits, device, batch)
+        if metrics:
             metrics |= labels.saved(cfg, run, data, source, metrics)
     run.add_metrics(metrics)
     say_next(run, metrics, [], remarks=remarks)
     return metrics
 
 
-def _beside(cfg: Any, run: Run, encoder: Encoder, source: Any, samples: Any, metrics: dict[str, Any], right: Any) -> list[str]:
+def _for_probes(cfg: Any, encoder: Encoder, source: Any) -> dict[str, Samples]:
+    """The splits that probes learn from, choose by and are measured on."""
+    probed = Classification
+    if source.answer is not probed.answer:
+        how = " or ".join(f"+objective={name}" for name in source.answer.learned_by)
+        raise UserError(
+            f"the samples of {source.name} have {source.answer.words}, which probes do not tell apart: fine-tune on them, `sslt finetune`"
+            + (f", or measure a target without weights by {how}" if how else "")
+        )
+    probed.check(source)
+    splits = {s: common.prepare_labelled(encoder, source, s) for s in ("train", "val", "test")}
+    splits["train"] = label_subset(splits["train"], cfg.label_fraction, cfg.labels_per_class, cfg.seed)
+    return splits
+
+
+def _without_training(cfg: Any, run: Run, encoder: Encoder, source: Any) -> Target:
+    """The target of `+target=` or `objective=`, which has nothing to train."""
+    config_dir = run.info.get("config_dir")
+    common.check_target(source, cfg.objective, config_dir)
+    target = common.build_target(cfg.objective, encoder, source)
+    if any(True for _ in target.parameters()):
+        raise UserError(
+            f"{target.called} has weights to train: sslt finetune +target=NAME from={cfg['from']} first, then sslt evaluate from= that run"
+        )
+    return target
+
+
+def _beside(
+    cfg: Any, run: Run, encoder: Encoder, source: Any, samples: Any, metrics: dict[str, Any], target: Target, predictions: Any
+) -> list[str]:
     """Add the cheap methods to the metrics of a fine-tuned run, on the rows that it learned from; what they say of it, in words."""
     found_in = run_of(stored.located(str(cfg["from"])))
     made = {} if found_in is None else found_in.config
     labels = (made.get("label_fraction", 1.0), made.get("labels_per_class"), made.get("seed", 0))
     train = label_subset(common.prepare(encoder, source, "train"), *labels)
     val = common.prepare(encoder, source, "val") if "val" in source.splits() else None
-    if train.labels is None or not run.is_main:
+    if train.answers is None or not run.is_main:
         return []
-    found, theirs = cheap(cfg, source, {"train": train, "val": val, cfg.split: samples}, labels, cfg.split)
+    found, theirs = cheap(cfg, target, source, {"train": train, "val": val, cfg.split: samples}, labels, cfg.split)
     metrics |= found
-    return compared("this classifier", right, {str(found.get("baseline/method")): theirs})
+    return compared(target, target.called, predictions, {str(found.get("baseline/method")): theirs}, samples.answers)
 
 
 def data_of(cfg: Any) -> Any:
@@ -101,8 +142,8 @@ def data_of(cfg: Any) -> Any:
     return node
 
 
-def load(cfg: Any, modality: str | None) -> tuple[Encoder, tuple[Any, list[str]] | None]:
-    """The encoder of `from=`, and the head of a fine-tuned run with its classes."""
+def load(cfg: Any, modality: str | None) -> tuple[Encoder, Target | None]:
+    """The encoder of `from=`, and the target of a fine-tuned run."""
     what = str(cfg["from"])
     trust = list(cfg.trust)
     if what.startswith("scratch:"):
@@ -120,11 +161,13 @@ def load(cfg: Any, modality: str | None) -> tuple[Encoder, tuple[Any, list[str]]
     return encoder, (heads.load(folder, encoder, trust) if stored.is_file(folder / "head.json") else None)
 
 
-def _mismatch(classes: list[str], source: Any) -> str:
-    def some(names: list[str]) -> str:
-        return f"{len(names)} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+def _mismatch(head: Target, source: Any) -> str:
+    def some(space: dict[str, Any]) -> str:
+        names = next((v for v in space.values() if isinstance(v, list)), None)
+        return f"{len(names)} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names is not None else str(space)
 
-    return (
-        f"the head knows {some(classes)} classes, but {source.name} has {some(source.classes or [])}: "
-        f"fine-tune on it first, or measure the encoder alone by probes=true"
-    )
+    again = "fine-tune on it first, or measure the encoder alone by probes=true"
+    if source.answer.kind != head.answer.kind:
+        return f"the head answers with {head.answer.words}, but the samples of {source.name} have {source.answer.words}: {again}"
+    what = next((k for k, v in head.space.items() if isinstance(v, list)), "values")
+    return f"the head knows {some(head.space)} {what}, but {source.name} has {some(source.space or {})}: {again}"

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf, open_dict
 
 from sslt import config, distributed, groups
 from sslt.errors import UserError, nearest
-from sslt.evaluation.label_curve import curve_points, labels_needed, name_of
+from sslt.evaluation.label_curve import SCORE, curve_points, labels_needed, name_of
 from sslt.processes import perform
 from sslt.runs import Run
 
@@ -23,10 +23,10 @@ def saved(cfg: Any, run: Run, data: Any, source: Any, metrics: dict[str, float])
     data: the config of the data set `source`. `labels_saved/<n>_labels` is how many labels the training from scratch needs beyond the
     probe's n to match its score (`labels_saved_at_least/…`, where all the labels there are do not do).
     """
-    ours = curve_points(metrics, len(source.classes))
+    ours = curve_points(metrics, source.space)
     scratch = _from_scratch(cfg, run, data) if cfg.curve.target is not None else {}
-    theirs = sorted((int(v["train/labels"]), v["test/accuracy"]) for v in scratch.values())
-    found = {f"scratch_{name}/{k.rpartition('/')[2]}": v[k] for name, v in scratch.items() for k in ("train/labels", "test/accuracy")}
+    theirs = sorted((int(v["train/labels"]), v[SCORE]) for v in scratch.values())
+    found = {f"scratch_{name}/{k.rpartition('/')[2]}": v[k] for name, v in scratch.items() for k in ("train/labels", SCORE)}
     if theirs:
         for n, score in ours:
             need = labels_needed(theirs, score)
@@ -38,7 +38,7 @@ def saved(cfg: Any, run: Run, data: Any, source: Any, metrics: dict[str, float])
         from sslt.report.plots import label_curves
 
         (run / "plots").mkdir(exist_ok=True)
-        shots = curve_points({k: v for k, v in metrics.items() if "_shot/" in k}, len(source.classes))
+        shots = curve_points({k: v for k, v in metrics.items() if "_shot/" in k}, source.space)
         lines = {"linear probe": [p for p in ours if p not in shots], "k-shot probe": shots, "from scratch": theirs}
         label_curves({name: points for name, points in lines.items() if points}, run / "plots" / "labels.png")
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sslt import moved, stored
+from sslt import stored
 from sslt.encoders import adapters
 from sslt.encoders.load import load_encoder
 from sslt.report.end import say_next
@@ -23,8 +23,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         encoder.save(run / "encoder", f"# An encoder, merged\n\nThe adapter of `{start}` folded into its base. sslt evaluate from=FOLDER\n")
         head = start / "head" / "head.json"
         if stored.is_file(head):
-            objective, classes = heads.load(head.parent, encoder, trust)
-            heads.save(run, objective, OmegaConf.create(moved.up_to_date(stored.json_object(head)["objective"])), classes)
+            heads.save(run, heads.load(head.parent, encoder, trust), heads.node_of(head.parent))
         if stored.is_file(start / RUN_FILE):  # what `from=` a run knows of its data
             config = OmegaConf.load(run / "config.yaml")
             config.data = Run(start).config.data

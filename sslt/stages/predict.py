@@ -1,9 +1,10 @@
-"""`sslt predict`: labels with their probabilities for new files, or features where there is no head."""
+"""`sslt predict`: answers for new files, or features where there is no head."""
 
 from __future__ import annotations
 
 import csv
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,25 @@ from omegaconf import OmegaConf
 
 from sslt import groups, stored
 from sslt.config import build
+from sslt.data.answers import Answers
 from sslt.encoders.base import require
 from sslt.errors import UserError
-from sslt.evaluation.features import encode, logits_of
+from sslt.evaluation.features import encode, predicted
+from sslt.report.answers import answer_rows, row_names, write_rows
 from sslt.runs import RUN_FILE, Run, display
 from sslt.stages import common
 from sslt.stages.evaluate import load
+from sslt.targets.base import Target
 
 log = logging.getLogger("sslt")
-FEW_CLASSES = 20  # up to which each has a column of its own
+FEW_NAMES = 20  # up to which each has a column of its own
 
 
 def main(cfg: Any, run: Run) -> dict[str, Any]:
-    """Write predictions.csv (row, name, truth, label, probability, …), or features.npy [N, D] for an encoder without a head.
+    """Write predictions.jsonl (row, name, split, prediction, score, truth), of what is flat as predictions.csv too.
 
-    Where the input has labels (folders of classes, a column), they stand beside as `truth`, and the accuracy is said.
+    For an encoder without a head features.npy [N, D]. Where the input has answers (folders of classes, a column), they stand beside as
+    `truth`, and how many are right is said.
     All that is in `input=` is predicted, one split after the other where it has several; then there is a column `split`, too.
     """
     if cfg.probabilities not in (True, False, "auto"):
@@ -45,57 +50,64 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
             np.save(out, x.numpy())
             print(f"features of {len(x)} samples, {x.shape[1]} numbers each: {display(out)}")
         return {}
-    objective, classes = head
-    objective.to(device)
-    probabilities = torch.cat([logits_of(encoder, objective, samples, device, batch) for samples in parts.values()]).softmax(1)
-    best, label = probabilities.max(1)
-    truths = [name for split, samples in parts.items() for name in _truth(cfg, source, split, samples)]
-    metrics: dict[str, Any] = {"predict/rows": len(label)} | _scores(label.tolist(), truths, classes)
-    out = run / "predictions.csv"
+    predictions = [predicted(encoder, head, samples, device, batch) for samples in parts.values()]
+    rows = [row for (split, samples), found in zip(parts.items(), predictions, strict=True)
+            for row in answer_rows(head, found, split if len(parts) > 1 else None, row_names(source, split, samples))]  # fmt: skip
+    truths = [name for split, samples in parts.items() for name in _truth(cfg, head, source, split, samples)]
+    metrics: dict[str, Any] = {"predict/rows": len(rows)} | _measured(head, parts, predictions, rows, truths)
     if run.is_main:
-        columns = {"row": [str(i) for samples in parts.values() for i in range(len(samples))]}
-        if len(parts) > 1:
-            columns["split"] = [split for split, samples in parts.items() for _ in range(len(samples))]
-        if cfg.input is not None and (names := [_names(source, split, samples) for split, samples in parts.items()])[0] is not None:
-            columns["name"] = [name for part in names for name in part or []]
-        if "predict/accuracy" in metrics:
-            columns["truth"] = [name or "" for name in truths]
-        columns |= {"label": [classes[i] for i in label.tolist()], "probability": [f"{p:.4f}" for p in best.tolist()]}
-        if len(classes) <= FEW_CLASSES if cfg.probabilities == "auto" else cfg.probabilities:
-            columns |= {f"probability/{c}": [f"{p:.4f}" for p in probabilities[:, i].tolist()] for i, c in enumerate(classes)}
-        with out.open("w", newline="", encoding="utf-8") as f:
-            writer = csv.writer(f)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
-        counts = np.bincount(label.numpy(), minlength=len(classes))
-        print(f"{len(label)} predictions: {display(out)}")
-        print("  " + "  ".join(f"{c} {n}" for c, n in zip(classes, counts, strict=True) if n)[:200])
-        if "predict/accuracy" in metrics:
-            share, labelled = metrics["predict/accuracy"], metrics["predict/labelled"]
-            print(f"  {100 * share:.1f} % of the {labelled} that have a label of these classes are right")
+        for row, truth in zip(rows, truths, strict=True) if "predict/labelled" in metrics else ():
+            row["truth"] = truth
+        write_rows(run / "predictions.jsonl", rows)
+        table = _table(cfg, head, predictions, rows)
+        out = run / ("predictions.jsonl" if table is None else "predictions.csv")
+        if table is not None:
+            with out.open("w", newline="", encoding="utf-8") as f:
+                writer = csv.writer(f)
+                writer.writerow(table)
+                writer.writerows(zip(*table.values(), strict=True))
+        print(f"{len(rows)} predictions: {display(out)}")
+        counts = Counter(str(row["prediction"]) for row in rows if isinstance(row["prediction"], str))
+        print("  " + "  ".join(f"{name} {n}" for name, n in sorted(counts.items()))[:200])
+        if f"predict/{head.primary}" in metrics:
+            share, labelled = metrics[f"predict/{head.primary}"], metrics["predict/labelled"]
+            print(f"  {head.primary} of the {labelled} that have an answer of this kind: {100 * share:.1f}")
         run.add_metrics(metrics)
     return metrics
 
 
-def _truth(cfg: Any, source: Any, split: str, samples: Any) -> list[str | None]:
-    """The labels of the rows by name, None where there is none: folders of classes, a column of a table."""
-    if samples.labels is not None:
-        return [samples.classes[i] for i in samples.labels.tolist()]
+def _table(cfg: Any, head: Target, predictions: list[Any], rows: list[dict[str, Any]]) -> dict[str, list[str]] | None:
+    """The rows as columns: of what is flat. Each name's probability has a column of its own where these are few."""
+    made = [head.columns(found) for found in predictions]
+    if any(part is None for part in made):
+        return None
+    wide = len(head.names) <= FEW_NAMES if cfg.probabilities == "auto" else cfg.probabilities
+    columns = {"row": [str(row["row"]) for row in rows]}
+    columns |= {k: [str(row.get(k) or "") for row in rows] for k in ("split", "name", "truth") if rows and k in rows[0]}
+    for part in made:
+        for k, values in (part or {}).items():
+            if wide or not k.startswith("probability/"):
+                columns.setdefault(k, []).extend(values)
+    return columns
+
+
+def _truth(cfg: Any, head: Target, source: Any, split: str, samples: Any) -> list[Any]:
+    """What the rows really are, as `predictions.jsonl` writes it; None where that is not known: folders of classes, a column of a table."""
+    if samples.answers is not None and samples.answers.kind == head.answer.kind:
+        return [row["prediction"] for row in head.rows(samples.answers)]
     column = None if cfg.input is None else _data_of_run(cfg).get("label")
     found = source.truth(split, column or None) if cfg.input is not None else None
     return found if found is not None and len(found) == len(samples) else [None] * len(samples)
 
 
-def _scores(label: list[int], truths: list[str | None], classes: list[str]) -> dict[str, Any]:
-    """How many of the rows whose true class the head knows are right; nothing where there is no such row."""
-    right = [classes[i] == name for i, name in zip(label, truths, strict=True) if name in classes]
-    return {"predict/labelled": len(right), "predict/accuracy": sum(right) / len(right)} if right else {}
-
-
-def _names(source: Any, split: str, samples: Any) -> list[str] | None:
-    """Names of the rows that could be read, where rows have names."""
-    names, kept = source.row_names(split), getattr(samples, "rows", None)
-    return [names[i] for i in kept] if names and kept is not None else names
+def _measured(head: Target, parts: Any, predictions: list[Any], rows: list[dict[str, Any]], truths: list[Any]) -> dict[str, Any]:
+    """How good the rows are whose answer is known and one that the head knows; nothing where there is no such row."""
+    known = [samples.answers for samples in parts.values()]
+    if all(a is not None and a.kind == head.answer.kind and a.space == head.space for a in known):
+        found = head.measure(Answers.join(predictions), Answers.join(known))
+        return {"predict/labelled": len(rows), f"predict/{head.primary}": found[head.primary]}
+    right = [row["prediction"] == name for row, name in zip(rows, truths, strict=True) if isinstance(name, str) and name in head.names]
+    return {"predict/labelled": len(right), f"predict/{head.primary}": sum(right) / len(right)} if right else {}
 
 
 def _source(cfg: Any, modality: str) -> Any:

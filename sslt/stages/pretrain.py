@@ -48,7 +48,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         )
     if kind.modality not in (None, source.modality):
         raise UserError(f"+task={cfg.name} learns from {kind.modality}s, but {source.name} holds {source.modality}s: choose another data=")
-    if kind.needs_labels and source.classes is None:
+    if kind.needs_labels and not source.has_classes:
         raise UserError(f"+task={cfg.name} learns from labels, and {source.name} has none: choose another data= or +task=")
     encoder = common.starting_encoder(cfg, source)
     objective, adaptation = build(cfg.objective, encoder), build(cfg.adaptation)
@@ -77,7 +77,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if probes and probes[0].features is not None:
         write_map(run, probes[0].features, probes[0].bank)
     commands = [*(f"sslt evaluate from={run}/{name}" for name in beside), *after_pretraining(cfg, source, run)]
-    say_next(run, metrics, commands, None if source.classes else with_labels(source, run))
+    say_next(run, metrics, commands, None if source.space else with_labels(source, run))
     return metrics
 
 
@@ -103,10 +103,10 @@ def _probe(cfg: Any, encoder: Any, source: Any, curves: Any) -> list[OnlineProbe
     o = cfg.online_probe
     if not o.every_n_epochs:
         return []
-    labelled = source.classes is not None and "val" in source.splits()
+    labelled = source.space is not None and "val" in source.splits()
     bank = common.prepare(encoder, source, "train" if labelled else "unlabeled")
     queries = common.prepare(encoder, source, "val") if labelled else None
-    if queries is not None and queries.labels is None:
+    if queries is not None and queries.answers is None:
         queries = None
     limit = seconds(cfg.trainer.max_time)
     return [OnlineProbe(curves, encoder, bank, queries, o.every_n_epochs, o.samples, common.eval_batch_size(cfg), limit)]

@@ -12,7 +12,6 @@ import math
 import time
 from typing import Any, NamedTuple
 
-import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities.seed import isolate_rng
 
@@ -25,7 +24,7 @@ from sslt.data.base import Samples
 from sslt.data.streams.subsets import some
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
-from sslt.evaluation.features import logits_of
+from sslt.evaluation.features import predicted
 from sslt.processes import accelerator
 from sslt.runs import RUN_FILE, Run
 from sslt.stages import common, fitting
@@ -132,7 +131,7 @@ class _Search:
     def _trial(self, rate: float, budget: Budget) -> tuple[float, int]:
         """Validation loss (nats a sample) after training a copy at `rate`, and how many optimizer steps that had.
 
-        The loss, not the accuracy: on a few hundred samples many rates have the same accuracy.
+        The loss, not the metric: on a few hundred samples many rates have the same one.
         """
         cfg = _with(self.cfg, rate, 0.0)
         kind = accelerator(cfg.trainer)
@@ -149,10 +148,9 @@ class _Search:
                 signals.restore()
             if learner.average is not None:
                 learner.average.swap(learner)
-            device, objective = common.device_of(cfg), terms["finetune"].objective
-            logits = logits_of(encoder, objective.to(device), self.held, device, common.eval_batch_size(cfg))
-        loss = torch.nn.functional.cross_entropy(logits, common.labels_of(self.held))
-        return float(loss), learner.optimizer_steps
+            target: Any = terms["finetune"].objective
+            found = predicted(encoder, target, self.held, common.device_of(cfg), common.eval_batch_size(cfg))
+        return target.loss(found, self.held.answers), learner.optimizer_steps
 
 
 def length(steps: int | None) -> int | None:

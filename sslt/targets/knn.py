@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslt.data.base import Samples
+from sslt.data.streams.subsets import labels_of
 from sslt.errors import UserError
 
+NEAREST = "knn_accuracy"
 CHUNK_BYTES = 256 * 2**20  # upper bound of one chunk's similarity matrix
 
 
@@ -38,6 +41,13 @@ def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, n_classes: i
         weights = (similarity / temperature).softmax(1)  # exp(s / T) over its sum
         scores[start : start + rows].scatter_add_(1, labels[neighbours], weights)
     return scores
+
+
+def nearest(bank: Tensor, of: Samples, queries: Tensor, asked: Samples) -> dict[str, float]:
+    """`knn_accuracy` of features `queries` of `asked` by `bank` of `of`, under that name, where these have classes."""
+    if of.labels is None or asked.labels is None or of.classes is None:
+        return {}
+    return {NEAREST: float(knn_accuracy(bank, labels_of(of), queries, labels_of(asked), len(of.classes)))}
 
 
 def knn_accuracy(

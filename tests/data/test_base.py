@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sslt.data.answers import Class
 from sslt.data.base import Raw, Samples, Source, stratified
 from sslt.errors import UserError
 
@@ -83,7 +84,7 @@ class Toy(Source):
 
     def read(self, split):
         items = [f"{split}{i}" for i in range(len(LABELS))]
-        return Raw(items, LABELS.copy() if self.labelled and split != "unlabeled" else None)
+        return Raw(items, self.as_answers(LABELS.copy()) if self.labelled and split != "unlabeled" else None)
 
     def fingerprint(self):
         return "toy"
@@ -174,7 +175,7 @@ def test_taking_rows_is_lazy():
             return super().__getitem__(i)
 
     opened: list[int] = []
-    raw = Raw(Files("abcdef"), np.arange(6)).take(np.array([4, 1]))
+    raw = Raw(Files("abcdef"), Class(np.arange(6), {"classes": list("abcdef")})).take(np.array([4, 1]))
     assert opened == [] and raw.labels.tolist() == [4, 1] and len(raw) == 2
     assert raw.items[0] == "e" and opened == [4]
 

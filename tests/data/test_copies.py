@@ -36,7 +36,7 @@ class Texts(Source):
         return ("train",)
 
     def read(self, split):
-        return Raw(self.items, self.labels)
+        return Raw(self.items, self.as_answers(self.labels))
 
     def fingerprint(self):
         return "texts"

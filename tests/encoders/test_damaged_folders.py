@@ -125,9 +125,9 @@ def test_pickled_weights_are_named(folder, here):
 @pytest.mark.parametrize(
     ("path", "to"),
     [
-        (["classes"], "abc"),
-        (["classes"], []),
-        (["classes"], [1]),
+        (["space", "classes"], "abc"),
+        (["space", "classes"], []),
+        (["space", "classes"], [1]),
         (["objective"], 3),
         (["objective"], {}),
         (["objective", "_target_"], None),
@@ -141,8 +141,8 @@ def test_pickled_weights_are_named(folder, here):
 def test_each_value_of_a_head_is_of_its_kind(path, to, here):
     encoder = image_encoder()
     node = OmegaConf.create({"_target_": "sslt.targets.classification.Classification", "dropout": 0.0, "label_smoothing": 0.0})
-    heads.save(Run(here), build(node, encoder, n_classes=2), node, ["a", "b"])
-    assert heads.load(here / "head", encoder, [])[1] == ["a", "b"]
+    heads.save(Run(here), build(node, encoder, space={"classes": ["a", "b"]}), node)
+    assert heads.load(here / "head", encoder, []).space == {"classes": ["a", "b"]}
     change(here / "head" / "head.json", *path, to=to)
     with pytest.raises(UserError, match="head"):
         heads.load(here / "head", encoder, [])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sslt.data.answers import Class
 from sslt.data.prepare.bag_processor import BagProcessor
 from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.data.prepare.text_processor import SETTINGS, TextProcessor, TextSamples
@@ -56,7 +57,7 @@ def words(n: int, seed: int) -> np.ndarray:
 def samples_of(p: TextProcessor, sizes=SIZES, windows: int | None = None) -> TextSamples:
     ends, labels = np.cumsum(sizes), np.arange(len(sizes)) % 2
     tokens = np.concatenate([words(n, i) for i, n in enumerate(sizes)])
-    return TextSamples(tokens, ends - sizes, np.array(sizes), labels, ["a", "b"], "made", p.special, LENGTH, 0, windows)
+    return TextSamples(tokens, ends - sizes, np.array(sizes), Class(labels, {"classes": ["a", "b"]}), "made", p.special, LENGTH, 0, windows)
 
 
 def read(encoder: TextEncoder, sizes=SIZES, index=None) -> torch.Tensor:
@@ -185,7 +186,7 @@ def test_the_last_window_teaches(tokenizer):
         encoder = encoder_of(tokenizer, windows)
         batch = views_of(encoder, [25])
         last = set(words(25, 0)[20:].tolist()) - set(words(25, 0)[:20].tolist())
-        Classification(encoder, 2, 0.0, 0.0)(encoder, batch).value.backward()
+        Classification(encoder, {"classes": [str(i) for i in range(2)]}, 0.0, 0.0)(encoder, batch).value.backward()
         moved = set(encoder.token_embeddings.weight.grad.abs().sum(1).nonzero().flatten().tolist())
         assert last and (last <= moved) == reached and (last.isdisjoint(moved)) != reached
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from sslt.data import cache
+from sslt.data.answers import Class
 from sslt.data.prepare.image_processor import ImageProcessor, ImageSamples
 from sslt.data.streams.episodes import ClassSet
 from sslt.data.streams.episodes import test_draws as draws_of
@@ -30,7 +31,7 @@ def setting(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.repeat(np.arange(5), 12))
     images = rng.integers(0, 256, (5, 8, 8, 1))[labels] + rng.normal(0, 90, (60, 8, 8, 1))
-    samples = ImageSamples(images.clip(0, 255).astype(np.uint8), labels, list("abcde"), "five")
+    samples = ImageSamples(images.clip(0, 255).astype(np.uint8), Class(labels, {"classes": list("abcde")}), "five")
     encoder = Conv4(ImageProcessor(8, 1, [0.5], [0.25]), 8, 2, "pool", "flatten").eval()
     return encoder, ClassSet(samples, "")
 

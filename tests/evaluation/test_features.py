@@ -19,7 +19,8 @@ from sslt.data import cache
 from sslt.data.prepare.text_processor import TextSamples
 from sslt.encoders.base import Features, pool_mean
 from sslt.evaluation import features
-from sslt.evaluation.features import cached_features, encode, logits_of
+from sslt.evaluation.features import cached_features, encode, predicted
+from sslt.targets.classification import Classification
 
 CPU = torch.device("cpu")
 SIZES = (3, 1, 6, 2, 6, 4, 9)  # of texts: by length they come in another order
@@ -45,24 +46,20 @@ class Words(VectorEncoder):
         return Features(pool_mean(tokens, inputs["mask"]), tokens, inputs["mask"])
 
 
-class Head(nn.Module):
+SPACE = {"classes": ["a", "b", "c"]}
+
+
+def head() -> Classification:
     """Logits of features, behind dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.head, self.dropout = nn.Linear(5, 3), nn.Dropout(0.5)
-
-    def scores(self, encoder, inputs):
-        pooled = encoder(inputs).pooled
-        return self.head(self.dropout(pooled))
+    torch.manual_seed(1)
+    return Classification(Words(), SPACE, 0.5, 0.0)
 
 
 def texts(shift: int = 0) -> TextSamples:
     """Texts of SIZES words, each word another number."""
     ends = np.cumsum(SIZES)
     tokens = (np.arange(ends[-1]) + 3 + shift).astype(np.int32)
-    return TextSamples(tokens, ends - SIZES, np.array(SIZES), None, None, f"made {shift}", (0, 1, 2), 8, 0)
+    return TextSamples(tokens, ends - SIZES, np.array(SIZES), None, f"made {shift}", (0, 1, 2), 8, 0)
 
 
 def one_by_one(encoder: Words, samples: TextSamples) -> torch.Tensor:
@@ -84,12 +81,13 @@ def test_features_stand_in_the_order_of_the_samples(batch_size):
     assert encoder.training and encoder.dropout.training and encoder.passes == -(-7 // batch_size)
 
 
-def test_logits_stand_in_the_order_of_the_samples():
+def test_answers_stand_in_the_order_of_the_samples():
     """As features do, with the head's dropout off as well."""
-    encoder, head, samples = Words(), Head().train(), texts()
-    found = logits_of(encoder, head, samples, CPU, 3)
-    assert torch.allclose(found, head.head(one_by_one(encoder, samples)), atol=1e-6)
-    assert head.training and head.dropout.training
+    encoder, target, samples = Words(), head().train(), texts()
+    found = predicted(encoder, target, samples, CPU, 3)
+    logits = target.head(one_by_one(encoder, samples)).detach()
+    assert np.allclose(found.scores, logits, atol=1e-6) and found.values.tolist() == logits.argmax(1).tolist()
+    assert target.training and target.dropout.training
 
 
 def test_a_format_of_training_is_used_and_comes_back_as_float32():
@@ -136,7 +134,7 @@ def test_kept_features_depend_on_weights_samples_and_format(tmp_path, monkeypatc
 def _on_rank(rank: int) -> dict[str, Any]:
     encoder, samples = Words(), texts()
     out = {f"{size}": encode(encoder, samples, CPU, size) for size in (2, 7)}  # of one batch the other rank has none
-    return {**out, "passes": encoder.passes, "logits": logits_of(encoder, Head(), samples, CPU, 3)}
+    return {**out, "passes": encoder.passes, "logits": torch.from_numpy(predicted(encoder, head(), samples, CPU, 3).scores)}
 
 
 def test_ranks_share_the_batches_and_all_have_every_row(tmp_path):
@@ -145,4 +143,4 @@ def test_ranks_share_the_batches_and_all_have_every_row(tmp_path):
     for rank, out in enumerate(two_processes.run(_on_rank, tmp_path)):
         assert torch.allclose(out["2"], expected, atol=1e-6) and torch.allclose(out["7"], expected, atol=1e-6)
         assert out["passes"] == 2 + (rank == 0)
-        assert torch.allclose(out["logits"], Head().head(expected).detach(), atol=1e-6)
+        assert torch.allclose(out["logits"], head().head(expected).detach(), atol=1e-6)

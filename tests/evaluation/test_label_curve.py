@@ -31,7 +31,7 @@ def test_all_labels_are_the_linear_probe():
 def test_points_of_both_kinds_of_probe():
     """k-shot probes count k labels of each class, linear ones what they say."""
     metrics = {"5_shot/accuracy": 0.5, "5_shot/interval": 0.1, "linear/accuracy": 0.9, "linear/labels": 800, "knn/accuracy": 0.8}
-    assert curve_points(metrics, 4) == [(20, 0.5), (800, 0.9)]
+    assert curve_points(metrics, {"classes": list("abcd")}) == [(20, 0.5), (800, 0.9)]
 
 
 @pytest.mark.parametrize(

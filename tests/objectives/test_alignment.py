@@ -54,7 +54,7 @@ def adversary(kind=DANN, **changed):
     """Without dropout, at full strength, so that it can be computed by hand."""
     torch.manual_seed(1)
     encoder = Toy()
-    task = Classification(encoder, 3, 0.0, 0.0)
+    task = Classification(encoder, {"classes": [str(i) for i in range(3)]}, 0.0, 0.0)
     nn.init.normal_(task.head.weight)
     settings = {"layer": None, "hidden": 5, "dropout": 0.0, "gamma": 10.0, "ceiling": 1.0, **changed}
     made = kind(encoder, 4, task, **settings, **({"entropy": True} if kind is CDAN and "entropy" not in changed else {}))
@@ -333,7 +333,7 @@ def test_maps_are_averaged_over_places():
 def test_nothing_is_encoded_twice(layer):
     """Alignment first, then classification: one forward a stream, and no hook stays behind."""
     encoder = Toy()
-    parts, task = batches(), Classification(encoder, 3, 0.0, 0.0)
+    parts, task = batches(), Classification(encoder, {"classes": [str(i) for i in range(3)]}, 0.0, 0.0)
     width = layer_width(encoder, {"x": torch.zeros(2, 3)}, layer)
     assert width == (6 if layer else 4)
     encoder.calls = 0
@@ -348,7 +348,7 @@ def test_a_layer_asked_for_too_late_is_encoded_again():
     """Classification first: the numbers are right all the same."""
     encoder = Toy().eval()
     early, late = batches(), batches()
-    Classification(encoder, 3, 0.0, 0.0)(encoder, late["finetune"])
+    Classification(encoder, {"classes": [str(i) for i in range(3)]}, 0.0, 0.0)(encoder, late["finetune"])
     objective = CORAL(encoder, 6, None, "first")
     assert torch.equal(objective(encoder, early).value, objective(encoder, late).value)
 

@@ -96,7 +96,7 @@ def test_simmim_hides_whole_squares():
 
 def samples(n: int = 40) -> ImageSamples:
     g = np.random.default_rng(0)
-    return ImageSamples(g.integers(0, 255, (n, 16, 16, 3), dtype=np.uint8), None, None, "random")
+    return ImageSamples(g.integers(0, 255, (n, 16, 16, 3), dtype=np.uint8), None, "random")
 
 
 def test_beit_names_the_nearest_word(fixed):

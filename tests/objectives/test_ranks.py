@@ -97,7 +97,7 @@ def gradients(case: str, rank: int | None) -> dict[str, Any]:
     p = encoder.processor
     if images:
         pixels = np.random.default_rng(0).integers(0, 255, (2 * N + 64, p.size, p.size, 3), dtype=np.uint8)
-        objective.prepare(encoder, ImageSamples(pixels, None, None, "random"), 2 * N)
+        objective.prepare(encoder, ImageSamples(pixels, None, "random"), 2 * N)
     if task == "swav":
         objective.filled += 1000  # its queue counts as full
     for module in (encoder.double(), objective.double()):

@@ -26,7 +26,7 @@ def made(task: str) -> tuple[Any, Any, dict]:
     objective = build(cfg.objective, encoder)
     p = encoder.processor
     pixels = torch.randint(0, 255, (102, p.size, p.size, 3), dtype=torch.uint8).numpy()
-    objective.prepare(encoder, ImageSamples(pixels, None, None, "random"), 38)
+    objective.prepare(encoder, ImageSamples(pixels, None, "random"), 38)
     objective.progress = 0.5
     return encoder, objective, batch_of(p.size, 3, cfg, None)[0]
 

@@ -31,15 +31,6 @@ def test_views_grid(tmp_path, shape):
     _picture(tmp_path / "new" / "views.png")
 
 
-@pytest.mark.parametrize("n", [2, 20, 100])
-def test_confusion(tmp_path, n):
-    """Any number of classes, long names, names with a dollar sign, a class without samples."""
-    matrix = np.random.default_rng(0).integers(0, 30, (n, n))
-    matrix[0] = 0
-    plots.confusion(matrix, [f"$class_{i}$ with quite a long name" for i in range(n)], tmp_path / "c.png")
-    assert max(_picture(tmp_path / "c.png").shape) < 2500
-
-
 @pytest.mark.parametrize(("n", "d", "c"), [(80, 16, 3), (60, 4, 30), (30, 8, None), (3, 1, 2), (60, 4, 1), (1, 4, 1)])
 def test_embedding_map(tmp_path, n, d, c):
     """t-SNE and its fallback, with legend, without, without labels, with features that are not finite."""
@@ -55,14 +46,6 @@ def test_embedding_map_of_collapsed_features(tmp_path):
     """All samples at one point, which t-SNE cannot take."""
     plots.embedding_map(torch.ones(100, 8), torch.arange(100) % 2, ["a", "b"], tmp_path / "e.png")
     _picture(tmp_path / "e.png")
-
-
-def test_reliability(tmp_path):
-    """Also with a single filled bin; the format follows the name."""
-    plots.reliability(torch.randn(50, 4), torch.arange(50) % 4, tmp_path / "r.png")
-    _picture(tmp_path / "r.png")
-    plots.reliability(100 * torch.eye(4), torch.arange(4), tmp_path / "r.pdf")
-    assert (tmp_path / "r.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_curves(tmp_path):

@@ -24,7 +24,7 @@ class Toy(nn.Module):
 
 def objective(n_classes: int = 3, dropout: float = 0.0, label_smoothing: float = 0.0) -> Classification:
     torch.manual_seed(0)
-    head = Classification(Toy(), n_classes, dropout, label_smoothing)
+    head = Classification(Toy(), {"classes": [str(i) for i in range(n_classes)]}, dropout, label_smoothing)
     nn.init.normal_(head.head.weight)  # scores far enough apart that a mistake shows
     return head
 
@@ -63,7 +63,7 @@ def test_equals_the_loop(v, smoothing):
 def test_starts_near_chance():
     """The fresh head scores all classes alike: the loss starts at log C."""
     torch.manual_seed(0)
-    loss = Classification(Toy(), 10, 0.0, 0.0)(Toy(), batch(1, 64))
+    loss = Classification(Toy(), {"classes": [str(i) for i in range(10)]}, 0.0, 0.0)(Toy(), batch(1, 64))
     assert loss.value.item() == pytest.approx(math.log(10), abs=0.02)
 
 

@@ -18,41 +18,46 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sslt.data import cache, copies
+from sslt.data import cache, copies, frames
+from sslt.data.answers import Answers, Space
 from sslt.data.base import Raw, Samples, Source
 from sslt.data.sources.image_files import THREADS
-from sslt.errors import UserError
+from sslt.errors import UserError, nearest
 from sslt.ranges import Count
 
 log = logging.getLogger("sslt")
 
-FORMAT = 2  # of the cached entries: raise it when what is written, or how images are resized, changes
+FORMAT = 3  # of the cached entries: raise it when what is written, or how images are resized, changes
 IN_MEMORY = 1 << 30  # bytes up to which a split is held in memory rather than memory-mapped
 CHUNK = 512  # images that are decoded before they are written
 BLOCK = 16  # images that a thread decodes at a time
 NARROWEST = 32  # how many times its shorter side the longer side of an image counts
+FITS = ("crop", "pad", "stretch")
 NAMED = 5  # unreadable images that a message names
 
 
 class ImageProcessor:
     """Brings images to `size` x `size` with `channels` (1 or 3), and normalises batches of them.
 
-    `mean` and `std`: per channel, of pixels in 0..1. Raises `UserError` on values that cannot be.
+    `mean` and `std`: per channel, of pixels in 0..1. `fit`: how an image that is no square becomes one; `crop` cuts its longer side
+    around the centre, `pad` adds black to its shorter one, `stretch` changes its proportions. Raises `UserError` on values that cannot be.
     """
 
     modality = "image"
 
-    def __init__(self, size: int, channels: int, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, size: int, channels: int, mean: Sequence[float], std: Sequence[float], fit: str = "crop"):
         if size < 1 or channels not in (1, 3):
             raise UserError(f"images of size {size} with {channels} channels: give a size above 0, and 1 or 3 channels")
-        self.size, self.channels = int(size), int(channels)
+        if fit not in FITS:
+            raise UserError(f"encoder.processor.fit={fit}: give crop, pad or stretch{nearest(fit, FITS)}")
+        self.size, self.channels, self.fitted_by = int(size), int(channels), fit
         self._set(mean, std)
         self._unmeasured: Source | None = None
         self._moments: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
         self._told: set[str] = set()
 
     @classmethod
-    def fit(cls, source: Source, size: Count | None = None, channels: Count | None = None) -> ImageProcessor:
+    def fit(cls, source: Source, size: Count | None = None, channels: Count | None = None, fit: str = "crop") -> ImageProcessor:
         """A processor for `source`: its own size and channels unless given; mean and std of its training images.
 
         Where there is no train split, of `unlabeled`. Reads nothing before mean or std is asked for, which prepares (and so caches) the
@@ -61,7 +66,7 @@ class ImageProcessor:
         if size is None or channels is None:
             own_size, own_channels = source.image_shape
             size, channels = own_size if size is None else size, own_channels if channels is None else channels
-        fitted = cls(size, channels, [0.0] * channels, [1.0] * channels)
+        fitted = cls(size, channels, [0.0] * channels, [1.0] * channels, fit)
         fitted._unmeasured = source
         return fitted
 
@@ -95,7 +100,7 @@ class ImageProcessor:
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON can hold them."""
-        return {"size": self.size, "channels": self.channels, "mean": self.mean, "std": self.std}
+        return {"size": self.size, "channels": self.channels, "mean": self.mean, "std": self.std, "fit": self.fitted_by}
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """(x / 255 - mean) / std of uint8 [B, C, H, W], as float32 on the same device and in the same memory format.
@@ -122,10 +127,10 @@ class ImageProcessor:
         """
         rows = _RowSource(source, self._prepare_own)
         raw = rows.get(split)
-        entry, index, labels = rows.entry, np.asarray(raw.items), raw.labels
+        entry, index, answers = rows.entry, np.asarray(raw.items), raw.answers
         if "readable" in entry:
             readable = entry["readable"][index]
-            index, labels = index[readable], None if labels is None else labels[readable]
+            index, answers = index[readable], None if answers is None else answers.take(np.flatnonzero(readable))
         self._tell(source, entry.meta)
         copies.tell(raw.remarks)
         copies.tell_shared(source, split, np.asarray(entry["contents"])[index])
@@ -133,16 +138,16 @@ class ImageProcessor:
         fits = images[:1].nbytes * len(index) < IN_MEMORY
         return ImageSamples(
             images[index] if fits else images,
-            labels,
-            entry.meta["classes"] if labels is not None else None,
-            cache.digest(entry.path.name, index, labels is None),
+            answers,
+            cache.digest(entry.path.name, index, answers is None),
             skipped=len(raw) - len(index) + len(raw.skipped),
             rows=None if fits else index,
+            seen=frames.fitted(np.asarray(entry["sizes"])[index], self.fitted_by, NARROWEST),
         )
 
     def _prepare_own(self, source: Source, split: str) -> cache.Entry:
         """The entry of one of the source's own splits: all its rows, in order, unreadable ones as zeros."""
-        key = cache.digest(source.fingerprint(), split, self.size, self.channels, FORMAT)
+        key = cache.digest(source.fingerprint(), split, self.size, self.channels, self.fitted_by, FORMAT)
         entry = _cached("images", key, lambda folder: self._write(source, split, folder))
         if entry.meta["unreadable"] and not _skips(source):  # it was made with on_error=skip
             raise UserError(f"{_left_out(entry.meta)} cannot be read: mend or remove them, or set data.on_error=skip")
@@ -154,7 +159,7 @@ class ImageProcessor:
             raise UserError(f"the split {split} of {source.name} is empty")
         seen: set[tuple[int, ...]] = set()
         unreadable: dict[int, UserError] = {}
-        contents = np.empty(len(raw), np.uint64)
+        contents, sizes = np.empty(len(raw), np.uint64), np.ones((len(raw), 2), np.int64)
         starts = _progress(range(0, len(raw), CHUNK), f"preparing {source.name} {split}")
         # A plain file, not a memory map: on a full disk a write raises, where a store into a map kills the process.
         with (
@@ -166,23 +171,22 @@ class ImageProcessor:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for start in starts:
                 rows = range(start, min(start + CHUNK, len(raw)))
-                file.write(self._chunk(source, raw, rows, pool, seen, unreadable, contents).data)
+                file.write(self._chunk(source, raw, rows, pool, seen, unreadable, contents, sizes).data)
         np.save(folder / "contents.npy", contents)
+        np.save(folder / "sizes.npy", sizes)
         if len(unreadable) == len(raw):
             raise UserError(f"none of the {len(raw)} images of {source.name} ({split}) can be read; first: {unreadable[0]}")
         if unreadable:
             np.save(folder / "readable.npy", ~np.isin(np.arange(len(raw)), list(unreadable)))
-        if raw.labels is not None:
-            np.save(folder / "labels.npy", raw.labels.astype(np.int64))
-        sizes = {shape[:2] for shape in seen}
+        native = {shape[:2] for shape in seen}
         return {
             "name": source.name,
             "split": split,
             "count": len(raw),
-            "classes": None if raw.labels is None else source.classes,
+            "answers": None if raw.answers is None else raw.answers.save(folder),
             "skipped": raw.skipped,
             "unreadable": [getattr(error, "file", str(error)) for error in unreadable.values()],
-            "native_size": list(sizes.pop()) if len(sizes) == 1 else None,  # (H, W); None where they differ
+            "native_size": list(native.pop()) if len(native) == 1 else None,  # (H, W); None where they differ
             "native_channels": sorted({shape[2] for shape in seen}),
         }
 
@@ -195,12 +199,17 @@ class ImageProcessor:
         seen: set[tuple[int, ...]],
         unreadable: dict[int, UserError],
         contents: np.ndarray,
+        sizes: np.ndarray,
     ) -> np.ndarray:
-        """The images `rows`, uint8 [n, size, size, C]; adds to `seen` their shapes, to `unreadable` what failed, fills in `contents`."""
+        """The images `rows`, uint8 [n, size, size, C]; adds to `seen` their shapes, to `unreadable` what failed.
+
+        Fills in `contents` [N] and `sizes` [N, 2], heights and widths.
+        """
         if isinstance(raw.items, np.ndarray):
             contents[rows.start : rows.stop] = copies.contents_of(raw.items[rows.start : rows.stop])
             seen.add(raw.items.shape[1:])
-            return resize(raw.items[rows.start : rows.stop], self.size, self.channels)
+            sizes[rows.start : rows.stop] = raw.items.shape[1:3]
+            return resize(raw.items[rows.start : rows.stop], self.size, self.channels, self.fitted_by)
 
         def one(row: int) -> tuple[tuple[int, ...], np.ndarray] | UserError:
             contents[row] = copies.unreadable(row)
@@ -212,7 +221,8 @@ class ImageProcessor:
                 hint = "; data.on_error=skip leaves such images out" if hasattr(source, "on_error") else ""
                 raise UserError(f"{source.name}: {error}{hint}") from error
             contents[row] = copies.content_of(image)
-            return image.shape, resize(image[None], self.size, self.channels)[0]
+            sizes[row] = image.shape[:2]
+            return image.shape, resize(image[None], self.size, self.channels, self.fitted_by)[0]
 
         out = np.zeros((len(rows), self.size, self.size, self.channels), np.uint8)
         blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
@@ -245,7 +255,7 @@ class _RowSource(Source):
     entry: cache.Entry
 
     def __init__(self, source: Source, prepare: Callable[[Source, str], cache.Entry]):
-        self.source, self.prepare, self.name = source, prepare, source.name
+        self.source, self.prepare, self.name, self.answer = source, prepare, source.name, source.answer
         self.val_fraction, self.test_fraction = source.val_fraction, source.test_fraction
 
     def own_splits(self) -> tuple[str, ...]:
@@ -253,8 +263,9 @@ class _RowSource(Source):
 
     def read(self, split: str) -> Raw:
         self.entry = self.prepare(self.source, split)
-        labels = np.array(self.entry["labels"]) if "labels" in self.entry else None
-        return Raw(np.arange(self.entry.meta["count"]), labels, self.entry.meta["skipped"], np.array(self.entry["contents"]))
+        about = self.entry.meta["answers"]
+        answers = None if about is None else Answers.load(self.entry, about)
+        return Raw(np.arange(self.entry.meta["count"]), answers, self.entry.meta["skipped"], np.array(self.entry["contents"]))
 
     def fingerprint(self) -> str:
         return self.source.fingerprint()
@@ -263,35 +274,40 @@ class _RowSource(Source):
     def classes(self) -> list[str] | None:
         return self.source.classes
 
+    @property
+    def space(self) -> Space | None:
+        return self.source.space
+
 
 class ImageSamples(Samples):
     """Images of one split as bytes.
 
     `images`: uint8 [N, H, W, C], in memory or memory-mapped; `rows`: int64, those of `images` that are samples (None:
-    all, in order); `labels`: int64 per sample, or None. `skipped` counts the images that could not be read.
+    all, in order); `seen` [N, 4]: which part of each image as it was is seen (`frames`). `skipped` counts the images that could not be
+    read.
     """
 
     def __init__(
         self,
         images: np.ndarray,
-        labels: np.ndarray | None,
-        classes: list[str] | None,
+        answers: Answers | None,
         fingerprint: str,
         skipped: int = 0,
         rows: np.ndarray | None = None,
+        seen: np.ndarray | None = None,
     ):
-        self.images, self.labels, self.classes = images, labels, classes
+        self.images, self.answers, self.seen = images, answers, seen
         self.fingerprint, self.skipped, self.rows = fingerprint, skipped, rows
 
     def __len__(self) -> int:
         return len(self.images) if self.rows is None else len(self.rows)
 
     def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
-        """`image` uint8 [B, C, H, W] in channels-last memory, `index` int64 [B], and `label` int64 [B] if there are."""
+        """`image` uint8 [B, C, H, W] in channels-last memory, `index` int64 [B], and what there is of the answers."""
         index = np.asarray(index, np.int64)
         batch = {"image": torch.from_numpy(self._take(index)).permute(0, 3, 1, 2), "index": torch.from_numpy(index)}
-        if self.labels is not None:
-            batch["label"] = torch.from_numpy(self.labels[index])
+        if self.answers is not None:
+            batch |= self.answers.batch(index, None if self.seen is None else self.seen[index], self.images.shape[1])
         return batch
 
     def _take(self, index: np.ndarray) -> np.ndarray:
@@ -302,11 +318,11 @@ class ImageSamples(Samples):
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
         return ImageSamples(
             self.images,
-            None if self.labels is None else self.labels[index],
-            self.classes,
+            None if self.answers is None else self.answers.take(index),
             cache.digest(self.fingerprint, index),
             self.skipped,
             index if self.rows is None else self.rows[index],
+            None if self.seen is None else self.seen[index],
         )
 
     def moments(self) -> dict[str, list[float]]:
@@ -323,16 +339,24 @@ class ImageSamples(Samples):
         return {"mean": mean.tolist(), "std": np.maximum(np.sqrt(variance), 1 / 255).tolist()}
 
 
-def resize(images: np.ndarray, size: int, channels: int) -> np.ndarray:
+def resize(images: np.ndarray, size: int, channels: int, fit: str = "crop") -> np.ndarray:
     """Bring uint8 [N, H, W, C] to [N, size, size, channels], C and channels 1 or 3.
 
-    The shorter side becomes `size` (bilinear with antialiasing, on bytes the same as PIL's), the longer one is cropped
-    around its centre. Colour becomes grey by ITU-R 601 luma, as in PIL; grey becomes colour by repetition.
+    By `crop` the shorter side becomes `size` (bilinear with antialiasing, on bytes the same as PIL's), the longer one is cropped
+    around its centre; by `pad` the longer one does, and black is added to the shorter; by `stretch` both do. Colour becomes grey by
+    ITU-R 601 luma, as in PIL; grey becomes colour by repetition.
     """
     if images.shape[3] == 3 and channels == 1:
         weighted = images.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)  # of 65536: 0.299, 0.587, 0.114
         images = ((weighted + 32768) >> 16).astype(np.uint8)[..., None]
     height, width = images.shape[1:3]
+    if fit != "crop":
+        long = max(height, width)
+        h, w = (size, size) if fit == "stretch" else (max(1, round(side * size / long)) for side in (height, width))
+        images = _scaled(images, h, w)
+        top, left = (size - h) // 2, (size - w) // 2
+        images = np.pad(images, ((0, 0), (top, size - h - top), (left, size - w - left), (0, 0)))
+        return np.ascontiguousarray(np.repeat(images, channels // images.shape[3], axis=3))
     short = min(height, width)
     if max(height, width) > NARROWEST * short:  # enlarging the whole of a strip, to cut most of it away, may take all memory
         top, left = (max(0, side - NARROWEST * short) // 2 for side in (height, width))
@@ -340,12 +364,18 @@ def resize(images: np.ndarray, size: int, channels: int) -> np.ndarray:
         height, width = images.shape[1:3]
     if short != size:
         height, width = (max(size, round(side * size / short)) for side in (height, width))
-        pixels = torch.from_numpy(np.array(images, order="C")).permute(0, 3, 1, 2)
-        pixels = F.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
-        images = pixels.permute(0, 2, 3, 1).numpy()
+        images = _scaled(images, height, width)
     top, left = (height - size) // 2, (width - size) // 2
     images = images[:, top : top + size, left : left + size]
     return np.ascontiguousarray(np.repeat(images, channels // images.shape[3], axis=3))
+
+
+def _scaled(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    if images.shape[1:3] == (height, width):
+        return images
+    pixels = torch.from_numpy(np.array(images, order="C")).permute(0, 3, 1, 2)
+    pixels = F.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
+    return pixels.permute(0, 2, 3, 1).numpy()
 
 
 _COLOURS = {1: "grey", 3: "RGB"}

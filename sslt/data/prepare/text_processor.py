@@ -21,6 +21,7 @@ import torch
 
 from sslt import stored
 from sslt.data import cache, copies
+from sslt.data.answers import Answers
 from sslt.data.base import Samples, Source
 from sslt.data.prepare.tokenizers import backend_spec, continues_word, special_ids, train_tokenizer
 from sslt.errors import UserError
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sslt")
 
 FORMAT = 1
-SPLITS_FORMAT = 2  # of the tokens of a split: raise it when what is written, or how splits are drawn, changes
+SPLITS_FORMAT = 3  # of the tokens of a split: raise it when what is written, or how splits are drawn, changes
 CHUNK = 1000  # texts tokenized at a time
 TRAINING_CHARACTERS = 50_000_000  # a tokenizer learned from more text than this is no better
 SETTINGS = "text_processor.json"
@@ -59,6 +60,10 @@ class TokenProcessor(abc.ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """What ids stand for, to be looked at."""
 
+    def encode_with_places(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[tuple[list[int], list[tuple[int, int]]]]]:
+        """Ids as `encode` gives them, and where each stands in its text: (start, end) in characters, end exclusive."""
+        raise UserError("this encoder's words do not know their place in a text: choose a transformer, encoder=bert_tiny")
+
     @property
     def room(self) -> int:
         """Tokens of a text that a row of `max_length` holds."""
@@ -66,7 +71,7 @@ class TokenProcessor(abc.ABC):
 
     def prepare(self, source: Source, split: str) -> TextSamples:
         """The tokens of a split, from the cache or put there. Raises what reading the source raises."""
-        key = cache.digest(content_of(source), split, self.digest, SPLITS_FORMAT)
+        key = cache.digest(content_of(source), split, self.digest, source.answer.in_text, SPLITS_FORMAT)
         entry = cache.get_or_make("text", key, lambda folder: self._tokenize(source, split, folder))
         if skipped := entry.meta["skipped"]:
             log.warning("%s, %s: %d rows left out, the first: %s", source.name, split, len(skipped), skipped[0])
@@ -77,13 +82,13 @@ class TokenProcessor(abc.ABC):
             tokens=entry["tokens"],
             starts=offsets[:-1],
             sizes=np.diff(offsets),
-            labels=np.array(entry["labels"]) if "labels" in entry else None,
-            classes=entry.meta["classes"],
+            answers=None if entry.meta["answers"] is None else Answers.load(entry, entry.meta["answers"]),
             fingerprint=key,
             special=self.special,
             max_length=self.max_length,
             skipped=len(skipped),
             windows=self.windows,
+            places=entry["places"] if source.answer.in_text else None,
         )
 
     def _tokenize(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
@@ -91,17 +96,25 @@ class TokenProcessor(abc.ABC):
         if not len(raw):
             raise UserError(f"{source.name}: the {split} split is empty")
         sizes: list[int] = []
+        places: list[np.ndarray] | None = [] if source.answer.in_text else None
         with (folder / "tokens.raw").open("wb") as f, _progress(f"tokenizing {source.name} {split}", len(raw)) as done:
-            for ids in self.encode(raw.items):
+            for ids in self.encode(raw.items) if places is None else self._placed(raw.items, places):
                 sizes.extend(map(len, ids))
                 np.fromiter(chain.from_iterable(ids), dtype=np.int32).tofile(f)
                 done(len(ids))
         _raw_to_npy(folder / "tokens.raw", folder / "tokens.npy", sum(sizes))
         np.save(folder / "offsets.npy", np.cumsum([0, *sizes], dtype=np.int64))
-        if raw.labels is not None:
-            np.save(folder / "labels.npy", raw.labels.astype(np.int64))
+        if places is not None:
+            np.save(folder / "places.npy", np.concatenate(places))
+        answers = None if raw.answers is None else raw.answers.save(folder)
         np.save(folder / "contents.npy", copies.contents_of(raw.items) if raw.contents is None else raw.contents)
-        return {"classes": source.classes if raw.labels is not None else None, "skipped": raw.skipped, "remarks": raw.remarks}
+        return {"answers": answers, "skipped": raw.skipped, "remarks": raw.remarks}
+
+    def _placed(self, texts: Sequence[Any] | np.ndarray, places: list[np.ndarray]) -> Iterator[list[list[int]]]:
+        """What `encode` gives; adds the places of the ids, int32 [n, 2], to `places`."""
+        for chunk in self.encode_with_places(texts):
+            places += [np.array(where, np.int32).reshape(-1, 2) for _, where in chunk]
+            yield [ids for ids, _ in chunk]
 
 
 class TextProcessor(TokenProcessor):
@@ -185,13 +198,22 @@ class TextProcessor(TokenProcessor):
             chunk = [texts[j] for j in range(i, min(i + CHUNK, len(texts)))]
             yield [encoding.ids for encoding in encode(chunk, add_special_tokens=False)]
 
+    def encode_with_places(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[tuple[list[int], list[tuple[int, int]]]]]:
+        backend = cast(Any, self.tokenizer).backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        for i in range(0, len(texts), CHUNK):
+            chunk = [texts[j] for j in range(i, min(i + CHUNK, len(texts)))]
+            yield [(found.ids, found.offsets) for found in backend.encode_batch(chunk, add_special_tokens=False)]
+
 
 class TextSamples(Samples):
     """Tokenized texts of different lengths, in one flat array.
 
     `tokens` int32 [T]; row i is `tokens[starts[i] : starts[i] + sizes[i]]`, without special tokens and not cut;
     `special`: the ids that start a text, end it (None: nothing does), and pad it; `max_length`: tokens of a window, its own start
-    and end among them (None: a text is one window of any length); `windows`: how many of a text are read (None: all).
+    and end among them (None: a text is one window of any length); `windows`: how many of a text are read (None: all); `places` int32
+    [T, 2]: where in its text each token stands, in characters, where answers are such places.
     """
 
     def __init__(
@@ -199,16 +221,16 @@ class TextSamples(Samples):
         tokens: np.ndarray,
         starts: np.ndarray,
         sizes: np.ndarray,
-        labels: np.ndarray | None,
-        classes: list[str] | None,
+        answers: Answers | None,
         fingerprint: str,
         special: tuple[int | None, int | None, int],
         max_length: int | None,
         skipped: int,
         windows: int | None = 1,
+        places: np.ndarray | None = None,
     ):
-        self.tokens, self.starts, self.sizes = tokens, starts, sizes
-        self.labels, self.classes, self.fingerprint, self.skipped = labels, classes, fingerprint, skipped
+        self.tokens, self.starts, self.sizes, self.places = tokens, starts, sizes, places
+        self.answers, self.fingerprint, self.skipped = answers, fingerprint, skipped
         self.special, self.max_length, self.windows = special, max_length, windows
         self.marks = sum(mark is not None for mark in special[:2])  # tokens of a window that are not the text's
 
@@ -229,11 +251,11 @@ class TextSamples(Samples):
         return {"tokens": self.special[2]}
 
     def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
-        """`tokens` int64 [B, L], `mask` bool [B, L] (False on padding), `label` int64 [B], `index` int64 [B].
+        """`tokens` int64 [B, L], `mask` bool [B, L] (False on padding), `index` int64 [B], what there is of the answers.
 
         A row is one window after the other, each `max_length` tokens with its own start and end, but for the last, which is as long as
-        what is left of the text. L is the longest row of the batch rounded up to a multiple of 8, but no further than to a window's end;
-        `label` is there where there are labels.
+        what is left of the text. L is the longest row of the batch rounded up to a multiple of 8, but no further than to a window's end.
+        With `places`: `places` int64 [B, L, 2], -1 where nothing of the text stands.
         """
         index = np.asarray(index, dtype=np.int64)
         cls, sep, pad = self.special
@@ -258,14 +280,16 @@ class TextSamples(Samples):
         if sep is not None:
             tokens[ends] = sep
         result = {"tokens": tokens, "mask": mask, "index": index}
-        if self.labels is not None:
-            result["label"] = self.labels[index]
-        return {name: torch.from_numpy(array) for name, array in result.items()}
+        if self.places is not None:
+            result["places"] = np.full((*tokens.shape, 2), -1, dtype=np.int64)
+            result["places"][inner] = self.places[(self.starts[index, None] + number)[inner]]
+        found = {name: torch.from_numpy(array) for name, array in result.items()}
+        return found if self.answers is None else found | self.answers.batch(index)
 
     def subset(self, index: np.ndarray) -> TextSamples:
         part = copy.copy(self)
         part.starts, part.sizes = self.starts[index], self.sizes[index]
-        part.labels = None if self.labels is None else self.labels[index]
+        part.answers = None if self.answers is None else self.answers.take(np.asarray(index))
         part.fingerprint = cache.digest(self.fingerprint, np.asarray(index))
         return part
 
@@ -307,8 +331,7 @@ class PackedSamples(Samples):
     partial row is dropped. Raises `UserError` where the stream does not fill one row.
     """
 
-    labels = None
-    classes = None
+    answers = None
 
     def __init__(self, stream: np.ndarray, length: int, cls_id: int, fingerprint: str, rows: np.ndarray | None = None):
         step = length - 1

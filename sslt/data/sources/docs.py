@@ -60,7 +60,7 @@ class Docs(Source):
     def read(self, split: str) -> Raw:
         entry = self._entry()
         texts = json.loads((entry.path / f"{split}.json").read_text(encoding="utf-8"))
-        return Raw(texts, np.array(entry["labels"]) if split == "train" else None)
+        return Raw(texts, self.as_answers(np.array(entry["labels"])) if split == "train" else None)
 
     @staticmethod
     def _entry() -> cache.Entry:

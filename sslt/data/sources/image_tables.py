@@ -255,7 +255,7 @@ class TableSource(ImageSource):
             where = f"{self.name}, split {split}, column '{label}'"
             on_error = getattr(self, "on_error", "fail")
             labels = image_files.label_indices(table.values(label), self.classes or [], where, on_error, skipped)
-        raw = Raw(table.images(image), labels, skipped)
+        raw = Raw(table.images(image), self.as_answers(labels), skipped)
         return raw.take(np.flatnonzero(raw.labels >= 0)) if skipped and raw.labels is not None else raw
 
     def fingerprint(self) -> str:

@@ -51,7 +51,7 @@ class Digits(ImageSource):
         self._check(split)
         table = np.loadtxt(self._file, delimiter=",")
         pixels = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8)
-        return Raw(pixels.reshape(-1, 8, 8, 1), table[:, 64].astype(np.int64))
+        return Raw(pixels.reshape(-1, 8, 8, 1), self.as_answers(table[:, 64]))
 
     def fingerprint(self) -> str:
         return cache.digest("digits", cache.file_digest(self._file))
@@ -198,7 +198,7 @@ class ImageSet(TableSource):
         else:
             images, labels = self._read_torchvision(split)
         items = image_files.to_nhwc(images, self.name)
-        return Raw(items, None if labels is None else labels.astype(np.int64))
+        return Raw(items, self.as_answers(labels))
 
     def _read_torchvision(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         folder = self._files[0].parent
@@ -283,7 +283,7 @@ class ImageFolder(ImageSource):
         for name in names:
             if name not in index:
                 raise UserError(f"{self.path}: {split} has a class folder '{name}', train has none{nearest(name, index)}")
-        return Raw(items, np.array([index[name] for name in names], np.int64))
+        return Raw(items, self.as_answers(np.array([index[name] for name in names], np.int64)))
 
     def fingerprint(self) -> str:
         return image_files.folder_digest(self.path, [file for files, _ in self._parts.values() for file in files])
@@ -380,7 +380,7 @@ class Arrays(ImageSource):
         labels = image_files.label_indices(self._array(y), self.classes or [], f"{self.path}, array '{y}'")
         if labels is not None and len(labels) != len(images):
             raise UserError(f"{self.path}: '{x}' has {len(images)} images, '{y}' {len(labels)} labels")
-        return Raw(images, labels)
+        return Raw(images, self.as_answers(labels))
 
     def fingerprint(self) -> str:
         self._keys  # noqa: B018 - names what is wrong with the file before its bytes are read

@@ -98,11 +98,11 @@ class Omniglot(ImageSource):
         if split in self._tables:
             table = self._tables[split]
             labels = image_files.label_indices(table.values("label"), names, f"{self._where(split)}, column 'label'")
-            return Raw(table.images("image"), None if labels is None else labels + first)
+            return Raw(table.images("image"), self.as_answers(None if labels is None else labels + first))
         index = {name: first + i for i, name in enumerate(names)}
         files = self._files[split]
         labels = np.array([index[self._character(split, file)] for file in files], np.int64)
-        return Raw(FolderImages(files, self._where(split)), labels)
+        return Raw(FolderImages(files, self._where(split)), self.as_answers(labels))
 
     def fingerprint(self) -> str:
         parts = [

@@ -82,7 +82,7 @@ class Imdb(Source):
                 texts.append(text)
                 labels.append(label)
         texts = [_BREAKS.sub("\n", text) for text in texts]
-        return Raw(texts, None if split == "unlabeled" else np.array(labels, dtype=np.int64), skipped)
+        return Raw(texts, None if split == "unlabeled" else self.as_answers(np.array(labels, np.int64)), skipped)
 
     def _read_table(self, file: Path, split: str) -> tuple[list[str], list[int], list[str]]:
         table = tables.open_table(file, "\t", True)
@@ -143,7 +143,7 @@ class AgNews(Source):
                 # The set's authors wrote a backslash for a line break.
                 texts.append(text.replace("\\", " "))
                 labels.append(label)
-        return Raw(texts, np.array(labels, dtype=np.int64))
+        return Raw(texts, self.as_answers(np.array(labels, np.int64)))
 
     @staticmethod
     def _rows(file: Path) -> Iterator[tuple[str, int, str]]:

@@ -134,7 +134,7 @@ class TableSource(Source):
             raise UserError(
                 f"{self.tables[split][0].path}: label '{min(unseen)}' does not occur in the training data ({len(index)} classes)"
             )
-        return Raw(texts, np.array([index[name] for name in labels], dtype=np.int64), skipped)
+        return Raw(texts, self.as_answers(np.array([index[name] for name in labels], np.int64)), skipped)
 
     @property
     def classes(self) -> list[str] | None:

@@ -10,10 +10,10 @@ from sslt.data.base import Samples
 
 
 class FeatureSamples(Samples):
-    """Pooled features [N, D] in place of the samples they were made of, with their labels."""
+    """Pooled features [N, D] in place of the samples they were made of, with their answers."""
 
     def __init__(self, features: Tensor, of: Samples):
-        self.features, self.labels, self.classes, self.fingerprint = features, of.labels, of.classes, of.fingerprint
+        self.features, self.answers, self.fingerprint = features, of.answers, of.fingerprint
         self.skipped = of.skipped
 
     def __len__(self) -> int:
@@ -21,10 +21,9 @@ class FeatureSamples(Samples):
 
     def batch(self, index: np.ndarray) -> dict[str, Tensor]:
         rows = torch.from_numpy(np.ascontiguousarray(index))
-        label = {} if self.labels is None else {"label": torch.as_tensor(np.asarray(self.labels)[index]).long()}
-        return {"features": self.features[rows], **label}
+        return {"features": self.features[rows], **({} if self.answers is None else self.answers.batch(np.asarray(index)))}
 
     def subset(self, index: np.ndarray) -> FeatureSamples:
         part = FeatureSamples(self.features[torch.from_numpy(np.ascontiguousarray(index))], self)
-        part.labels = None if self.labels is None else np.asarray(self.labels)[index]
+        part.answers = None if self.answers is None else self.answers.take(np.asarray(index))
         return part

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslt.data import cache
+from sslt.data.answers import Answers
 from sslt.data.base import Raw, Samples, Source
 
 
 class Joined(Samples):
     """The rows of the first of `parts`, then those of the second, and so on; all prepared by one processor.
 
-    There are labels where every part has them, and then of the same classes (`ValueError` otherwise).
+    There are answers where every part has them, and then of one kind and space (`ValueError` otherwise).
     rows: int64, those of all rows that are samples, in order (None: all).
     """
 
@@ -24,12 +25,8 @@ class Joined(Samples):
         self.parts, self.chosen = list(parts), rows
         self.starts = np.cumsum([0, *map(len, self.parts)])
         self.rows = np.arange(self.starts[-1]) if rows is None else np.asarray(rows, np.int64)
-        found = [p.labels for p in self.parts if p.labels is not None]
-        labelled = len(found) == len(self.parts)
-        if labelled and any(p.classes != self.parts[0].classes for p in self.parts):
-            raise ValueError("the parts have labels of different classes")
-        self.labels = np.concatenate([np.asarray(part) for part in found])[self.rows] if labelled else None
-        self.classes = self.parts[0].classes if labelled else None
+        found = [p.answers for p in self.parts if p.answers is not None]
+        self.answers = Answers.join(found).take(self.rows) if len(found) == len(self.parts) else None
         self.fingerprint = cache.digest("joined", [p.fingerprint for p in self.parts], self.rows)
         self.skipped = sum(p.skipped for p in self.parts)
 
@@ -43,7 +40,7 @@ class Joined(Samples):
 
     @property
     def padding(self) -> dict[str, int]:
-        return self.parts[0].padding
+        return self.parts[0].padding | ({} if self.answers is None else self.answers.fills)
 
     def batch(self, index: np.ndarray) -> dict[str, Tensor]:
         """What the parts' batches have in common, in the order of `index`; rows of text are padded to the longest."""
@@ -54,10 +51,10 @@ class Joined(Samples):
                 made.append(part.batch(own))
                 places.append(place)
         back = torch.from_numpy(np.argsort(np.concatenate(places)))
-        names = [k for k in made[0] if k not in ("index", "label") and all(k in m for m in made)]
+        untold = {} if self.answers is not None else {k: 0 for p in self.parts if p.answers is not None for k in p.answers.fills}
+        names = [k for k in made[0] if k != "index" and k not in untold and all(k in m for m in made)]
         out = {k: _stack([m[k] for m in made], self.padding.get(k, 0))[back] for k in names}
-        label = {} if self.labels is None else {"label": torch.from_numpy(self.labels[index])}
-        return {**out, "index": torch.from_numpy(index), **label}
+        return {**out, "index": torch.from_numpy(index)}
 
     def subset(self, index: np.ndarray) -> Joined:
         return Joined(self.parts, self.rows[np.asarray(index)])

@@ -5,33 +5,44 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import torch
 
+from sslt.data.answers import Answers, Class
 from sslt.data.base import Samples, stratified
 from sslt.errors import UserError
 
 log = logging.getLogger("sslt")
 
 
-def label_rows(labels: np.ndarray, fraction: float, per_class: int | None, seed: int) -> np.ndarray | None:
-    """The rows of the seeded, stratified part of the `labels` [N] that may be used; None: all of them."""
+def label_rows(answers: Answers, fraction: float, per_class: int | None, seed: int) -> np.ndarray | None:
+    """The rows of the seeded, stratified part of the `answers` [N] that may be used; None: all of them. No group is divided."""
     if per_class is not None and (not isinstance(per_class, int) or per_class < 1):
         raise UserError(f"labels_per_class={per_class}: give a whole number from 1")
     if per_class is not None and fraction != 1:
         raise UserError(f"label_fraction={fraction} and labels_per_class={per_class}: give one of the two")
     if per_class is None and fraction == 1:
         return None
-    return stratified(labels, per_class=per_class, seed=seed) if per_class else stratified(labels, fraction=fraction, seed=seed)
+    if per_class is not None and not isinstance(answers, Class):
+        raise UserError(f"labels_per_class={per_class} counts samples of a class, and these have {answers.words}: use label_fraction=")
+    if per_class:
+        return stratified(answers.strata, per_class=per_class, seed=seed)
+    return stratified(answers.strata, fraction=fraction, seed=seed, together=answers.groups)
 
 
 def label_subset(samples: Samples, fraction: float, per_class: int | None, seed: int) -> Samples:
     """The samples of `label_rows`."""
-    if samples.labels is None:
+    if samples.answers is None:
         return samples
-    index = label_rows(np.asarray(samples.labels), fraction, per_class, seed)
+    index = label_rows(samples.answers, fraction, per_class, seed)
     if index is None:
         return samples
     log.info("%d of %d labels are used", len(index), len(samples))
     return samples.subset(index)
+
+
+def labels_of(samples: Samples) -> torch.Tensor:
+    """Class indices [N] as a tensor."""
+    return torch.as_tensor(np.asarray(samples.labels)).long()
 
 
 def some(samples: Samples, n: int, seed: int) -> Samples:

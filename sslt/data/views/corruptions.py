@@ -134,7 +134,7 @@ class Corrupted(Samples):
 
     def __init__(self, samples: Samples, corruption: Corruption, seed: int):
         self.samples, self.corruption, self.seed = samples, corruption, seed
-        self.labels, self.classes, self.skipped = samples.labels, samples.classes, samples.skipped
+        self.answers, self.skipped = samples.answers, samples.skipped
         self.fingerprint = f"{samples.fingerprint}-{corruption.name}-{seed}"
 
     def __len__(self) -> int:

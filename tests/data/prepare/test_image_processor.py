@@ -149,7 +149,7 @@ def test_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         part = samples.subset(np.array([100, 5, 7])).subset(np.array([1, 0]))
         assert len(part) == 2 and torch.equal(part.batch(np.array([1]))["image"], batch["image"][2:])
         assert part.labels.tolist() == memory.labels[[5, 100]].tolist()  # type: ignore[union-attr, index]
-        assert part.moments() == ImageSamples(memory.images[[5, 100]], None, None, "").moments()
+        assert part.moments() == ImageSamples(memory.images[[5, 100]], None, "").moments()
     assert "label" not in processor.prepare(source, "unlabeled").batch(index)
 
 

@@ -54,7 +54,7 @@ class Toy(Source):
 
     def read(self, split):
         self.reads += 1
-        return Raw(self.texts, self.labels, ["toy.csv, line 3: empty text"])
+        return Raw(self.texts, self.as_answers(self.labels), ["toy.csv, line 3: empty text"])
 
 
 @pytest.fixture(autouse=True)
@@ -165,9 +165,7 @@ def test_windows_against_plain_loop(processor, windows):
 
 def test_texts_that_nothing_marks_are_cut_into_windows():
     """Without ids that start and end a text, windows are its tokens alone; an empty one has none."""
-    samples = TextSamples(
-        np.arange(1, 10, dtype=np.int32), np.array([0, 0]), np.array([9, 0]), None, None, "bare", (None, None, 0), 4, 0, 2
-    )
+    samples = TextSamples(np.arange(1, 10, dtype=np.int32), np.array([0, 0]), np.array([9, 0]), None, "bare", (None, None, 0), 4, 0, 2)
     assert samples.lengths.tolist() == [8, 0]
     assert samples.batch(np.arange(2))["tokens"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8], [0] * 8]
 
@@ -209,7 +207,7 @@ def test_packed_of_many_texts(processor):
     sizes = np.array([0, 3, 0, 2] * 600)
     starts = np.cumsum(sizes) - sizes
     tokens = np.arange(sizes.sum(), dtype=np.int32) + 10
-    samples = TextSamples(tokens, starts, sizes, None, None, "many", (2, 3, 0), 19, 0)
+    samples = TextSamples(tokens, starts, sizes, None, "many", (2, 3, 0), 19, 0)
     stream = [t for a, n in zip(starts, sizes, strict=True) for t in [*tokens[a : a + n].tolist(), 3]]
     packed = samples.packed(8)
     assert np.asarray(packed.stream).tolist() == stream

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sslt.data import cache
+from sslt.data.answers import Class
 from sslt.data.base import Samples
 from sslt.data.prepare.image_processor import ImageProcessor, ImageSamples
 from sslt.data.sources.omniglot import Omniglot
@@ -28,7 +29,9 @@ def pictures(labels: np.ndarray | list[int], size: int = 6, seed: int = 0) -> Im
     labels = np.asarray(labels)
     images = np.random.default_rng(seed).integers(0, 256, (len(labels), size, size, 1), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(len(labels)) % 256
-    return ImageSamples(images, labels.astype(np.int64), [f"c{i}" for i in range(max(10, labels.max() + 1))], f"noise{seed}")
+    return ImageSamples(
+        images, Class(labels.astype(np.int64), {"classes": [f"c{i}" for i in range(max(10, labels.max() + 1))]}), f"noise{seed}"
+    )
 
 
 def shuffled(classes: int, each: int, first: int = 0) -> np.ndarray:
@@ -213,7 +216,9 @@ def test_joined_texts_are_padded_to_the_longest():
     def texts(sizes: list[int], first: int) -> TextSamples:
         ends = np.cumsum(sizes)
         tokens = np.arange(first, first + ends[-1], dtype=np.int32)
-        return TextSamples(tokens, ends - sizes, np.array(sizes), np.zeros(len(sizes), np.int64), ["a"], str(first), (1, 2, 3), 64, 0)
+        return TextSamples(
+            tokens, ends - sizes, np.array(sizes), Class(np.zeros(len(sizes), np.int64), {"classes": ["a"]}), str(first), (1, 2, 3), 64, 0
+        )
 
     joined = Joined([texts([4, 20], 100), texts([2, 3], 200)])
     batch = joined.batch(np.array([3, 1, 0]))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sslt.data.answers import Class
 from sslt.data.base import Raw, Source
 from sslt.data.prepare.image_processor import ImageSamples
 from sslt.data.prepare.text_processor import TextSamples
@@ -18,14 +19,14 @@ def images(n: int, first: int, labelled: bool = True, classes: tuple[str, ...] =
     """n images whose pixels are first, first + 1, …"""
     pixels = np.repeat(np.arange(first, first + n, dtype=np.uint8), 4).reshape(n, 2, 2, 1)
     labels = np.arange(n) % 2 if labelled else None
-    return ImageSamples(pixels, labels, list(classes) if labelled else None, f"images{first}")
+    return ImageSamples(pixels, Class(labels, {"classes": list(classes)}) if labelled else None, f"images{first}")
 
 
 def texts(sizes: list[int], first: int) -> TextSamples:
     """Rows of the token first, then first + 1, …, of these sizes without start and end."""
     tokens = np.concatenate([np.full(n, first + i) for i, n in enumerate(sizes)]).astype(np.int32)
     starts = np.cumsum([0, *sizes[:-1]])
-    return TextSamples(tokens, starts, np.array(sizes), None, None, f"texts{first}", (CLS, SEP, PAD), 64, 1)
+    return TextSamples(tokens, starts, np.array(sizes), None, f"texts{first}", (CLS, SEP, PAD), 64, 1)
 
 
 def test_rows_come_in_the_order_asked_for():
@@ -48,7 +49,7 @@ def test_a_batch_of_one_part_is_that_parts_own():
 def test_labels_are_those_of_all_parts_or_none():
     joined = Joined([images(3, 10), images(2, 20, labelled=False)])
     assert joined.labels is None and joined.classes is None and "label" not in joined.batch(np.array([0, 4, 1]))
-    with pytest.raises(ValueError, match="different classes"):
+    with pytest.raises(ValueError, match="different kinds or spaces"):
         Joined([images(3, 10), images(2, 20, classes=("a", "c"))])
 
 

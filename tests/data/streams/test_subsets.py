@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sslt.data.answers import Class
 from sslt.data.prepare.image_processor import ImageSamples
 from sslt.data.streams.subsets import label_subset, some
 from sslt.errors import UserError
@@ -16,7 +17,7 @@ def pictures() -> ImageSamples:
     """60 images; the first pixel of image i is i."""
     images = np.zeros((60, 4, 4, 1), np.uint8)
     images[:, 0, 0, 0] = np.arange(60)
-    return ImageSamples(images, LABELS.astype(np.int64), ["a", "b", "c"], "made")
+    return ImageSamples(images, Class(LABELS.astype(np.int64), {"classes": ["a", "b", "c"]}), "made")
 
 
 def rows(samples: ImageSamples) -> list[int]:

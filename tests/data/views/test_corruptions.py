@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sslt.data.answers import Class
 from sslt.data.base import Samples
 from sslt.data.views import corruptions
 from sslt.errors import UserError
@@ -17,13 +18,13 @@ KINDS = [corruptions.GaussianNoise, corruptions.ImpulseNoise, corruptions.Blur, 
 class Pictures(Samples):
     """Smooth gradients with an edge, which every corruption harms."""
 
-    fingerprint, classes = "pictures", ["a", "b"]
+    fingerprint = "pictures"
 
     def __init__(self) -> None:
         y, x = np.mgrid[0:32, 0:32]
         waves = [100 + 60 * np.sin(x / 3 + k) + 30 * np.cos(y / (2 + k % 3)) + 40 * (x > y + k) for k in range(16)]
         self.images = torch.from_numpy(np.stack(waves).clip(0, 255).astype(np.uint8)).unsqueeze(1)
-        self.labels = np.arange(16) % 2
+        self.answers = Class(np.arange(16) % 2, {"classes": ["a", "b"]})
 
     def __len__(self) -> int:
         return 16

@@ -38,9 +38,7 @@ def batch_for(encoder, sizes=SIZES) -> tuple[dict, list[list[int]]]:
         at += n
     tokens = np.array([t for row in rows for t in row], np.int32)
     ends = np.cumsum(sizes)
-    samples = TextSamples(
-        tokens, ends - sizes, np.array(sizes), None, None, "texts", encoder.processor.special, encoder.processor.max_length, 0
-    )
+    samples = TextSamples(tokens, ends - sizes, np.array(sizes), None, "texts", encoder.processor.special, encoder.processor.max_length, 0)
     return samples.uncut().batch(np.arange(len(sizes))), rows
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import TINY_IMAGES
 
 from sslt.runs import Run
-from sslt.stages import fusion
+from sslt.targets import fusion
 
 BAG = ["encoder.processor.vocab_size=2000", "encoder.dim=16", "encoder.pairs=512", "trainer.accelerator=cpu", "trainer.precision=32"]
 TUNE = ["finetune", "+target=docs", "trainer.accelerator=cpu", "trainer.precision=32", "trainer.max_steps=3", "baseline=false"]

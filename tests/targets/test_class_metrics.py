@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sslt.errors import UserError
-from sslt.evaluation.classification import calibration_bins, classification_metrics, confusion_matrix
+from sslt.targets.metrics.classes import calibration_bins, classification_metrics, confusion_matrix
 
 
 def _problem(n: int = 400, c: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,19 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslt.data.base import Samples
-from sslt.data.streams.subsets import some
+from sslt.data.streams.subsets import labels_of, some
 from sslt.encoders.bag import BagEncoder
 from sslt.encoders.base import Encoder
 from sslt.encoders.descriptions import Described
 from sslt.encoders.lexicon import PARTS, TRIPLES, Lexicon, Terms
 from sslt.encoders.side import SideModel
-from sslt.objectives.base import Objective
-from sslt.stages.common import labels_of
 from sslt.targets.baselines import L2, MOST_IMAGES, best_linear
-from sslt.targets.classification import Classification
 from sslt.targets.linear import accuracy, probe_weights
 
 log = logging.getLogger("sslt")
@@ -38,17 +35,19 @@ RARE = 2000  # texts from which on a term has to occur twice
 LETTERS = 2.0  # a word on average: below, words are characters, and triples of them are words
 
 
-def add(encoder: Encoder, objective: Objective, own: Tensor, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:
-    """Solve for side models on `train` and put them into the classifier, with the weights that are best on `val`.
+def add(
+    encoder: Encoder, head: nn.Linear, beside: nn.ModuleList, own: Tensor, train: Samples, val: Samples | None, device: torch.device
+) -> dict[str, float]:
+    """Solve for side models on `train` and put them `beside` the head, with the weights that are best on `val`.
 
     own: the classifier's logits on `val`, or on `train` without. Without `val` all count alike, by the spread of their logits on `train`.
     Where all together are worse than the encoder alone by more than chance, nothing changes. Returns what was weighed:
     `val/encoder_accuracy`, and `val/words_accuracy` and the like.
     """
-    if not isinstance(objective, Classification) or not encoder.side_models:
+    if not encoder.side_models:
         return {}
     encoder.to("cpu")
-    solved = [SOLVERS[name](encoder, train, val, objective.head.out_features) for name in encoder.side_models]
+    solved = [SOLVERS[name](encoder, train, val, head.out_features) for name in encoder.side_models]
     encoder.to(device)
     names, found = ["encoder", *(model.name for model, _ in solved)], {}
     scores = [own, *(s for _, s in solved)]
@@ -59,18 +58,18 @@ def add(encoder: Encoder, objective: Objective, own: Tensor, train: Samples, val
         scales = weigh(scores, labels)
         found = {f"val/{name}_accuracy": accuracy(s, labels) for name, s in zip(names, scores, strict=True)}
         together = accuracy(torch.stack([a * s for a, s in zip(scales, scores, strict=True)]).sum(0), labels)
-        beside = ", ".join(f"{model.title} {100 * found[f'val/{model.name}_accuracy']:.1f} %" for model, _ in solved)
+        others = ", ".join(f"{model.title} {100 * found[f'val/{model.name}_accuracy']:.1f} %" for model, _ in solved)
         log.info("on validation the encoder has %.1f %%, %s, all together %.1f %% (late_fusion=false: the encoder alone)",
-                 100 * found["val/encoder_accuracy"], beside, 100 * together)  # fmt: skip
+                 100 * found["val/encoder_accuracy"], others, 100 * together)  # fmt: skip
         alone = found["val/encoder_accuracy"]
         if together < alone - math.sqrt(alone * (1 - alone) / len(labels)):  # by more than a standard error
             return found
     with torch.no_grad():
-        for p in objective.head.parameters():
+        for p in head.parameters():
             p.mul_(scales[0])
         for (model, _), scale in zip(solved, scales[1:], strict=True):
             model.scale(scale)
-            objective.beside.append(model.to(device))
+            beside.append(model.to(device))
     return found
 
 

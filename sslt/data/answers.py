@@ -1,0 +1,394 @@
+"""What there is to tell of samples, as a closed set of kinds. Truth and predictions of a target are of the same kind.
+
+A kind is a column of answers, one for each of N samples. It knows how it is kept beside the samples (plain arrays, or rows of different
+length in one array: `Ragged`), how rows of it are taken and joined, what of a batch is seen of it, by what it is divided in proportion,
+and its `space`: the names of classes and the like, plain data that go with a classifier into its folder.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslt.data import frames
+from sslt.data.ragged import Ragged
+
+IGNORE = 255  # of a map: pixels that are neither learned from nor counted
+Space = dict[str, Any]
+
+
+KINDS: dict[str, type[Answers]] = {}  # by name; a kind of one's own is among them once its module is imported
+
+
+class Answers(abc.ABC):
+    """Answers of N samples: `values`, a row each. `space`: plain data that says what they can be.
+
+    scores: of predictions, how sure they are, as the kind says; None: not known. groups: int64 [N], equal where samples belong
+    together (of an article, a dialogue) and are never divided; None: nowhere. Further columns as a kind names them in `columns`.
+    """
+
+    kind: ClassVar[str]  # its name in folders and messages
+    words: ClassVar[str]  # what a sample has, in words
+    learned_by: ClassVar[tuple[str, ...]]  # options of `objective=`; the first is taken where none is chosen
+    columns: ClassVar[tuple[str, ...]] = ("values",)
+    fills: ClassVar[dict[str, int]]  # what `batch` gives, by name, and what fills up its shorter rows
+    in_text = False  # whether they are places in a text, for which tokens have to know theirs
+    in_image = False  # whether they are places in an image, of which nothing may be cut away unnoticed
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        KINDS[cls.kind] = cls
+
+    def __init__(self, values: Any, space: Space, *, scores: Any = None, groups: np.ndarray | None = None, **more: Any):
+        self.values, self.space, self.scores, self.groups = values, space, scores, groups
+        for name, column in more.items():
+            if name not in self.columns:
+                raise TypeError(f"{type(self).__name__} has no column {name}")
+            setattr(self, name, column)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def _present(self) -> list[str]:
+        return [n for n in (*self.columns, "scores", "groups") if getattr(self, n) is not None]
+
+    # ---------------------------------------------------------------- rows
+    def take(self, index: np.ndarray) -> Any:
+        """The rows `index`, in that order."""
+        part = copy.copy(self)
+        for name in self._present():
+            column = getattr(self, name)
+            setattr(part, name, column.take(index) if isinstance(column, Ragged) else column[index])
+        return part
+
+    @classmethod
+    def join(cls, parts: Sequence[Answers]) -> Any:
+        """Rows of several, one after the other. Raises `ValueError` where they are not of one kind and space."""
+        first = parts[0]
+        if any(type(p) is not type(first) or p.space != first.space for p in parts):
+            raise ValueError("answers of different kinds or spaces do not join")
+        joined = copy.copy(first)
+        for name in ("groups", "scores"):
+            if any(getattr(p, name) is None for p in parts):
+                setattr(joined, name, None)
+        for name in joined._present():
+            setattr(joined, name, _joined([getattr(p, name) for p in parts]))
+        return joined
+
+    # ---------------------------------------------------------------- on disk
+    def save(self, folder: Path, prefix: str = "answer") -> dict[str, Any]:
+        """Write the columns into a folder as PREFIX_NAME.npy; returns what `load` needs beside them."""
+        for name in self._present():
+            column = getattr(self, name)
+            if isinstance(column, Ragged):
+                np.save(folder / f"{prefix}_{name}.npy", column.flat())
+                np.save(folder / f"{prefix}_{name}_sizes.npy", column.sizes)
+            else:
+                np.save(folder / f"{prefix}_{name}.npy", np.asarray(column))
+        return {"kind": self.kind, "space": self.space, "columns": self._present()}
+
+    @staticmethod
+    def load(entry: Any, about: Mapping[str, Any], prefix: str = "answer") -> Any:
+        """What `save` wrote. entry: name → array, as a cache entry has them; `about`: what it returned."""
+        return KINDS[about["kind"]]._read(entry, about, prefix)
+
+    @classmethod
+    def _read(cls, entry: Any, about: Mapping[str, Any], prefix: str) -> Any:
+        found: dict[str, Any] = {}
+        for name in about["columns"]:
+            values = entry[f"{prefix}_{name}"]
+            sizes = f"{prefix}_{name}_sizes"
+            found[name] = Ragged.from_flat(values, np.array(entry[sizes])) if sizes in entry else np.array(values)
+        return cls(found.pop("values"), about["space"], **found)
+
+    # ---------------------------------------------------------------- in training
+    @abc.abstractmethod
+    def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
+        """What an objective reads of the rows `index`. Of images frame [B, 4] and size: what of each is seen, at how many pixels."""
+
+    @classmethod
+    def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What `batch` gave, for each of the V views, [V · B, ...]: moved as `batch["frame"]` [V, B, 4] says, where that is there."""
+        raise NotImplementedError
+
+    @property
+    def strata(self) -> np.ndarray:
+        """A number for each row, int64 [N], whose shares a part of the rows keeps."""
+        return np.zeros(len(self), np.int64)
+
+
+def _joined(columns: Sequence[Any]) -> Any:
+    if isinstance(columns[0], Ragged):
+        return Ragged.from_flat(np.concatenate([c.flat() for c in columns]), np.concatenate([c.sizes for c in columns]))
+    return np.concatenate(columns)
+
+
+def _rarest(present: np.ndarray) -> np.ndarray:
+    """Of what each row has, bool [N, C], the rarest; C for a row that has nothing."""
+    counts = present.sum(0)
+    order = np.argsort(counts, kind="stable")
+    rank = np.where(present[:, order].any(1), present[:, order].argmax(1), -1)
+    return np.where(rank < 0, present.shape[1], order[rank]).astype(np.int64)
+
+
+def _repeated(x: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Once for each view."""
+    views = len(next(iter(batch["views"].values())))
+    return x.repeat(views, *[1] * (x.dim() - 1))
+
+
+class Class(Answers):
+    """One of several classes. values int64 [N]: index into space["classes"]. scores float [N, C]: logits."""
+
+    kind, words, learned_by = "class", "a class", ("classification",)
+    fills: ClassVar = {"label": 0}
+
+    @property
+    def classes(self) -> list[str]:
+        return self.space["classes"]
+
+    def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
+        return {"label": torch.from_numpy(np.asarray(self.values)[index]).long()}
+
+    @classmethod
+    def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"label": _repeated(batch["label"], batch)}
+
+    @property
+    def strata(self) -> np.ndarray:
+        return np.asarray(self.values)
+
+
+class Labels(Answers):
+    """Any number of several classes. values bool [N, C]. scores float [N, C]: logits."""
+
+    kind, words, learned_by = "labels", "several labels", ("multilabel",)
+    fills: ClassVar = {"labels": 0}
+
+    @property
+    def classes(self) -> list[str]:
+        return self.space["classes"]
+
+    def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
+        return {"labels": torch.from_numpy(np.asarray(self.values)[index]).float()}
+
+    @classmethod
+    def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"labels": _repeated(batch["labels"], batch)}
+
+    @property
+    def strata(self) -> np.ndarray:
+        return _rarest(np.asarray(self.values))
+
+
+class Number(Answers):
+    """A number. values float64 [N]."""
+
+    kind, words, learned_by = "number", "a number", ("regression",)
+    fills: ClassVar = {"number": 0}
+    PARTS = 10  # of the range, whose shares a part of the rows keeps
+
+    def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
+        return {"number": torch.from_numpy(np.asarray(self.values)[index]).float()}
+
+    @classmethod
+    def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"number": _repeated(batch["number"], batch)}
+
+    @property
+    def strata(self) -> np.ndarray:
+        x = np.asarray(self.values)
+        edges = np.quantile(x, np.linspace(0, 1, self.PARTS + 1)[1:-1]) if len(x) else x
+        return np.searchsorted(edges, x, side="right").astype(np.int64)
+
+
+class Tags(Answers):
+    """Typed spans of a text that do not overlap. values: ragged int64 [n, 3] of (start, end, type), in characters, end exclusive.
+
+    space["types"]: their names.
+    """
+
+    kind, words, learned_by, in_text = "tags", "tagged spans", ("tagging",), True
+    fills: ClassVar = {"tags": -1}
+
+    @property
+    def types(self) -> list[str]:
+        return self.space["types"]
+
+    def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
+        """`tags` int64 [B, M, 3], filled up with -1."""
+        return {"tags": torch.from_numpy(self.values.padded(np.asarray(index), -1))}
+
+    @classmethod
+    def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"tags": _repeated(batch["tags"], batch)}
+
+    @property
+    def strata(self) -> np.ndarray:
+        present = np.zeros((len(self), len(self.types)), bool)
+        for i, row in enumerate(self.values):
+            present[i, row[:, 2]] = True
+        return _rarest(present)
+
+
+class Texts(Answers):
+    """One or more texts that would do. values: a list of N lists of strings, kept as one array of objects."""
+
+    kind, words, learned_by = "texts", "a text to write", ()
+    fills: ClassVar = {}
+
+    def __init__(self, values: Sequence[Sequence[str]], space: Space, **more: Any):
+        column = np.empty(len(values), object)
+        column[:] = [list(v) for v in values]
+        super().__init__(column, space, **more)
+
+    def save(self, folder: Path, prefix: str = "answer") -> dict[str, Any]:
+        encoded = [text.encode("utf-8", "surrogatepass") for row in self.values for text in row]
+        stored = copy.copy(self)
+        stored.values = Ragged.of([np.frombuffer(e, np.uint8) for e in encoded], np.uint8)
+        stored.groups = None
+        about = super(Texts, stored).save(folder, prefix)
+        np.save(folder / f"{prefix}_counts.npy", np.array([len(row) for row in self.values], np.int64))
+        if self.groups is not None:
+            np.save(folder / f"{prefix}_groups.npy", self.groups)
+        return about | {"columns": self._present()}
+
+    @classmethod
+    def _read(cls, entry: Any, about: Mapping[str, Any], prefix: str) -> Any:
+        flat = Ragged.from_flat(entry[f"{prefix}_values"], np.array(entry[f"{prefix}_values_sizes"]))
+        texts = iter([row.tobytes().decode("utf-8", "surrogatepass") for row in flat])
+        rows = [[next(texts) for _ in range(n)] for n in np.array(entry[f"{prefix}_counts"]).tolist()]
+        return cls(rows, about["space"], groups=np.array(entry[f"{prefix}_groups"]) if "groups" in about["columns"] else None)
+
+    def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
+        return {}  # words belong to whoever has a tokenizer
+
+
+class Boxes(Answers):
+    """Rectangles with a class. values: ragged float64 [n, 5] of (left, top, right, bottom, class) in pixels of the image.
+
+    shapes int64 [N, 2]: height and width of each image. space["classes"]. scores: ragged float [n, 1], of predictions.
+    """
+
+    kind, words, learned_by, in_image = "boxes", "boxes", (), True
+    fills: ClassVar = {"boxes": -1, "box_class": -1}
+    columns = ("values", "shapes")
+    shapes: np.ndarray
+
+    @property
+    def classes(self) -> list[str]:
+        return self.space["classes"]
+
+    def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
+        """`boxes` float [B, M, 4] as shares of what is seen, and `box_class` int64 [B, M], -1 where there is none."""
+        rows = torch.from_numpy(self.values.padded(np.asarray(index), -1.0))
+        sides = torch.from_numpy(np.asarray(self.shapes)[index][:, [1, 0, 1, 0]].astype(float))
+        seen = frames.whole(len(index)).double() if frame is None else torch.from_numpy(frame)
+        return {"boxes": frames.boxes(seen, rows[..., :4] / sides[:, None]).float(), "box_class": rows[..., 4].long()}
+
+    @classmethod
+    def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
+        boxes, classes = _repeated(batch["boxes"], batch), _repeated(batch["box_class"], batch)
+        return {"boxes": boxes if "frame" not in batch else frames.boxes(batch["frame"].flatten(0, 1), boxes), "box_class": classes}
+
+    @property
+    def strata(self) -> np.ndarray:
+        return _strata_of([row[:, 4].astype(int) for row in self.values], len(self.classes))
+
+
+class Map(Answers):
+    """A class for every pixel. values: ragged uint8 or uint16, the pixels of each image row by row; `IGNORE` counts as nothing.
+
+    shapes int64 [N, 2]: height and width of each image. space["classes"].
+    """
+
+    kind, words, in_image = "map", "a class for every pixel", True
+    learned_by: ClassVar[tuple[str, ...]] = ("segmentation",)
+    fills: ClassVar = {"map": IGNORE}
+    columns: ClassVar[tuple[str, ...]] = ("values", "shapes")
+    shapes: np.ndarray
+    outside: float = IGNORE
+    key = "map"
+
+    @property
+    def classes(self) -> list[str]:
+        return self.space["classes"]
+
+    @classmethod
+    def of(cls, maps: Sequence[np.ndarray], space: Space, **more: Any) -> Any:
+        """Of N maps [H_i, W_i]."""
+        dtype = maps[0].dtype if len(maps) else np.uint8
+        shapes = np.array([m.shape for m in maps], np.int64).reshape(-1, 2)
+        return cls(Ragged.of([m.ravel() for m in maps], dtype), space, shapes=shapes, **more)
+
+    def row(self, i: int) -> np.ndarray:
+        """The map [H, W] of an image."""
+        return self.values[i].reshape(self.shapes[i])
+
+    def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
+        """The maps as they are seen, [B, size, size]; without a size all must be of one."""
+        index = np.asarray(index)
+        seen = torch.from_numpy(frame) if frame is not None else frames.whole(len(index))
+        out = []
+        for i, part in zip(index.tolist(), seen, strict=True):
+            whole = torch.from_numpy(self.row(i).astype(self._seen_as))
+            h, w = (size, size) if size is not None else self.shapes[i].tolist()
+            out.append(frames.maps(part[None], whole[None], (h, w), self.outside)[0])
+        return {self.key: torch.stack(out)}
+
+    _seen_as: Any = np.int64
+
+    @classmethod
+    def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
+        values = _repeated(batch[cls.key], batch)
+        if "frame" not in batch:
+            return {cls.key: values}
+        side = next(iter(batch["views"].values())).shape[-2:]
+        return {cls.key: frames.maps(batch["frame"].flatten(0, 1), values, tuple(side), cls.outside)}
+
+    @property
+    def strata(self) -> np.ndarray:
+        return _strata_of([np.unique(row[row != IGNORE]) for row in self.values], len(self.classes))
+
+
+class Instances(Map):
+    """Which object every pixel belongs to, 0 where to none. objects: ragged int64, the class of object 1, 2, … of each image."""
+
+    kind, words, learned_by = "instances", "an object for every pixel", ()
+    fills: ClassVar = {"instances": 0}
+    columns = ("values", "shapes", "objects")
+    objects: Ragged
+    outside = 0
+    key = "instances"
+
+    @property
+    def strata(self) -> np.ndarray:
+        return _strata_of(list(self.objects), len(self.classes))
+
+
+class Values(Map):
+    """A number for every pixel (depth). values: ragged float32, NaN where it is not known."""
+
+    kind, words, learned_by = "values", "a number for every pixel", ()
+    fills: ClassVar = {"pixel_values": 0}
+    outside = float("nan")
+    key = "pixel_values"
+    _seen_as: Any = np.float32
+
+    @property
+    def strata(self) -> np.ndarray:
+        return np.zeros(len(self), np.int64)
+
+
+def _strata_of(rows: Sequence[np.ndarray], n: int) -> np.ndarray:
+    present = np.zeros((len(rows), n), bool)
+    for i, row in enumerate(rows):
+        present[i, row[row < n]] = True
+    return _rarest(present)

@@ -1,0 +1,45 @@
+"""What was answered to each sample, as lines to read: with the truth beside it, the worst first."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslt.runs import Run
+
+log = logging.getLogger("sslt")
+
+
+def answer_rows(target: Any, predictions: Any, split: str | None, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """`row`, `split` and `name` where they are given, and what the target says of each prediction."""
+    found = []
+    for i, said in enumerate(target.rows(predictions)):
+        about = ({} if split is None else {"split": split}) | ({} if names is None else {"name": names[i]})
+        found.append({"row": i, **about, **said})
+    return found
+
+
+def row_names(source: Any, split: str, samples: Any) -> list[str] | None:
+    """Names of the rows that could be read, where rows have names."""
+    names, kept = (source.row_names(split) if split in source.own_splits() else None), getattr(samples, "rows", None)
+    return [names[i] for i in kept] if names and kept is not None else names
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A line of JSON each."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_answers(run: Run, encoder: Any, target: Any, samples: Any, predictions: Any, names: Sequence[str] | None = None) -> None:
+    """`predictions.jsonl` of a split whose answers are known: `truth` and `error` beside, the worst first. And some to look at."""
+    if not run.is_main or samples.answers is None or len(samples) != len(predictions):
+        return
+    rows, errors = answer_rows(target, predictions, None, names), target.errors(predictions, samples.answers)
+    for row, truth, error in zip(rows, target.rows(samples.answers), errors.tolist(), strict=True):
+        row |= {"truth": truth["prediction"], "error": round(error, 4)}
+    write_rows(run / "predictions.jsonl", [rows[i] for i in np.argsort(-errors, kind="stable")])

@@ -1,0 +1,11 @@
+"""How metrics are to be read, by the last part of their names."""
+
+# Shares in 0..1 (some, such as correlations, in -1..1), shown as percentages.
+SHARES = ("accuracy", "f1", "precision", "recall", "interval", "map", "miou", "auroc", "spearman", "pearson", "ndcg@10", "exact_match")
+# What describes a result before everything else does, in this order.
+HEADLINES = ("accuracy", "map", "miou", "f1", "spearman", "precision", "recall", "ece", "nll")
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric or a column of this name holds shares; an accuracy may also be one of several domains (`shift/accuracy/usps`)."""
+    return name.endswith(SHARES) or "accuracy" in name

@@ -1,0 +1,156 @@
+"""The target's interface: an objective that answers."""
+
+from __future__ import annotations
+
+import abc
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslt.data.answers import Answers, Space
+from sslt.data.base import Samples, Source
+from sslt.encoders.base import Encoder
+from sslt.errors import UserError
+from sslt.objectives.base import Objective, Picture
+
+A = TypeVar("A", bound=Answers)
+RESAMPLED = 200  # draws of a bootstrap interval
+
+
+class Rows(NamedTuple):
+    """What a cheap method learns from or answers: texts (pairs as tuples), or images as `Samples`; and the answers."""
+
+    items: Any
+    answers: Any
+
+
+class Cheap(NamedTuple):
+    """What the strongest cheap method answers on test, and its score on validation, NaN where there was none."""
+
+    method: str
+    predictions: Answers
+    val_score: float
+
+
+class Target(Objective, abc.ABC, Generic[A]):
+    """An objective whose loss teaches to answer, and that answers: predictions are of the kind of the answers.
+
+    The constructor takes the encoder for its shapes, the `space` of the answers, and settings from the target's YAML. A subclass says
+    which kind of answers it learns, what it reads of an encoder, and by which metric an epoch is chosen.
+    """
+
+    answer: ClassVar[type[Answers]]
+    reads: ClassVar[str] = "pooled"  # or tokens, or maps
+    primary: ClassVar[str]  # of what `measure` gives, the one that counts
+    higher_is_better: ClassVar[bool] = True
+    watched: ClassVar[tuple[str, ...]] = ()  # what is measured while training, beside `primary`
+    called: ClassVar[str] = "this model"  # in sentences
+    fuses: ClassVar[bool] = False  # whether cheap methods can stand beside the encoder in it
+
+    def __init__(self, encoder: Encoder, space: Space):
+        super().__init__()
+        self.space = space
+
+    @abc.abstractmethod
+    def predict(self, encoder: Encoder, batch: dict[str, Any]) -> A:
+        """Answers to a batch of prepared samples as they are, in the samples' own coordinates (characters, pixels)."""
+
+    @abc.abstractmethod
+    def measure(self, predictions: A, answers: A) -> dict[str, float]:
+        """Metrics over a whole split. Those of a part of it have more than one `/` in their names."""
+
+    @abc.abstractmethod
+    def errors(self, predictions: A, answers: A) -> np.ndarray:
+        """How wrong each row is, float [N], 0 where nothing is: rows are shown in this order, the worst first."""
+
+    @abc.abstractmethod
+    def rows(self, predictions: A) -> list[dict[str, Any]]:
+        """What `predictions.jsonl` says of each row: `prediction`, and `score` where there is one."""
+
+    # ---------------------------------------------------------------- before training
+    @classmethod
+    def check(cls, source: Source, answers: A | None = None) -> None:
+        """Raise `UserError` where there is nothing to learn: in the answers of `source` as a whole, or in these of its training split."""
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Raise `UserError` where the encoder does not give what this target reads."""
+        if self.reads not in encoder.offers:
+            name = encoder.args.get("name") or encoder.args.get("model_type") or type(encoder).__name__
+            raise UserError(f"this target reads {_READS[self.reads]}, and {name} gives none: choose {_OTHERS[self.reads]}")
+
+    def solve(self, train: tuple[Tensor, A], val: tuple[Tensor, A] | None) -> bool:
+        """Set the head to the best one on features [N, D] as they are, chosen on `val`; False where it cannot be solved for."""
+        return False
+
+    # ---------------------------------------------------------------- beside it
+    def fuse(self, encoder: Encoder, predictions: A, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:
+        """Let cheap methods answer with the encoder; `predictions` are its own on `val`, or on `train` without."""
+        return {}
+
+    def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap | None:
+        """The strongest method that takes seconds and no encoder, chosen on `val`; None where none is known."""
+        return None
+
+    def trivial(self, train: A, test: A) -> dict[str, float]:
+        """What whoever sees no sample reaches on `test`, by the name of the method and the metric."""
+        return {}
+
+    def difference(self, a: A, b: A, answers: A) -> tuple[float, float, float]:
+        """By how much `a` is ahead of `b` in the primary metric, with its 95 % interval: paired bootstrap over rows, seeded."""
+        rng, n = np.random.default_rng(0), len(answers)
+        found = [self._ahead(a, b, answers)]
+        for _ in range(RESAMPLED):
+            index = rng.integers(0, n, n)
+            found.append(self._ahead(a.take(index), b.take(index), answers.take(index)))
+        low, high = np.nanquantile(found[1:], [0.025, 0.975])
+        return found[0], float(low), float(high)
+
+    def _ahead(self, a: A, b: A, answers: A) -> float:
+        return self.sign * (self.measure(a, answers)[self.primary] - self.measure(b, answers)[self.primary])
+
+    # ---------------------------------------------------------------- what is watched and shown
+    @property
+    def names(self) -> list[str]:
+        """What the space names: classes, types."""
+        return next((v for v in self.space.values() if isinstance(v, list)), [])
+
+    @property
+    def sign(self) -> float:
+        return 1.0 if self.higher_is_better else -1.0
+
+    def loss(self, predictions: A, answers: A) -> float:
+        """What a search over settings makes small on validation."""
+        return -self.sign * self.measure(predictions, answers)[self.primary]
+
+    def columns(self, predictions: A) -> dict[str, list[str]] | None:
+        """`predictions` as columns of a table; None where they are no flat things."""
+        return None
+
+    def figures(self, folder: Path, split: str, predictions: A, answers: A) -> None:
+        """Draw into `folder`/plots what there is to see of a whole split."""
+
+    def show(self, encoder: Encoder, samples: Samples, predictions: A) -> dict[str, Picture]:
+        """A few samples with truth and prediction, to look at."""
+        return {}
+
+
+_READS = {"tokens": "each word or patch by itself", "maps": "maps of features"}
+_OTHERS = {"tokens": "a transformer, encoder=bert_tiny or vit_small", "maps": "another encoder=, such as resnet_small or vit_small"}
+
+
+def refuse_other(target: type[Target], source: Source, option: str) -> None:
+    """Raise `UserError` where the answers of `source` are not what the target learns."""
+    if issubclass(source.answer, target.answer) and target.answer.kind == source.answer.kind:
+        return
+    fits = " or ".join(f"objective={name}" for name in source.answer.learned_by)
+    advice = f"choose {fits}" if fits else "no target learns these yet"
+    raise UserError(f"the samples of {source.name} have {source.answer.words}, and {option} learns {target.answer.words}: {advice}")
+
+
+def finite(value: float) -> float:
+    """A metric that could not be computed as NaN, whatever a library made of it."""
+    return float(value) if math.isfinite(value) else math.nan

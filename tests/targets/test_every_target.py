@@ -1,0 +1,86 @@
+"""Protects what every target promises, whatever its answers: true ones are the best, shuffled ones are worse, empty ones count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from vector_encoder import VectorEncoder
+
+from sslt.data.answers import Answers, Class
+from sslt.targets.base import Target
+from sslt.targets.classification import Classification
+
+N = 60
+RNG = np.random.default_rng(0)
+
+
+def encoder() -> VectorEncoder:
+    return VectorEncoder(nn.Linear(4, 4), 4)
+
+
+# target → (the target, true answers of N rows, answers that say nothing)
+CASES: dict[str, Callable[[], tuple[Target, Answers, Answers]]] = {}
+
+
+def case(name: str) -> Callable:
+    return lambda made: CASES.setdefault(name, made)
+
+
+@case("classification")
+def classification() -> tuple[Target, Answers, Answers]:
+    space = {"classes": ["a", "b", "c"]}
+    return Classification(encoder(), space, 0.0, 0.0), Class(RNG.integers(0, 3, N), space), Class(np.zeros(N, np.int64), space)
+
+
+@pytest.fixture(params=CASES)
+def made(request) -> tuple[Target, Any, Any]:
+    return CASES[request.param]()
+
+
+def test_true_answers_are_the_best_ones(made):
+    """The primary metric is 1 (0 where less is better), nothing is an error, and all metrics are finite numbers."""
+    target, answers, _ = made
+    found = target.measure(answers, answers)
+    assert next(iter(found)) == target.primary and found[target.primary] == pytest.approx(1.0 if target.higher_is_better else 0.0)
+    assert all(isinstance(v, float) and np.isfinite(v) for v in found.values())
+    assert np.allclose(target.errors(answers, answers), 0, atol=1e-4)
+
+
+def test_shuffled_answers_are_clearly_worse(made):
+    target, answers, _ = made
+    shuffled = answers.take(np.random.default_rng(1).permutation(N))
+    ahead = target.measure(answers, answers)[target.primary] - target.measure(shuffled, answers)[target.primary]
+    assert target.sign * ahead > 0.2 and target.errors(shuffled, answers).mean() > 0.1
+    mean, low, high = target.difference(answers, shuffled, answers)
+    assert mean == pytest.approx(target.sign * ahead) and low > 0 and low <= mean <= high
+
+
+def test_an_empty_answer_counts(made):
+    """It is measured over all rows, and no better than what is right."""
+    target, answers, nothing = made
+    found = target.measure(nothing, answers)[target.primary]
+    assert np.isfinite(found) and target.sign * (target.measure(answers, answers)[target.primary] - found) > 0.2
+    assert len(target.errors(nothing, answers)) == N
+
+
+def test_every_row_is_written_and_a_folder_gives_the_same_answers(made, tmp_path):
+    target, answers, _ = made
+    rows = target.rows(answers)
+    assert len(rows) == N and all("prediction" in row for row in rows)
+    about = answers.save(tmp_path)
+    kept = {p.stem: np.load(p, allow_pickle=False) for p in tmp_path.glob("*.npy")}
+    again = Answers.load(kept, about)
+    assert type(again) is type(answers) and again.space == answers.space and target.rows(again) == rows
+
+
+def test_the_state_of_a_target_is_all_there_is_of_it(made):
+    """Another one of the same space, given its state, has the same numbers: what `head/` keeps."""
+    target, _, _ = made
+    other = CASES[next(k for k, v in CASES.items() if type(v()[0]) is type(target))]()[0]
+    other.load_state_dict(target.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(target.state_dict().values(), other.state_dict().values(), strict=True))
