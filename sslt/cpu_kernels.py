@@ -11,6 +11,7 @@ Measured on a Xeon with AMX, torch 2.15 (milliseconds on one core, torch's → h
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+log = logging.getLogger("sslt")
 LONGEST = 256  # tokens up to which attention is faster in float32 (1.2 to 5 times, forward and backward; slower at 512)
 SMALL = 16  # positions of a convolution's output up to which a product is faster, whatever the channels
 
@@ -27,13 +29,21 @@ _OWN = torch._C.DispatchKey.CompositeExplicitAutograd  # torch's kernels of both
 
 
 @contextlib.contextmanager
-def replaced(accelerator: str, number_format: str) -> Iterator[None]:
-    """Within, what is slow for `number_format` on `accelerator` ("cpu", "gpu") is computed another way; outside it is torch's own."""
+def replaced(accelerator: str, number_format: str, wanted: bool = True) -> Iterator[None]:
+    """Within, what is slow for `number_format` on `accelerator` ("cpu", "gpu") is computed another way; outside it is torch's own.
+
+    wanted: the setting `fast_kernels`. Operators are replaced through private parts of torch: where a version of it has them no more, all
+    stay torch's own, and a warning says so.
+    """
     with contextlib.ExitStack() as stack:
-        if accelerator == "cpu" and number_format.startswith("bf16"):
-            stack.enter_context(short_attention_in_float32())
-            if torch.cpu._is_amx_tile_supported():
-                stack.enter_context(small_convolutions_as_products())
+        if wanted and accelerator == "cpu" and number_format.startswith("bf16"):
+            try:
+                stack.enter_context(short_attention_in_float32())
+                if torch.cpu._is_amx_tile_supported():
+                    stack.enter_context(small_convolutions_as_products())
+            except (AttributeError, RuntimeError, TypeError) as e:
+                stack.close()
+                log.warning("torch %s computes all itself, perhaps slower: %s (fast_kernels=false leaves this out)", torch.__version__, e)
         yield
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -134,3 +136,27 @@ def test_second_derivatives_and_torch_func_pass_through():
         found = twice(w), each(w)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() <= 0.03 * b.norm()
+
+
+def test_they_can_be_left_out(monkeypatch):
+    """`fast_kernels=false`: every operator is torch's own."""
+    entered = []
+    monkeypatch.setattr(cpu_kernels, "short_attention_in_float32", lambda: entered.append("attention") or contextlib.nullcontext())
+    with cpu_kernels.replaced("cpu", "bf16-mixed", wanted=False), cpu_kernels.replaced("gpu", "bf16-mixed"):
+        assert not entered
+    with cpu_kernels.replaced("cpu", "bf16-mixed"):
+        assert entered == ["attention"]
+
+
+def test_another_torch_trains_without_them(monkeypatch, caplog):
+    """Where private parts of torch are gone, a run goes on with torch's own kernels and says so; nothing half-replaced is left behind."""
+
+    def gone() -> contextlib.AbstractContextManager[None]:
+        raise AttributeError("module 'torch._C' has no attribute 'DispatchKey'")
+
+    own, own_grads = attend(20)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(cpu_kernels, "small_convolutions_as_products", gone)
+    with cpu_kernels.replaced("cpu", "bf16-mixed"):
+        out, grads = attend(20)
+    assert "fast_kernels=false" in caplog.text and torch.equal(out, own) and all(map(torch.equal, grads, own_grads))

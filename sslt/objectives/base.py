@@ -95,11 +95,12 @@ class Objective(nn.Module, abc.ABC):
 def encode_views(encoder: Encoder, batch: dict) -> Features:
     """Encode `batch["views"]`, each tensor [V, B, ...], in one forward; features come back as [V·B, ...], view by view.
 
-    Several objectives on one stream share this forward: its result stays with the batch.
+    Several objectives on one stream share this forward: what an encoder gave stays with the batch.
     """
-    if "encoded" not in batch:
-        batch["encoded"] = encoder({name: x.flatten(0, 1) for name, x in batch["views"].items()})
-    return batch["encoded"]
+    known = batch.setdefault("encoded", {})
+    if encoder not in known:
+        known[encoder] = encoder({name: x.flatten(0, 1) for name, x in batch["views"].items()})
+    return known[encoder]
 
 
 def n_views(views: dict[str, Tensor]) -> int:

@@ -99,7 +99,7 @@ def fit(
     if kind == "gpu":
         torch.cuda.reset_peak_memory_stats()
     try:
-        with cpu_kernels.replaced(kind, number_format):
+        with cpu_kernels.replaced(kind, number_format, cfg.fast_kernels):
             trainer.fit(learner, ckpt_path=start, weights_only=True)
     except Exception as e:
         if isinstance(e, RuntimeError) and "state_dict" in str(e):

@@ -142,7 +142,7 @@ class _Search:
             signals = Signals()
             trainer = fitting.trainer_of(cfg, learner, budget, [signals, budget], [], self.run_.path)
             try:
-                with cpu_kernels.replaced(kind, precision.resolve(cfg.trainer.precision, kind)):
+                with cpu_kernels.replaced(kind, precision.resolve(cfg.trainer.precision, kind), cfg.fast_kernels):
                     trainer.fit(learner)
             finally:
                 signals.restore()

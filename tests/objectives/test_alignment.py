@@ -13,6 +13,7 @@ from sslt.encoders.base import Encoder, Features, pool_mean
 from sslt.errors import UserError
 from sslt.objectives.adversarial import CDAN, DANN, certainty, multilinear, reverse_gradient
 from sslt.objectives.alignment import CORAL, MMD, coral, mmd
+from sslt.objectives.base import encode_views
 from sslt.objectives.parts.layers import check_layer, encode_at, layer_width
 from sslt.targets.classification import Classification
 
@@ -154,7 +155,7 @@ def test_statistics_are_of_the_two_streams_features(make):
     """The objective computes its formula on pooled features, the first stream's against the second's, and trains the encoder."""
     encoder, made = Toy(), batches()
     loss = make(encoder)(encoder, made).value
-    x, y = (part["encoded"].pooled for part in made.values())
+    x, y = (next(iter(part["encoded"].values())).pooled for part in made.values())
     expected = mmd(x, y, FACTORS, True) if isinstance(make(encoder), MMD) else coral(x, y)
     assert torch.equal(loss, expected)
     loss.backward()
@@ -201,7 +202,7 @@ def test_danns_loss_equals_the_sum_over_rows():
     encoder, _, made = adversary()
     parts = batches()
     loss = made(encoder, parts).value
-    x, y = (part["encoded"].pooled.detach().double().numpy() for part in parts.values())
+    x, y = (next(iter(part["encoded"].values())).pooled.detach().double().numpy() for part in parts.values())
     s = cross_entropy(critic_by_hand(made, x), True, np.ones(len(x)))
     t = cross_entropy(critic_by_hand(made, y), False, np.ones(len(y)))
     assert float(loss) == pytest.approx((s + t) / 2, rel=1e-5)
@@ -253,7 +254,7 @@ def test_cdans_loss_equals_the_sum_over_rows(entropy):
     loss = made(encoder, parts).value
     w, b = task.head.weight.detach().double().numpy(), task.head.bias.detach().double().numpy()
     for part, source in zip(parts.values(), (True, False), strict=True):
-        x = part["encoded"].pooled.detach().double().numpy()
+        x = next(iter(part["encoded"].values())).pooled.detach().double().numpy()
         scores = np.exp(x @ w.T + b)
         p = scores / scores.sum(1, keepdims=True)
         maps = np.stack([np.outer(f, q).ravel() for f, q in zip(x, p, strict=True)])
@@ -367,3 +368,13 @@ def test_a_layer_that_is_not_there_names_the_nearest():
     with pytest.raises(UserError, match=r"layer=frist.*did you mean 'first'"):
         check_layer(Toy(), "frist")
     check_layer(Toy(), None)
+
+
+def test_another_encoder_on_the_same_batch_has_features_of_its_own():
+    """What one gave stays with the batch for that one alone, of a layer as of the whole."""
+    one, other = Toy(), Toy()
+    for p in other.parameters():
+        torch.nn.init.constant_(p, 0.5)
+    batch = next(iter(batches().values()))
+    first = encode_views(one, batch).pooled
+    assert torch.equal(encode_views(one, batch).pooled, first) and not torch.equal(encode_views(other, batch).pooled, first)

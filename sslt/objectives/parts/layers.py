@@ -21,14 +21,14 @@ def encode_at(encoder: Encoder, batch: dict, layer: str | None) -> Tensor:
     """
     if layer is None:
         return encode_views(encoder, batch).pooled
-    key = f"encoded at {layer}"
-    if key not in batch:
-        batch.pop("encoded", None)
+    known = batch.setdefault("encoded", {})
+    if (encoder, layer) not in known:
+        known.pop(encoder, None)
         with _output_of(encoder, layer) as caught:
             features = encode_views(encoder, batch)
         inputs = {name: x.flatten(0, 1) for name, x in batch["views"].items()}
-        batch[key] = _average(caught[-1] if caught else None, encoder, inputs, features.mask, layer)
-    return batch[key]
+        known[encoder, layer] = _average(caught[-1] if caught else None, encoder, inputs, features.mask, layer)
+    return known[encoder, layer]
 
 
 def check_layer(encoder: Encoder, layer: str | None) -> None:
