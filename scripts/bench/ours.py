@@ -19,7 +19,7 @@ from sslt.data.answers import Class
 from sslt.data.prepare.text_processor import PackedSamples, TextProcessor, TextSamples
 from sslt.data.streams.streams import Stream
 from sslt.data.views.image_views import ImageViews
-from sslt.encoders import adapters
+from sslt.encoders import inserted
 from sslt.encoders.dropout import set_dropout
 from sslt.encoders.text import TextEncoder
 from sslt.learner import Term
@@ -63,7 +63,7 @@ class Pretraining:
         run.path.mkdir(parents=True)
         term = Term(self.objective, "pretrain")
         if self.encoder.adapter is not None:  # of the round before
-            adapters.merge(self.encoder)
+            inserted.merge(self.encoder)
         moves = config.build(self.cfg.adaptation)
         fitting.fit(self.cfg, run, self.encoder, {"pretrain": term}, {"pretrain": self.stream}, moves, lambda _: [_Lap(watch)])
         shutil.rmtree(run.path)

@@ -1,4 +1,4 @@
-"""Adaptations that add small parts to an encoder which itself stands still (`encoders/adapters.py`)."""
+"""Adaptations that add small parts to an encoder which itself stands still (`encoders/inserted.py`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt.adaptation.base import Adaptation
-from sslt.encoders import adapters
+from sslt.encoders import inserted
 from sslt.encoders.base import Encoder, is_adapter
 from sslt.errors import UserError
 from sslt.ranges import Count, NonNegative, Positive, Share
@@ -22,7 +22,7 @@ class Adapter(Adaptation):
         self.spec = {"kind": kind, **settings}
 
     def prepare(self, encoder: Encoder) -> None:
-        adapters.inject(encoder, self.spec)
+        inserted.inject(encoder, self.spec)
         super().prepare(encoder)
 
     def moves(self, name: str, group: int, depth: int) -> bool:
@@ -113,7 +113,7 @@ class AdaLoRA(Adapter):
         from peft.tuners.adalora.layer import RankAllocator
 
         config = AdaLoraConfig(**{k: v for k, v in self.spec.items() if k not in ("kind", "target_modules")})
-        self.allocator = RankAllocator(encoder, config, adapters.NAME)
+        self.allocator = RankAllocator(encoder, config, inserted.NAME)
         self.done_at = total - config.tfinal
 
     def after_step(self, encoder: Encoder, step: int) -> None:

@@ -44,7 +44,7 @@ class Encoder(nn.Module, abc.ABC):
     fixed: ClassVar[bool] = False  # whether labels have nothing to teach it: fine-tuning solves for a head on its features
     offers: frozenset[str] = frozenset({"pooled", "tokens"})  # what of its features a target may read: pooled, tokens, maps
     side_models: ClassVar[tuple[str, ...]] = ()  # cheap methods that can stand beside it in a classifier (`targets/fusion.py`)
-    adapter: dict[str, Any] | None = None  # what an adapter in it is rebuilt from (`encoders/adapters.py`)
+    adapter: dict[str, Any] | None = None  # what an adapter in it is rebuilt from (`encoders/inserted.py`)
     origin: str | None = None  # where its weights can be found again: a folder or a published name
     base_fingerprint: str | None = None  # `fingerprint` before the adapter came
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sslt import config, stored, trusted
-from sslt.encoders import adapters
+from sslt.encoders import inserted
 from sslt.encoders.base import ADAPTER, FILE, Encoder, evaluating, fingerprint
 from sslt.encoders.files import Bounded, building, check_folder, fill, read_tensors, refuse_pickled
 from sslt.encoders.seals import check_seal
@@ -134,7 +134,7 @@ def _own(path: Path, trust: list[str], weights: bool = True, base: str | None = 
     with building(path, FILE):
         encoder = cls(cls.load_processor(path, processor), **args)
         if weights and "adapter" in about:
-            adapters.inject(encoder, stored.value(about, "adapter", dict, file))
+            inserted.inject(encoder, stored.value(about, "adapter", dict, file))
             fill(encoder, path / ADAPTER)
         elif weights:
             encoder.load_weights(path)
@@ -164,8 +164,8 @@ def _over_base(path: Path, about: dict[str, Any], trust: list[str], weights: boo
         windows = known.get("windows", 1)  # folders of before there were any have none
         set_windows(encoder, "all" if windows is None else stored.value({"windows": windows}, "windows", int, file))
     with building(path, FILE):
-        adapters.inject(encoder, stored.value(about, "adapter", dict, file))
-        adapters.load_state(encoder, read_tensors(path / ADAPTER))
+        inserted.inject(encoder, stored.value(about, "adapter", dict, file))
+        inserted.load_state(encoder, read_tensors(path / ADAPTER))
     return encoder
 
 

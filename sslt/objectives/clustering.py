@@ -16,7 +16,7 @@ from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
 from sslt.objectives.parts.kmeans import kmeans, nearest_centroid
 from sslt.objectives.parts.momentum import Queue
-from sslt.objectives.parts.prototypes import Prototypes, cross_entropy_of_views, entropy
+from sslt.objectives.parts.prototypes import UnitPrototypes, cross_entropy_of_views, entropy
 from sslt.ranges import Count, Natural, Positive, Share
 
 _INITIAL_BATCH = 512  # samples a forward when the memory is filled
@@ -72,7 +72,7 @@ class SwAV(Objective):
     ):
         super().__init__()
         self.temperature, self.epsilon, self.iterations, self.freeze = temperature, epsilon, iterations, freeze
-        self.projector, self.prototypes = mlp(encoder.dim, hidden, out), Prototypes(out, prototypes)
+        self.projector, self.prototypes = mlp(encoder.dim, hidden, out), UnitPrototypes(out, prototypes)
         self.queue = Queue(queue, out) if queue else None
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))  # rows that the queue was given
         self.filled: Tensor

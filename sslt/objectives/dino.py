@@ -13,7 +13,7 @@ from sslt.encoders.base import Encoder, Features
 from sslt.objectives.base import Loss, encode_views, full_precision, n_views
 from sslt.objectives.parts.masking import block_tokens, check_share, positions_of, take
 from sslt.objectives.parts.momentum import Taught, Teacher
-from sslt.objectives.parts.prototypes import Centre, Prototypes, cross_entropy_of_views, entropy, head, ramp
+from sslt.objectives.parts.prototypes import Centre, UnitPrototypes, cross_entropy_of_views, entropy, head, ramp
 from sslt.objectives.parts.transformer import mask_token
 from sslt.ranges import Count, Positive, Share
 
@@ -57,7 +57,7 @@ class DINO(Taught):
         super().__init__()
         self.temperature, self.warmup, self.freeze = temperature, warmup, freeze
         self.teacher_temperatures = (teacher_temperature_start, teacher_temperature)
-        self.projector, self.prototypes = head(encoder.dim, hidden, bottleneck), Prototypes(bottleneck, out)
+        self.projector, self.prototypes = head(encoder.dim, hidden, bottleneck), UnitPrototypes(bottleneck, out)
         self.centre = Centre(out, centre_momentum)
         self.undecided: Tensor | None = None  # the targets' entropy as last logged, as a share of the largest possible
         self.teacher = Teacher(momentum, encoder=encoder, projector=self.projector, prototypes=self.prototypes)

@@ -13,7 +13,7 @@ from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, encode_views, full_precision, mlp
 from sslt.objectives.parts.masking import check_share, random_split
 from sslt.objectives.parts.momentum import Taught, Teacher
-from sslt.objectives.parts.prototypes import Prototypes, entropy
+from sslt.objectives.parts.prototypes import UnitPrototypes, entropy
 from sslt.ranges import Count, NonNegative, Positive, Share
 
 
@@ -50,7 +50,7 @@ class MSN(Taught):
         encoder.require_tokens(pooled=True)
         check_share("share", share)
         self.share, self.temperature, self.target_temperature, self.spread = share, temperature, target_temperature, spread
-        self.projector, self.prototypes = mlp(encoder.dim, hidden, out, layers=3), Prototypes(out, prototypes)
+        self.projector, self.prototypes = mlp(encoder.dim, hidden, out, layers=3), UnitPrototypes(out, prototypes)
         self.teacher = Teacher(momentum, encoder=encoder, projector=self.projector)
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:

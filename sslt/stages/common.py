@@ -18,7 +18,7 @@ from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples
 from sslt.data.streams.streams import Stream
-from sslt.encoders import adapters
+from sslt.encoders import inserted
 from sslt.encoders.base import Encoder
 from sslt.encoders.dropout import set_dropout
 from sslt.encoders.files import read_tensors, write_tensors
@@ -59,7 +59,7 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
         encoder = load_encoder(str(start), source.modality, trust, wanted, cfg.get("base"))
         if encoder.adapter is not None:
             log.info("from=%s is an adapter over %s: it is merged into its base", start, encoder.origin)
-            adapters.merge(encoder)
+            inserted.merge(encoder)
     if encoder.modality != source.modality:
         raise UserError(f"from={start} reads {encoder.modality}s, but {source.name} holds {source.modality}s: choose another data=")
     set_dropout(encoder, cfg.dropout)

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslt import stored
-from sslt.encoders import adapters
+from sslt.encoders import inserted
 from sslt.encoders.load import load_encoder
 from sslt.report.end import say_next
 from sslt.runs import RUN_FILE, Run
@@ -18,7 +18,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     """Write `encoder/`, whole, and `head/` where the run has one; they are used as those of any other run."""
     start, trust = stored.located(str(cfg["from"])), list(cfg.trust)
     encoder = load_encoder(str(start), None, trust, base=cfg.base)
-    adapters.merge(encoder)
+    inserted.merge(encoder)
     if run.is_main:
         encoder.save(run / "encoder", f"# An encoder, merged\n\nThe adapter of `{start}` folded into its base. sslt evaluate from=FOLDER\n")
         head = start / "head" / "head.json"

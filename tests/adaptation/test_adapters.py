@@ -11,7 +11,7 @@ from test_adaptation import bert, changed, encoder_of, inputs_for, train_mode
 from torch import nn
 
 from sslt.adaptation.adapters import IA3, AdaLoRA, Bottleneck, LoRA, Prefix, Prompt
-from sslt.encoders import adapters
+from sslt.encoders import inserted
 from sslt.encoders.base import FILE, is_adapter
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError
@@ -167,14 +167,14 @@ def test_without_a_base_on_disk_everything_is_saved(tmp_path):
     assert torch.equal(load_encoder(str(tmp_path / "tuned")).eval()(inputs).pooled, encoder.eval()(inputs).pooled)
 
 
-@pytest.mark.parametrize(("method", "kind"), [p for p in PAIRS if p[0] in adapters.MERGEABLE])
+@pytest.mark.parametrize(("method", "kind"), [p for p in PAIRS if p[0] in inserted.MERGEABLE])
 def test_merged_is_the_same_within_1e_5(method, kind):
     """After merging nothing of the adapter is left, and features are what they were."""
     encoder, _, _ = trained(method, kind)
     inputs = inputs_for(encoder)
     expected = encoder.eval()(inputs).pooled.detach()
     names = {n for n, _ in encoder_of(kind).named_parameters()}
-    adapters.merge(encoder)
+    inserted.merge(encoder)
     assert {n for n, _ in encoder.named_parameters()} == names
     assert torch.allclose(encoder.eval()(inputs).pooled, expected, atol=1e-5)
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from test_encoders import image_encoder
 
 from sslt.config import build
-from sslt.encoders import adapters
+from sslt.encoders import inserted
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError
 from sslt.runs import Run
@@ -98,7 +98,7 @@ def test_pipes_and_devices_are_refused(name, folder):
 def test_an_adapter_is_not_its_own_base(folder, here):
     """Directly, or by way of another: refused before anything is loaded."""
     encoder = load_encoder(str(folder))
-    adapters.inject(encoder, {"kind": "adapter", "size": 2})
+    inserted.inject(encoder, {"kind": "adapter", "size": 2})
     for name in ("a", "b"):
         encoder.save(here / name)
     for name, other, says in (("a", "a", "itself"), ("b", "a", "an adapter too")):

@@ -14,7 +14,7 @@ from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.data.prepare.text_processor import SETTINGS, TextProcessor, TextSamples
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.views.text_views import MaskTokens
-from sslt.encoders import adapters
+from sslt.encoders import inserted
 from sslt.encoders.bag import BagEncoder
 from sslt.encoders.base import FILE
 from sslt.encoders.image import ImageEncoder
@@ -143,7 +143,7 @@ def test_an_adapter_sees_windows_as_texts(tokenizer, spec):
     """Virtual tokens stand before every window."""
     encoder = encoder_of(tokenizer, None)
     before = read(encoder)
-    adapters.inject(encoder, spec)
+    inserted.inject(encoder, spec)
     with torch.no_grad():
         for p in encoder.parameters():
             p.add_(0.02)
@@ -230,7 +230,7 @@ def test_features_at_a_layer(tokenizer):
     for prompt in (False, True):
         encoder = encoder_of(tokenizer, None)
         if prompt:
-            adapters.inject(encoder, {"kind": "prompt", "length": 2})
+            inserted.inject(encoder, {"kind": "prompt", "length": 2})
         assert torch.allclose(encode_at(encoder, views_of(encoder), encoder.block_names()[-1]), read(encoder), atol=1e-6)
 
 
@@ -273,7 +273,7 @@ def test_an_adapter_keeps_how_much_it_reads(tokenizer, tmp_path):
     for windows in (1, 2, None):
         encoder = load_encoder(str(tmp_path / "base"))
         encoder.processor.windows = windows
-        adapters.inject(encoder, {"kind": "adapter", "size": 3})
+        inserted.inject(encoder, {"kind": "adapter", "size": 3})
         encoder.save(tmp_path / str(windows))
         assert load_encoder(str(tmp_path / str(windows))).processor.windows == windows
     file = tmp_path / "None" / FILE

@@ -16,7 +16,7 @@ from sslt.objectives.clustering import DeepClusterV2, SwAV, sinkhorn
 from sslt.objectives.dino import DINO, IBOT
 from sslt.objectives.msn import MSN
 from sslt.objectives.parts.kmeans import kmeans, nearest_centroid
-from sslt.objectives.parts.prototypes import Centre, Prototypes, cross_entropy_of_views, ramp
+from sslt.objectives.parts.prototypes import Centre, UnitPrototypes, cross_entropy_of_views, ramp
 
 B, K = 5, 7
 DINO_ARGS = {"hidden": 8, "bottleneck": 6, "out": K, "temperature": 0.1, "teacher_temperature_start": 0.04, "teacher_temperature": 0.07}
@@ -52,7 +52,7 @@ def test_cross_entropy_is_over_pairs_of_different_views():
 def test_prototypes_are_cosines_and_can_be_frozen():
     """Length does not matter; frozen ones get a gradient of zero while rows get theirs."""
     torch.manual_seed(0)
-    part, rows = Prototypes(6, K), torch.randn(4, 6, requires_grad=True)
+    part, rows = UnitPrototypes(6, K), torch.randn(4, 6, requires_grad=True)
     out = part(rows)
     w = part.weight.detach().numpy()
     expected = rows.detach().numpy() @ w.T / np.outer(np.linalg.norm(rows.detach().numpy(), axis=1), np.linalg.norm(w, axis=1))

@@ -10,7 +10,7 @@ from sslt import distributed
 from sslt.objectives.base import full_precision, wide
 
 
-class Prototypes(nn.Module):
+class UnitPrototypes(nn.Module):
     """Cosines [..., K] of rows [..., D] with K learned unit vectors.
 
     frozen: the prototypes stay where they are in this step (DINO's and SwAV's first steps), while gradients pass to the rows.

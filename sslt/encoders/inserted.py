@@ -104,7 +104,7 @@ def _inject_peft(encoder: Encoder, kind: str, settings: dict[str, Any]) -> None:
 
 
 # -------------------------------------------------------------------- bottlenecks
-class Bottleneck(nn.Module):
+class InsertedBottleneck(nn.Module):
     """x + up(GELU(down(x))) behind a block (Houlsby et al., 2019; one per block as Pfeiffer et al., 2021); starts as identity.
 
     On feature maps [B, C, H, W] the two maps are 1×1 convolutions, on tokens [B, T, D] linear.
@@ -134,7 +134,7 @@ def _inject_bottlenecks(encoder: Encoder, size: int) -> None:
         raise UserError("adaptation=adapter puts a bottleneck behind every block, and this encoder names no blocks")
     for name, shape in _block_outputs(encoder).items():
         block = encoder.get_submodule(name)
-        block.added_bottleneck = Bottleneck(shape[1] if len(shape) == 4 else shape[-1], size, maps=len(shape) == 4)
+        block.added_bottleneck = InsertedBottleneck(shape[1] if len(shape) == 4 else shape[-1], size, maps=len(shape) == 4)
         if not isinstance(block, nn.Sequential):  # which runs its last part anyway
             block.register_forward_hook(_behind)
 
@@ -164,7 +164,7 @@ def _blank(encoder: Encoder) -> dict[str, Tensor]:
 
 
 # -------------------------------------------------------------------- prefixes and prompts
-class Prompt(nn.Module):
+class InsertedPrompt(nn.Module):
     """`length` learned embeddings before the tokens (Lester et al., 2021). They start as embeddings of random words."""
 
     def __init__(self, model: Any, length: int):
@@ -181,7 +181,7 @@ class Prompt(nn.Module):
         return model(inputs_embeds=embedded, attention_mask=seen).last_hidden_state[:, before.shape[1] :]
 
 
-class Prefix(nn.Module):
+class InsertedPrefix(nn.Module):
     """`length` learned keys and values before those of the tokens in every layer (Li & Liang, 2021), without reparametrisation.
 
     They are handed over as a cache of past keys and values, which BERT and its like take, with a mask that lets every token see
@@ -237,4 +237,4 @@ def _inject_virtual(encoder: Encoder, kind: str, length: int) -> None:
             f"adaptation.length={length} and texts of {encoder.processor.max_length} tokens are more than the model's {longest} positions: "
             f"lower adaptation.length or encoder.processor.max_length"
         )
-    encoder.virtual_tokens = (Prompt if kind == "prompt" else Prefix)(encoder.model, length)
+    encoder.virtual_tokens = (InsertedPrompt if kind == "prompt" else InsertedPrefix)(encoder.model, length)
