@@ -68,6 +68,11 @@ class Encoder(nn.Module, abc.ABC):
         """Dotted names of the blocks, from input to output."""
 
     @property
+    def samples_are(self) -> str:
+        """What it reads, in words: "texts", "images of 32 × 32"."""
+        return f"{self.modality}s"
+
+    @property
     def varies(self) -> bool:
         """Whether two passes of the same inputs can differ while it trains (dropout, stochastic depth)."""
         return has_dropout(self)

@@ -32,6 +32,10 @@ class PixelEncoder(Encoder):
     def stored(self) -> nn.Module:
         return self
 
+    @property
+    def samples_are(self) -> str:
+        return f"images of {self.processor.size} × {self.processor.size}"
+
     @functools.cached_property
     def grid(self) -> int:
         """Tokens along one side of the image. Raises `UserError` where they form no square."""

@@ -16,7 +16,12 @@ class Precomputed(Encoder):
     def __init__(self, encoder: Encoder):
         super().__init__(encoder.processor)
         self.modality, self.dim = encoder.modality, encoder.dim  # type: ignore[misc]
+        self.samples_behind = encoder.samples_are
         self.parameters_behind = sum(p.numel() for p in encoder.parameters())
+
+    @property
+    def samples_are(self) -> str:
+        return self.samples_behind
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"features": batch["features"]}

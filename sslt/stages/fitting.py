@@ -80,35 +80,15 @@ def fit(
     trainer = trainer_of(cfg, learner, budget, callbacks, loggers, run.path)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    groups = adaptation.parameter_groups(encoder, learner.objectives, 0.0)
-    moving = sum(p.numel() for group in groups for p in group["params"])
-    whole = sum(p.numel() for p in learner.parameters()) + (encoder.parameters_behind if isinstance(encoder, Precomputed) else 0)
-    ranks = f" × {world} ranks" if world > 1 else ""
-    bound = _bound(budget, learner.steps_per_epoch)
-    side = getattr(encoder.processor, "size", None)
-    what = "texts" if encoder.modality == "text" else f"images of {side} × {side}" if side else "images"
-    if not nothing_to_train:
-        log.info("%s %s, batches of %d%s, %s", f"{len(primary.samples):,}", what, primary.batch_size, ranks, bound)
-    if len(streams) > 1:
-        log.info("%s", sampling.describe({name: len(stream) for name, stream in streams.items()}))
     number_format = precision.resolve(cfg.trainer.precision, kind)
-    log.info("%s of %s parameters move; %s on %s", f"{moving:,}", f"{whole:,}", number_format, kind)
-    if start is not None:
-        log.info("going on from %s", start)
+    sizes = _sizes(learner, encoder)
+    _announce(learner, sizes, budget, start, f"{number_format} on {kind}", silent=nothing_to_train)
     run.update(training=now())
     if kind == "gpu":
         torch.cuda.reset_peak_memory_stats()
     try:
         with cpu_kernels.replaced(kind, number_format, cfg.fast_kernels):
-            trainer.fit(learner, ckpt_path=start, weights_only=True)
-    except Exception as e:
-        if isinstance(e, RuntimeError) and "state_dict" in str(e):
-            raise UserError(f"the checkpoint of {run} does not fit these settings: go on with those it was made with") from e
-        if start is None or isinstance(e, UserError) or not _of_restoring(e):
-            raise
-        raise UserError(
-            f"the checkpoint {start} is damaged ({type(e).__name__}: {first_line(e)}): delete it to go on from the one before"
-        ) from e
+            _train(trainer, learner, start, run)
     finally:
         progress.close()
         signals.restore()
@@ -120,21 +100,62 @@ def fit(
     if start is not None:
         learner.see_first_views()
     seed_step(learner.seed, learner.batches_seen, 2)  # what is random from here on is the same after a training that was interrupted
+    learner.run_metrics = _ended(learner, curves, budget, sizes, kind)
+    learner.loggers_used = loggers
+    return learner
+
+
+def _sizes(learner: Learner, encoder: Encoder) -> dict[str, int]:
+    """How many parameters there are, and how many move."""
+    groups = learner.adaptation.parameter_groups(encoder, learner.objectives, 0.0)
+    behind = encoder.parameters_behind if isinstance(encoder, Precomputed) else 0
+    return {
+        "model/parameters": sum(p.numel() for p in learner.parameters()) + behind,
+        "model/moving_parameters": sum(p.numel() for group in groups for p in group["params"]),
+    }
+
+
+def _announce(learner: Learner, sizes: dict[str, int], budget: Budget, start: Path | None, how: str, silent: bool) -> None:
+    """Say what is trained on what, for how long and from where."""
+    world, primary = distributed.world_size(), next(iter(learner.streams.values()))
+    ranks = f" × {world} ranks" if world > 1 else ""
+    if not silent:
+        bound = _bound(budget, learner.steps_per_epoch)
+        log.info("%s %s, batches of %d%s, %s", f"{len(primary.samples):,}", learner.encoder.samples_are, primary.batch_size, ranks, bound)
+    if len(learner.streams) > 1:
+        log.info("%s", learner.sampling.describe({name: len(stream) for name, stream in learner.streams.items()}))
+    log.info("%s of %s parameters move; %s", f"{sizes['model/moving_parameters']:,}", f"{sizes['model/parameters']:,}", how)
+    if start is not None:
+        log.info("going on from %s", start)
+
+
+def _train(trainer: pl.Trainer, learner: Learner, start: Path | None, run: Run) -> None:
+    """Train from the checkpoint `start`, or from the beginning. Raises `UserError` where it is damaged or of other settings."""
+    try:
+        trainer.fit(learner, ckpt_path=start, weights_only=True)
+    except Exception as e:
+        if isinstance(e, RuntimeError) and "state_dict" in str(e):
+            raise UserError(f"the checkpoint of {run} does not fit these settings: go on with those it was made with") from e
+        if start is None or isinstance(e, UserError) or not _of_restoring(e):
+            raise
+        raise UserError(
+            f"the checkpoint {start} is damaged ({type(e).__name__}: {first_line(e)}): delete it to go on from the one before"
+        ) from e
+
+
+def _ended(learner: Learner, curves: Curves, budget: Budget, sizes: dict[str, int], kind: str) -> dict[str, Any]:
+    """What a training that ended leaves in `metrics.json`."""
     rate = round(curves.throughput, 2)
     last = {"train/loss": learner.scalars()["loss"], "throughput/samples_per_second": rate} if learner.last else {}
-    average = {} if learner.average is None else {"encoder/is": "average"}
-    learner.run_metrics = {
+    return {
         **last,
         "train/steps": learner.batches_seen,
         "train/epochs": round(learner.epoch_position, 4),
         "train/seconds": round(budget.elapsed, 2),
-        "model/parameters": whole,
-        "model/moving_parameters": moving,
+        **sizes,
         "train/peak_memory_bytes": peak_memory(kind),
-        **average,
+        **({} if learner.average is None else {"encoder/is": "average"}),
     }
-    learner.loggers_used = loggers
-    return learner
 
 
 def bounds(cfg: Any, streams: dict[str, Stream], sampling: Sampling, least_steps: int = 0, most_epochs: int | None = None) -> Budget:

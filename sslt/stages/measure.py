@@ -50,8 +50,7 @@ def corrupted(cfg: Any, encoder: Encoder, samples: Samples) -> Samples:
     corruption = build(cfg.corruption)
     if corruption.modality != encoder.modality:
         raise UserError(f"corruption {corruption.name} is for {corruption.modality}s, but from={cfg['from']} reads {encoder.modality}s")
-    if encoder.modality == "text":
-        corruption.unknown, corruption.window = encoder.processor.unknown_id, encoder.processor.max_length
+    corruption.fit(encoder.processor)
     return Corrupted(samples, corruption, cfg.seed)
 
 

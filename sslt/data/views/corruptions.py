@@ -7,7 +7,7 @@ small images, and made in batches.
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ class Corruption(abc.ABC):
             raise UserError(f"corruption.severity={severity}: give 1 (mild) to 5 (strong)")
         self.strength = self.strengths[severity - 1]
         self.name = f"{type(self).__name__}-{severity}"
+
+    def fit(self, processor: Any) -> None:
+        """Take what it needs of the processor whose samples it corrupts."""
 
     @abc.abstractmethod
     def __call__(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -121,6 +124,9 @@ class DroppedWords(Corruption):
     strengths = (0.05, 0.1, 0.2, 0.35, 0.5)
     unknown = 0
     window: int | None = None  # tokens that are read at once; None: all
+
+    def fit(self, processor: Any) -> None:
+        self.unknown, self.window = processor.unknown_id, processor.max_length
 
     def __call__(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         tokens = batch["tokens"]
