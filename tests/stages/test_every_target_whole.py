@@ -1,0 +1,149 @@
+"""Protects what every target promises through the commands: a stopped run ends bit for bit, a head is its own file, ranks are one.
+
+Each on data that need no file, or on a small file written here.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from conftest import TINY_IMAGES, TINY_TEXT
+from killed_runs import command
+from test_resume import StopAt, same
+
+from sslt.encoders.load import load_encoder
+from sslt.encoders.seals import DIGESTS, seal
+from sslt.errors import UserError
+from sslt.runs import Run, read_json
+from sslt.stages import heads
+
+SCENES = ["+target=scenes", *TINY_IMAGES, "data.count=60", "batch_size=16"]
+NAMES, PLACES = ("Ada", "Grace", "Alan", "Kurt"), ("Paris", "Rome", "Oslo")
+
+
+def tags(folder: Path) -> list[str]:
+    """Sentences about who went where."""
+    draw, lines = random.Random(0), []
+    for _ in range(80):
+        name, place = draw.choice(NAMES), draw.choice(PLACES)
+        text = f"then {name} went to {place}"
+        at = text.index(place)
+        lines.append(json.dumps({"text": text, "tags": [[5, 5 + len(name), "PER"], [at, at + len(place), "LOC"]]}))
+    (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
+    return ["+target=text_tags", f"data.path={folder / 'tags.jsonl'}", *TINY_TEXT, "batch_size=16"]
+
+
+def pairs(folder: Path) -> list[str]:
+    """Pairs of sentences whose score is the share of words they have in common."""
+    draw, lines = random.Random(0), ["a,b,score"]
+    for _ in range(80):
+        left = [draw.choice((*NAMES, *PLACES)) for _ in range(5)]
+        kept = draw.randint(0, 5)
+        lines.append(f"{' '.join(left)},{' '.join([*left[:kept], *(draw.choice(PLACES) for _ in range(5 - kept))])},{kept}")
+    (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return ["+target=text_pairs", f"data.path={folder / 'pairs.csv'}", *TINY_TEXT, "batch_size=16"]
+
+
+CASES = {
+    "classification": lambda folder: [*SCENES, "data.answer=class"],
+    "multilabel": lambda folder: [*SCENES, "data.answer=labels"],
+    "regression": lambda folder: [*SCENES, "data.answer=number"],
+    "segmentation": lambda folder: [*SCENES, "data.answer=map"],
+    "tagging": tags,
+    "pairs": pairs,
+}
+SHORT = ["from=scratch", "trainer.max_steps=4", "late_fusion=false"]
+
+
+@pytest.fixture(params=CASES)
+def case(request, here) -> list[str]:
+    return CASES[request.param](here)
+
+
+def shown(run: Path) -> list[str]:
+    return sorted((run / "predictions.jsonl").read_text().splitlines())
+
+
+def test_a_stopped_run_ends_as_an_uninterrupted_one(case, sslt, here):
+    """Weights of encoder and head, bit for bit, and the same answers."""
+    sslt("finetune", *case, *SHORT, "baseline=false", "hydra.run.dir=whole")
+    with pytest.MonkeyPatch.context() as patch:
+        StopAt(2, patch)
+        sslt("finetune", *case, *SHORT, "baseline=false", "hydra.run.dir=part", code=130)
+    sslt("finetune", "resume=part")
+    assert same(here / "whole", here / "part") and shown(here / "whole") == shown(here / "part")
+
+
+def test_a_head_answers_alike_in_another_process(case, sslt, here):
+    """`sslt evaluate` and `predict` of a saved run give what the run itself measured; the baseline stands beside it."""
+    sslt("finetune", *case, *SHORT, "hydra.run.dir=made")
+    run = Run(here / "made")
+    primary = run.info["primary"]
+    assert {f"test/{primary}", f"val/{primary}", f"baseline/{primary}", "baseline/method"} <= set(run.metrics)
+    assert command(["evaluate", "from=made", "trainer.accelerator=cpu", "hydra.run.dir=measured"]) == 0, Path("output.txt").read_text()
+    again = Run(here / "measured").metrics
+    assert again[f"test/{primary}"] == run.metrics[f"test/{primary}"]
+    assert again[f"baseline/{primary}"] == run.metrics[f"baseline/{primary}"]
+    assert shown(here / "measured") == shown(here / "made")
+    errors = [json.loads(line)["error"] for line in (here / "measured" / "predictions.jsonl").read_text().splitlines()]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_two_ranks_measure_what_one_does(case, sslt, here):
+    """The last share of each split is uneven; every row is answered once."""
+    sslt("finetune", *case, *SHORT, "baseline=false", "hydra.run.dir=made")
+    one = Run(here / "made")
+    two = ["trainer.devices=2", "trainer.accelerator=cpu", "baseline=false", "batch_size=7", "hydra.run.dir=two"]
+    assert command(["evaluate", "from=made", *two]) == 0, Path("output.txt").read_text()
+    found = Run(here / "two").metrics
+    assert all(found[k] == pytest.approx(v, abs=1e-6) for k, v in one.metrics.items() if k.startswith("test/"))
+    assert len(shown(here / "two")) == len(shown(here / "made"))
+
+
+def test_a_head_of_another_kind_or_space_is_refused(sslt, here, capsys):
+    """By name: what the head answers with, what the data have, what to do."""
+    sslt("finetune", *CASES["classification"](here), *SHORT, "baseline=false", "hydra.run.dir=made")
+    sslt("evaluate", "from=made", "data=scenes", "data.answer=map", "data.count=60", "trainer.accelerator=cpu", code=2)
+    assert "the head answers with a class" in capsys.readouterr().err
+    sslt("evaluate", "from=made", "data=digits", "data.count=60", "trainer.accelerator=cpu", code=2)
+    sslt("finetune", *SCENES, "data.answer=map", "objective=classification", *SHORT, code=2)
+    said = capsys.readouterr().err
+    assert "a class for every pixel" in said and "objective=segmentation" in said and "Traceback" not in said
+
+
+def test_a_head_file_that_says_another_kind_is_refused(sslt, here):
+    sslt("finetune", *CASES["classification"](here), *SHORT, "baseline=false", "hydra.run.dir=made")
+    encoder, folder = load_encoder("made"), here / "made" / "head"
+    assert heads.load(folder, encoder, []).names == [str(i) for i in range(10)]
+    about = {k: v for k, v in read_json(folder / "head.json").items() if k != DIGESTS}
+    seal(folder, "head.json", {**about, "answer": "number"})
+    with pytest.raises(UserError, match=r"head.json is damaged: it answers with a class, not number"):
+        heads.load(folder, encoder, [])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["adaptation=probe"],
+        ["adaptation=partial", "adaptation.blocks=1"],
+        ["adaptation=lora"],
+        ["label_fraction=0.5"],
+        ["report=best"],
+        ["ema=0.5"],
+        ["optimizer.lr=auto"],
+    ],
+    ids=str,
+)
+def test_adaptations_and_settings_work_with_it_or_say_why(case, how, sslt, here, capsys):
+    """Either the run ends with its metrics, or one line says what to do."""
+    code = sslt("finetune", *case, *SHORT, *how, "baseline=false", "hydra.run.dir=made", code=None)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    if code == 0:
+        run = Run(here / "made")
+        assert f"test/{run.info['primary']}" in run.metrics
+    else:
+        assert code == 2 and said.strip().splitlines()[-1].startswith("sslt: ")
