@@ -19,7 +19,7 @@ from sslt.runs import Run
 from sslt.stages import common, episodes, fitting, heads, joint, measure, rates, shift, task, weights
 from sslt.stages.between import Between
 from sslt.stages.common import Supervised
-from sslt.stages.task import PASSES, Plan, Task
+from sslt.stages.task import PASSES, Plan, Splits, Task
 
 MAPPED = 600  # test samples on the map of features
 LEAST_HELD = 500  # validation samples that choose between start and end, however few were learned from
@@ -121,7 +121,7 @@ def _fit(cfg: Any, run: Run, about: Task, plan: Plan, parts: Supervised) -> _Fit
         if cfg.interpolate and plan.solved and not plan.frozen and about.splits.val is not None:
             # an adapter is in its place now, and nothing has moved
             start.append(Between({"encoder": about.encoder, "objective": about.target}, about.target.sign))
-        watched.append(Validation(curves, parts.validate, _val_every(cfg, about), parts.chosen_by, keep, about.target.sign))
+        watched.append(Validation(curves, parts.validate, _val_every(cfg, about.splits), parts.chosen_by, keep, about.target.sign))
         return watched
 
     learner = fitting.fit(
@@ -134,15 +134,14 @@ def _fit(cfg: Any, run: Run, about: Task, plan: Plan, parts: Supervised) -> _Fit
     return _Fitted(learner, watched[0], start[0] if start else None, search)
 
 
-def _val_every(cfg: Any, about: Task) -> int:
+def _val_every(cfg: Any, splits: Splits) -> int:
     """Epochs from one validation to the next: as asked for, or so many that validating costs less than training.
 
     A sample that is learned from costs about `PASSES` passes, one that is validated on one.
     """
     if cfg.val_every_n_epochs is not None:
         return int(cfg.val_every_n_epochs)
-    val, train = about.splits.val, about.splits.train
-    return 0 if val is None else -(-len(val) // (PASSES * len(train)))
+    return 0 if splits.val is None else -(-len(splits.val) // (PASSES * len(splits.train)))
 
 
 def _settle(cfg: Any, about: Task, plan: Plan, fitted: _Fitted) -> dict[str, Any]:

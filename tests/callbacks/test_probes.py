@@ -16,6 +16,7 @@ from vector_encoder import VectorEncoder
 from sslt.callbacks import episodes, probes
 from sslt.callbacks.episodes import EpisodeValidation
 from sslt.callbacks.probes import OnlineProbe, Validation, _epoch_due, _subset
+from sslt.data.answers import Class
 from sslt.data.base import Samples
 
 
@@ -28,7 +29,7 @@ class Points(Samples):
         g = torch.Generator().manual_seed(seed)
         y = torch.arange(n) % 2
         self.x = torch.randn(n, 4, generator=g) + 6 * y[:, None] * torch.tensor([1.0, 0, 0, 0])
-        self.labels, self.classes = y.numpy() if labelled else None, ["a", "b"]
+        self.answers = Class(y.numpy(), {"classes": ["a", "b"]}) if labelled else None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -38,7 +39,7 @@ class Points(Samples):
 
     def subset(self, index):
         part = Points(0)
-        part.x, part.labels = self.x[torch.as_tensor(index)], None if self.labels is None else self.labels[index]
+        part.x, part.answers = self.x[torch.as_tensor(index)], None if self.answers is None else self.answers.take(index)
         return part
 
 

@@ -66,11 +66,11 @@ def test_what_objectives_draw(run, drawn):
 def test_a_map_has_no_more_points_than_can_be_waited_for(run, drawn, n, kept):
     """Every third of 1,800, with its label."""
     labels = np.arange(n) % 7
-    end.write_map(run, torch.arange(n).float().unsqueeze(1), SimpleNamespace(labels=labels, classes=["c"]))
+    end.write_map(run, torch.arange(n).float().unsqueeze(1), SimpleNamespace(labels=labels, names=["c"]))
     x, shown, classes, path = drawn["map"]
     assert len(x) == kept and shown.tolist() == [int(i) % 7 for i in x[:, 0]] and classes == ["c"]
     assert path == run / "plots" / "embeddings.png"
-    end.write_map(run, torch.zeros(3, 1), SimpleNamespace(labels=None, classes=None))
+    end.write_map(run, torch.zeros(3, 1), SimpleNamespace(labels=None, names=None))
     assert drawn["map"][1] is None
 
 
@@ -78,7 +78,7 @@ def test_other_ranks_draw_nothing(run, drawn, capsys):
     """Nor do they say what comes next."""
     run.is_main = False
     end.write_plots(run, learner({"main": {"image": torch.zeros(1, 2, 1, 4, 4)}}))
-    end.write_map(run, torch.zeros(3, 1), SimpleNamespace(labels=None, classes=None))
+    end.write_map(run, torch.zeros(3, 1), SimpleNamespace(labels=None, names=None))
     assert end.write_pictures(run, learner(pictures={"made": Picture({"x": torch.zeros(1, 1, 4, 4)})})) == {}
     end.say_next(run, {"test/accuracy": 0.5}, ["sslt evaluate"])
     assert not drawn and not list(run.path.iterdir()) and capsys.readouterr().out == ""

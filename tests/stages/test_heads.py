@@ -10,7 +10,8 @@ from conftest import TINY_IMAGES
 from safetensors.torch import load_file
 
 from sslt.runs import Run
-from sslt.stages.finetune import _Splits, _val_every
+from sslt.stages.finetune import _val_every
+from sslt.stages.task import Splits
 
 PRE = ["pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=3", "online_probe.every_n_epochs=0"]
 TUNE = ["finetune", "+target=digits", "from=pre", "trainer.precision=32", "trainer.accelerator=cpu", "baseline=false"]
@@ -59,8 +60,8 @@ def test_few_labels_still_mean_enough_steps(sslt, pre):
 
 def test_validation_costs_less_than_training():
     """A large validation set waits for several short epochs; what is asked for stands."""
-    splits = _Splits([0] * 20, [0] * 145, [0])  # type: ignore[arg-type]
+    splits = Splits([0] * 20, [0] * 145, [0])  # type: ignore[arg-type]
     asked = lambda n: SimpleNamespace(val_every_n_epochs=n)  # noqa: E731
     assert _val_every(asked(None), splits) == 3 and _val_every(asked(1), splits) == 1 and _val_every(asked(0), splits) == 0
-    assert _val_every(asked(None), _Splits([0] * 1000, [0] * 145, [0])) == 1  # type: ignore[arg-type]
-    assert _val_every(asked(None), _Splits([0] * 1000, None, [0])) == 0  # type: ignore[arg-type]
+    assert _val_every(asked(None), Splits([0] * 1000, [0] * 145, [0])) == 1  # type: ignore[arg-type]
+    assert _val_every(asked(None), Splits([0] * 1000, None, [0])) == 0  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ def test_a_table_with_labels(sslt, here, capsys):
     (here / "new.csv").write_text("body,label,team\ntrees,x,garden\nships,x,\nships,x,sea\nstars,x,sky\n")
     capsys.readouterr()
     sslt("predict", "from=run", "input=new.csv", CPU, "hydra.run.dir=out")
-    assert "of the 2 that have a label of these classes are right" in capsys.readouterr().out
+    assert "accuracy on the 2 whose answer is known" in capsys.readouterr().out
     assert [r["truth"] for r in check("out", 2)] == ["garden", "", "sea", "sky"]
     sslt("predict", "from=run", "input=new.csv", CPU, "probabilities=false", "hydra.run.dir=short")
     assert list(rows_of("short")[0]) == ["row", "truth", "label", "probability"]
