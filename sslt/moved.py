@@ -27,6 +27,13 @@ MODULES = {
 }
 # former setting → present one, at the top of a saved config.yaml
 SETTINGS = {"words": "late_fusion"}
+# present class → settings it did not have, and what it did without them
+LATER: dict[str, dict[str, Any]] = {
+    "sslt.data.sources.texts.TextTable": {"answer": "class", "separator": None},
+    "sslt.data.sources.texts.HuggingFaceText": {"answer": "class", "separator": None},
+    "sslt.data.sources.image_tables.HuggingFaceImages": {"answer": "class", "separator": None},
+    "sslt.data.sources.images.Arrays": {"answer": "class"},
+}
 
 
 def settings(plain: dict[str, Any]) -> dict[str, Any]:
@@ -42,9 +49,11 @@ def head(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def up_to_date(plain: Any) -> Any:
-    """A copy of a plain config in which every `_target_` has its present name."""
+    """A copy of a plain config in which every `_target_` has its present name, and the settings that came later."""
     if isinstance(plain, dict):
-        return {k: present(v) if k == "_target_" and isinstance(v, str) else up_to_date(v) for k, v in plain.items()}
+        found = {k: present(v) if k == "_target_" and isinstance(v, str) else up_to_date(v) for k, v in plain.items()}
+        target = found.get("_target_")
+        return {**LATER.get(target, {}), **found} if isinstance(target, str) else found
     if isinstance(plain, list):
         return [up_to_date(v) for v in plain]
     return plain

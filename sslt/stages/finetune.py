@@ -157,6 +157,8 @@ def _settle(cfg: Any, about: Task, plan: Plan, fitted: _Fitted) -> dict[str, Any
         own = predicted(plan.trained, target, plan.seen.train if plan.seen.val is None else plan.seen.val, plan.device, plan.batch)
         found |= target.fuse(about.encoder, own, about.splits.train, val, plan.device)
         plan.trained, plan.seen = about.encoder, about.splits
+    if target.calibrates and plan.seen.val is not None and plan.seen.val.answers is not None:
+        target.calibrate(predicted(plan.trained, target, plan.seen.val, plan.device, plan.batch), plan.seen.val.answers)
     return found
 
 

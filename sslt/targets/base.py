@@ -50,6 +50,7 @@ class Target(Objective, abc.ABC, Generic[A]):
     watched: ClassVar[tuple[str, ...]] = ()  # what is measured while training, beside `primary`
     called: ClassVar[str] = "this model"  # in sentences
     fuses: ClassVar[bool] = False  # whether cheap methods can stand beside the encoder in it
+    calibrates: ClassVar[bool] = False  # whether something in it is set on validation once it is trained
 
     def __init__(self, encoder: Encoder, space: Space):
         super().__init__()
@@ -85,6 +86,9 @@ class Target(Objective, abc.ABC, Generic[A]):
     def solve(self, train: tuple[Tensor, A], val: tuple[Tensor, A] | None) -> bool:
         """Set the head to the best one on features [N, D] as they are, chosen on `val`; False where it cannot be solved for."""
         return False
+
+    def calibrate(self, predictions: A, answers: A) -> None:
+        """Set what turns scores into answers (thresholds) by `predictions` on `val`; asked of trained targets that have `calibrates`."""
 
     # ---------------------------------------------------------------- beside it
     def fuse(self, encoder: Encoder, predictions: A, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:

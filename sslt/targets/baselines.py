@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslt.data.base import Samples
 from sslt.data.streams.subsets import some
 from sslt.encoders.descriptions import DESCRIPTIONS, Description
 from sslt.targets.knn import knn_predict
@@ -78,9 +79,20 @@ def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 # -------------------------------------------------------------------- texts
 def _on_texts(train: Rows, val: Rows | None, n_classes: int) -> Iterator[_Fitted]:
     """Linear models on sparse counts; scikit-learn's vectorisers and solvers."""
+    texts = list(train.items)
+    kind, vectors, words = tf_idf(texts)
+    name = "logistic regression" if n_classes <= MANY_CLASSES else "linear SVM"
+    x = vectors(texts)
+    score, model = best_linear(x, train.labels, None if val is None else (vectors(val.items), val.labels), n_classes)
+    yield _Fitted(f"{kind}, {name}", score, lambda items: model.predict(vectors(items)))
+    if n_classes <= MANY_CLASSES:
+        yield _nb_svm(train, val, words, n_classes)
+
+
+def tf_idf(texts: Sequence[str]) -> tuple[str, Callable[[Sequence[str]], Any], Any]:
+    """TF-IDF fitted to texts: its name in words, what makes sparse unit rows of texts, and the vectoriser of words (or characters) in it."""
     from scipy.sparse import hstack
 
-    texts = list(train.items)
     unspaced = _without_spaces(texts)
     kind = "characters" if unspaced else "words"
     words = _fitted_vectoriser("char" if unspaced else "word", (1, 3) if unspaced else (1, 2), texts)
@@ -92,12 +104,7 @@ def _on_texts(train: Rows, val: Rows | None, n_classes: int) -> Iterator[_Fitted
     def vectors(items: Sequence[str]) -> Any:
         return hstack([part.transform(items) for part in parts]).tocsr()
 
-    name = "logistic regression" if n_classes <= MANY_CLASSES else "linear SVM"
-    x = vectors(texts)
-    score, model = best_linear(x, train.labels, None if val is None else (vectors(val.items), val.labels), n_classes)
-    yield _Fitted(f"TF-IDF of {kind}, {name}", score, lambda items: model.predict(vectors(items)))
-    if n_classes <= MANY_CLASSES:
-        yield _nb_svm(train, val, words, n_classes)
+    return f"TF-IDF of {kind}", vectors, words
 
 
 def _without_spaces(texts: Sequence[str]) -> bool:
@@ -184,14 +191,20 @@ def _on_images(train: Rows, val: Rows | None, n_classes: int) -> Iterator[_Fitte
     if len(train.labels) > MOST_IMAGES:
         items = some(train.items, MOST_IMAGES, 0)
         train = Rows(items, np.asarray(items.labels))
-    channels, *sides = train.items.batch(np.arange(1))["image"].shape[1:]
-    for kind in DESCRIPTIONS.values():
-        describe = kind(channels, min(sides))
-        describe.learn(train.items)
+    for describe in descriptions(train.items):
         x, y = describe.of(train.items), torch.from_numpy(train.labels)
         held = None if val is None else (describe.of(val.items), torch.from_numpy(val.labels))
         yield _logistic(describe, (x, y), held, n_classes)
         yield _neighbours(describe, (x, y), held, n_classes)
+
+
+def descriptions(images: Samples) -> Iterator[Description]:
+    """Each of the descriptions, learned from these images."""
+    channels, *sides = images.batch(np.arange(1))["image"].shape[1:]
+    for kind in DESCRIPTIONS.values():
+        describe = kind(channels, min(sides))
+        describe.learn(images)
+        yield describe
 
 
 Described = tuple[Tensor, Tensor]

@@ -1,4 +1,4 @@
-"""The linear probe: multinomial logistic regression on frozen features.
+"""The linear probe: multinomial logistic regression on frozen features; one class against the rest, and ridge, for other answers.
 
 The problem is convex and small, so it is solved rather than trained: full-batch L-BFGS, no learning rate to tune. Where samples outnumber
 features, it runs in coordinates in which the loss is about equally curved along all of them, and needs a fraction of the steps.
@@ -7,9 +7,10 @@ features, it runs in coordinates in which the loss is about equally curved along
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslt.errors import UserError
@@ -56,12 +57,18 @@ def linear_probe(
 
 
 def probe_weights(
-    x: Tensor, y: Tensor, val: tuple[Tensor, Tensor] | None, n_classes: int, l2_grid: Sequence[float]
+    x: Tensor,
+    y: Tensor,
+    val: tuple[Tensor, Tensor] | None,
+    n_classes: int,
+    l2_grid: Sequence[float],
+    score: Callable[[Tensor, Tensor], float] | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """Weights [C, D] and bias [C] of `linear_probe`, for features as they are, and the `l2` that is best on `val` (x, y).
 
-    Without `val` the grid has one value. Raises `UserError` as `linear_probe` does.
+    score: of logits and `y`, in place of accuracy. Without `val` the grid has one value. Raises `UserError` as `linear_probe` does.
     """
+    score = score or accuracy
     if not l2_grid:
         raise UserError("the linear probe needs at least one l2 value to try")
     for split, features in (("train", x), *((("val", val[0]),) if val is not None else ())):
@@ -76,10 +83,10 @@ def probe_weights(
     worse = 0
     for l2 in sorted(l2_grid, reverse=True):
         fit = fit_logistic(x, y, n_classes, l2, init=fit, gram=gram)
-        score = 0.0 if held is None else accuracy(held[0] @ fit[0].T + fit[1], held[1])
-        worse = worse + 1 if best is not None and score < best[0] else 0
-        if best is None or score > best[0]:
-            best = (score, l2, *fit)
+        found = 0.0 if held is None else score(held[0] @ fit[0].T + fit[1], held[1])
+        worse = worse + 1 if best is not None and found < best[0] else 0
+        if best is None or found > best[0]:
+            best = (found, l2, *fit)
         if worse == WORSE:
             break
     assert best is not None
@@ -98,23 +105,25 @@ def fit_logistic(
 ) -> tuple[Tensor, Tensor]:
     """Weights [C, D] and bias [C] that minimise mean cross-entropy + l2/2 · ||W||² on `x` [N, D], `y` [N].
 
+    `y` may be bool [N, C] instead: each class is told from the rest by itself, and the loss is the sum of C binary cross-entropies.
     The bias is free. In the terms of scikit-learn's `LogisticRegression`, C = 1 / (N · l2). L-BFGS with a strong-Wolfe
     line search, from `init` or from zero, until the gradient is below 1e-5 or `max_iter` iterations are done; with weak
     `l2` the latter may come first and then acts as early stopping. `x` is used as given (standardise it first).
 
     gram: xᵀx / N [D, D]. With it, steps are taken on V = W L, where L Lᵀ = gram / C + l2 is the curvature of the loss at W = 0 (Böhning,
-    1992), and a rounding's worth: the way is shorter, the end is the same.
+    1992; of one class against the rest gram / 4 + l2), and a rounding's worth: the way is shorter, the end is the same.
     """
     # Outside inference mode, because the optimiser needs ordinary tensors; with gradients written out, because features
     # computed in inference mode cannot enter autograd.
     with torch.inference_mode(False), torch.no_grad():
-        x, y = x.detach().float(), y.detach().to(x.device).long()
+        several = y.dim() == 2
+        x, y = x.detach().float(), y.detach().to(x.device, torch.float32 if several else torch.long)
         weight = torch.zeros(n_classes, x.shape[1], device=x.device)
         bias = torch.zeros(n_classes, device=x.device)
         if init is not None:
             weight.copy_(init[0])
             bias.copy_(init[1])
-        root = None if gram is None else _root_of_curvature(gram, n_classes, l2)
+        root = None if gram is None else _root_of_curvature(gram, 4 if several else n_classes, l2)
         moved = weight if root is None else (weight @ root).contiguous()
         optimizer = torch.optim.LBFGS(
             [moved, bias],
@@ -129,10 +138,15 @@ def fit_logistic(
         def objective() -> Tensor:
             if root is not None:
                 weight.copy_(torch.linalg.solve_triangular(root, moved, upper=False, left=False))
-            log_p = (torch.addmm(bias, x, weight.T)).log_softmax(1)
-            loss = -log_p[rows, y].mean() + l2 / 2 * weight.square().sum()
-            error = log_p.exp_()
-            error[rows, y] -= 1
+            scores = torch.addmm(bias, x, weight.T)
+            if several:
+                loss = (F.softplus(scores) - y * scores).sum(1).mean() + l2 / 2 * weight.square().sum()
+                error = scores.sigmoid_().sub_(y)
+            else:
+                log_p = scores.log_softmax(1)
+                loss = -log_p[rows, y].mean() + l2 / 2 * weight.square().sum()
+                error = log_p.exp_()
+                error[rows, y] -= 1
             error /= len(x)
             slope = error.T @ x + l2 * weight
             moved.grad = (slope if root is None else torch.linalg.solve_triangular(root.T, slope, upper=True, left=False)).contiguous()
@@ -143,6 +157,36 @@ def fit_logistic(
         if root is not None:
             weight = torch.linalg.solve_triangular(root, moved, upper=False, left=False)
         return weight, bias
+
+
+def ridge_weights(x: Tensor, y: Tensor, val: tuple[Tensor, Tensor] | None, l2_grid: Sequence[float]) -> tuple[Tensor, Tensor, float]:
+    """Weights [D] and bias of ridge regression of numbers `y` [N] on features `x` [N, D] as they are, and its `l2`.
+
+    Minimises mean (y - w·x - b)² + l2 · ||w||² on features that are standardised and numbers of mean 0; in the terms of scikit-learn's
+    `Ridge`, alpha = N · l2. Solved in closed form, by samples where these are fewer than features. The `l2` has the least squared error
+    on `val` (x, y), and not the best order: a penalty that is too strong ranks as well, with numbers too near to their mean. Without
+    `val` the grid has one value. Raises `UserError` as `linear_probe` does.
+    """
+    for split, features in (("train", x), *((("val", val[0]),) if val is not None else ())):
+        _check_features(features, split)
+    with torch.inference_mode(False), torch.no_grad():
+        mean, std = feature_statistics(x)
+        z, middle = (x.detach().float() - mean) / std, y.double().mean()
+        target = (y.double() - middle).to(z.device, torch.float32)
+        n, d = z.shape
+        kernel, right = (z.T @ z / n, z.T @ target / n) if d <= n else (z @ z.T / n, target)
+        best: tuple[float, float, Tensor, Tensor] | None = None
+        for l2 in sorted(l2_grid, reverse=True):
+            least = 1e-6 * float(kernel.diagonal().mean())  # a rounding's worth
+            root = torch.linalg.cholesky(kernel + max(l2, least) * torch.eye(len(kernel), device=z.device))
+            solved = torch.cholesky_solve(right[:, None], root)[:, 0]
+            weight = (solved if d <= n else z.T @ solved / n) / std
+            bias = middle.float() - weight @ mean
+            wrong = 0.0 if val is None else float((val[0].detach().float() @ weight + bias - val[1].to(z.device)).square().mean())
+            if best is None or wrong < best[0]:
+                best = (wrong, l2, weight, bias)
+    assert best is not None
+    return best[2], best[3], best[1]
 
 
 def _root_of_curvature(gram: Tensor, n_classes: int, l2: float) -> Tensor:

@@ -126,7 +126,7 @@ def test_an_own_test_split_that_shares_rows_is_told(tmp_path, caplog):
     images = np.random.default_rng(0).integers(0, 255, (30, 4, 4), dtype=np.uint8)
     labels = np.arange(30) % 2
     np.savez(tmp_path / "set.npz", x_train=images[:25], y_train=labels[:25], x_test=images[20:], y_test=labels[20:])
-    processor, source = ImageProcessor(4, 1, [0.0], [1.0]), Arrays(str(tmp_path / "set.npz"))
+    processor, source = ImageProcessor(4, 1, [0.0], [1.0]), Arrays(str(tmp_path / "set.npz"), "class")
     source.val_fraction = 0.0
     with caplog.at_level(logging.INFO, "sslt"):
         for split in ("test", "train"):
@@ -140,7 +140,7 @@ def test_texts(tmp_path, caplog):
     (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
 
     def prepared():
-        source = TextTable(str(tmp_path / "t.csv"), None, None, None, None, "fail", 0.1, 0.2)
+        source = TextTable(str(tmp_path / "t.csv"), None, None, None, None, "class", None, "fail", 0.1, 0.2)
         processor = TextProcessor.fit(source, 200, 16, True)
         return {s: {tuple(row) for row in processor.prepare(source, s).batch(np.arange(5))["tokens"].tolist()} for s in SPLITS}
 

@@ -26,7 +26,8 @@ class ArrowTable(Table):
         return [Path(f["filename"]) for f in self.dataset.cache_files]
 
     def class_names(self, column: str) -> list[str] | None:
-        return getattr(self.dataset.features[column], "names", None)
+        feature = self.dataset.features[column]
+        return getattr(getattr(feature, "feature", feature), "names", None)  # of the classes, or of those in its lists
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         number = 0

@@ -178,7 +178,8 @@ def label_indices(
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
-        raise UserError(f"{where} has shape {list(values.shape)}: labels must be one class per image, [N]")
+        several = "; several of 0 and 1 per image are data.answer=labels" if values.ndim == 2 else ""
+        raise UserError(f"{where} has shape {list(values.shape)}: labels must be one class per image, [N]{several}")
     if values.dtype.kind in "OUS":
         index = {name: i for i, name in enumerate(classes)}
         labels = np.array([index.get(label_name(v, None) or "", -1) for v in values], np.int64)

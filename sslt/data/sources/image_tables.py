@@ -16,10 +16,13 @@ import numpy as np
 
 from sslt import stored
 from sslt.data import cache
+from sslt.data.answers import Class, Labels, Number, Space
 from sslt.data.base import SPLITS, Raw, check_on_error
 from sslt.data.sources import disk, image_files, parquet
+from sslt.data.sources.answer_columns import AnswerColumns
 from sslt.data.sources.hub import ask_once
 from sslt.data.sources.image_files import SPLIT_NAMES, ImageSource, Unreadable, decode, encoder_shape
+from sslt.data.sources.tables import refuse
 from sslt.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -200,10 +203,11 @@ class DatasetImages(Sequence[np.ndarray]):
 
 
 class TableSource(ImageSource):
-    """A source whose splits are tables with a column of images and, perhaps, one of labels."""
+    """A source whose splits are tables with a column of images and, perhaps, some of answers."""
 
     image: str | None = None
     label: str | None = None
+    told = AnswerColumns("class", None, None)
     _tables: dict[str, Table]
 
     def own_splits(self) -> tuple[str, ...]:
@@ -215,7 +219,10 @@ class TableSource(ImageSource):
         image = self._column(self.image, kinds, ("image", "img", "images", "picture"), ("image",))
         if image is None:
             raise UserError(f"{self.name} has no column of images: set data.image to one of {', '.join(kinds)}")
-        label = self._column(self.label, kinds, ("label", "labels", "fine_label", "class", "target"), ("label", "values"))
+        taken = ("label", "values") if self.answer is Class else ("label", "values", "other")  # lists, and numbers that are not whole
+        for column in self.told.several or ():
+            self._column(column, kinds, (), ())
+        label = self._column(self.label, kinds, ("label", "labels", "fine_label", "class", "target"), taken)
         if (image, label) != (self.image, self.label):
             log.info("columns of %s: images '%s', labels %s", self.name, image, f"'{label}'" if label else "none")
         return image, label
@@ -232,8 +239,10 @@ class TableSource(ImageSource):
     @cached_property
     def classes(self) -> list[str] | None:  # type: ignore[override]
         label = self._columns[1]
-        if label is None:
+        if label is None or self.answer is Number:
             return None
+        if self.answer is Labels:
+            return self.told.classes(self._told("train", [])[0], f"{self.name}, column '{label}'")
         tables = [table for split, table in self._tables.items() if label in table.kinds and split != "unlabeled"]
         given = None
         for names in filter(None, (table.names(label) for table in tables)):
@@ -243,12 +252,35 @@ class TableSource(ImageSource):
         columns = [] if given else [table.values(label) for table in tables]
         return image_files.class_names(columns, given, f"{self.name}, column '{label}'")
 
+    @property
+    def space(self) -> Space | None:
+        return super().space if self.answer is not Number else None if self._columns[1] is None else {}
+
+    def _told(self, split: str, skipped: list[str]) -> tuple[list[Any], np.ndarray]:
+        """The answers of a split as `AnswerColumns` reads them, and the rows that have one; `skipped` names the others."""
+        table, label = self._tables[split], self._columns[1]
+        assert label is not None
+        columns, names = self.told.several or [label], table.names(label)
+        found, kept = list[Any](), list[int]()
+        for row, values in enumerate(zip(*(table.values(column) for column in columns), strict=True)):
+            answer, problem = self.told.cell(values, names)
+            if problem:
+                refuse(f"{self.name}, split {split}, row {row}: {problem}", getattr(self, "on_error", "fail"), skipped)
+                continue
+            found.append(answer)
+            kept.append(row)
+        return found, np.array(kept, np.int64)
+
     def read(self, split: str) -> Raw:
         self._check(split)
         image, label = self._columns
         table = self._tables[split]
         if image not in table.kinds:
             raise UserError(f"{self.name}: the split {split} has no column '{image}'{nearest(image, table.kinds)}")
+        if self.answer is not Class and split != "unlabeled" and set(self.told.several or [label]) <= table.kinds.keys():
+            told, rows = self._told(split, skipped := list[str]())
+            images, where = Raw(table.images(image)), f"{self.name}, split {split}"
+            return Raw(images.take(rows).items if skipped else images.items, self.told.answers(told, self.classes, where), skipped)
         labels, skipped = None, list[str]()
         if label in table.kinds and split != "unlabeled":
             assert label is not None
@@ -259,7 +291,8 @@ class TableSource(ImageSource):
         return raw.take(np.flatnonzero(raw.labels >= 0)) if skipped and raw.labels is not None else raw
 
     def fingerprint(self) -> str:
-        return cache.digest("table", self._columns, [[split, self._tables[split].digest()] for split in self.own_splits()])
+        told = [] if self.told.settings is None else [self.told.settings]
+        return cache.digest("table", self._columns, *told, [[split, self._tables[split].digest()] for split in self.own_splits()])
 
     @cached_property
     def image_shape(self) -> tuple[int, int]:  # type: ignore[override]
@@ -277,21 +310,25 @@ class HuggingFaceImages(TableSource):
     """Images in Hugging Face's formats: parquet (a folder or a file), a `save_to_disk` folder, or a set of the hub.
 
     `name` is a path (as it stands, or below `root`), else a name on the hub, with its `subset` and `revision`.
-    `image` and `label` are columns; None finds them. `on_error`: what an unreadable image does, "fail" or "skip".
+    `image` and `label` are columns; None finds them; `answer` and `separator` as `AnswerColumns` has them. `on_error`: what an unreadable image does, "fail" or "skip".
     """
 
     def __init__(
         self,
         name: str,
         image: str | None,
-        label: str | None,
+        label: str | list[str] | None,
+        answer: str,
+        separator: str | None,
         root: str,
         subset: str | None,
         revision: str | None,
         on_error: str,
     ):
         self.name, self.root = name, stored.located(root)
-        self.image, self.label = image, label
+        self.told = AnswerColumns(answer, label, separator)
+        self.answer = self.told.kind
+        self.image, self.label = image, self.told.several[0] if self.told.several is not None else None if label is None else str(label)
         self.subset, self.revision = subset, revision
         self.on_error = check_on_error(on_error)
 

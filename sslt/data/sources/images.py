@@ -15,8 +15,10 @@ import numpy as np
 
 from sslt import stored
 from sslt.data import cache
+from sslt.data.answers import Answers, Class, Labels, Number, Space
 from sslt.data.base import SPLITS, Raw, check_on_error
 from sslt.data.sources import disk, image_files
+from sslt.data.sources.answer_columns import AnswerColumns, of_array
 from sslt.data.sources.image_files import SPLIT_NAMES, ImageSource, encoder_shape
 from sslt.data.sources.image_tables import HuggingFaceImages, ParquetTable, Table, TableSource, parquet_splits
 from sslt.data.sources.labels import decoded
@@ -308,11 +310,13 @@ class Arrays(ImageSource):
 
     Images are [N, H, W], [N, H, W, C] or [N, C, H, W], bytes or floats in 0..1 or 0..255; labels are class numbers or
     names [N]. Without labels all is `unlabeled`. An array `classes` (or `class_names`) gives the classes' names.
+    answer: "class"; "labels", of arrays [N, C] of 0 and 1; "number", of numbers [N].
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, answer: str):
         self.path = stored.located(path)
         self.name = self.path.stem
+        self.answer = AnswerColumns(answer, None, None).kind
 
     @cached_property
     def _file(self) -> Any:
@@ -363,9 +367,11 @@ class Arrays(ImageSource):
     def classes(self) -> list[str] | None:  # type: ignore[override]
         columns = [self._array(y) for _, y in self._keys.values() if y]
         names = next((k for k in self._file.files if k.lower() in ("classes", "class_names", "label_names")), None)
-        if not columns:
+        if not columns or self.answer is Number:
             return None
         given = [str(decoded(n)) for n in self._array(names)] if names else None
+        if self.answer is Labels:
+            return of_array(columns[0], Labels, given, f"{self.path}").space["classes"]
         return image_files.class_names(columns, given, f"{self.path}")
 
     def read(self, split: str) -> Raw:
@@ -377,14 +383,23 @@ class Arrays(ImageSource):
             images = image_files.on_white(images)
         if y is None:
             return Raw(images)
-        labels = image_files.label_indices(self._array(y), self.classes or [], f"{self.path}, array '{y}'")
-        if labels is not None and len(labels) != len(images):
-            raise UserError(f"{self.path}: '{x}' has {len(images)} images, '{y}' {len(labels)} labels")
-        return Raw(images, self.as_answers(labels))
+        answers: Answers | None
+        values, where = self._array(y), f"{self.path}, array '{y}'"
+        if self.answer is not Class:
+            answers = of_array(values, self.answer, self.classes, where)
+        else:
+            answers = self.as_answers(image_files.label_indices(values, self.classes or [], where))
+        if answers is not None and len(answers) != len(images):
+            raise UserError(f"{self.path}: '{x}' has {len(images)} images, '{y}' {len(answers)} labels")
+        return Raw(images, answers)
+
+    @property
+    def space(self) -> Space | None:
+        return super().space if self.answer is not Number else {} if any(y for _, y in self._keys.values()) else None
 
     def fingerprint(self) -> str:
         self._keys  # noqa: B018 - names what is wrong with the file before its bytes are read
-        return cache.digest("arrays", cache.file_digest(self.path))
+        return cache.digest("arrays", cache.file_digest(self.path), *([] if self.answer is Class else [self.answer.kind]))
 
     @cached_property
     def image_shape(self) -> tuple[int, int]:  # type: ignore[override]

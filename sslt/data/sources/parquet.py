@@ -42,6 +42,8 @@ def features(path: Path, schema: pa.Schema) -> dict[str, dict[str, Any]]:
 
 
 def class_names(column: dict[str, Any] | None) -> list[str] | None:
-    """The names of a column's classes, where its `features` give them."""
+    """The names of a column's classes, or of those in its lists, where its `features` give them."""
     names = (column or {}).get("names")
+    if isinstance(inner := (column or {}).get("feature"), dict):
+        return class_names(inner)
     return [str(n) for n in names] if isinstance(names, list) else None

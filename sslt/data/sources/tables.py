@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,21 +251,21 @@ class ParquetTable(Table):
 # --- columns and rows -------------------------------------------------------------------------------------------------
 
 
-def choose_columns(table: Table, text: str | None, label: str | None) -> tuple[str, str | None]:
+def choose_columns(table: Table, text: str | None, label: str | None, also: Sequence[str] = ()) -> tuple[str, str | None]:
     """The columns of the text and of the label (None: there is none), found by their usual names where not given.
 
     Without names, the text is the column with the longest fields, and of two columns the other one is the label. label "": whatever is
-    there, none is read (what is to be predicted needs none).
+    there, none is read (what is to be predicted needs none). also: further columns of labels, none of which is the text.
     Raises `UserError` for a column that is not there, with the nearest name, or where the text cannot be told.
     """
     unread, label = label == "", label or None
     by_lower = {c.lower(): c for c in reversed(table.columns)}
-    for given in (text, label):
+    for given in (text, label, *also):
         if given is not None and given not in table.columns:
             raise UserError(f"{table.path}: no column '{given}'{nearest(given, table.columns)}")
     if label is None:
         label = next((by_lower[n] for n in LABEL_NAMES if n in by_lower and by_lower[n] != text), None)
-    rest = [c for c in table.columns if c != label]
+    rest = [c for c in table.columns if c != label and c not in also]
     if text is None and not table.named:
         text = rest[_longest(table, rest)]
     if text is None:
@@ -315,6 +315,24 @@ def read_labels(table: Table, text: str, label: str | None, on_error: str, *, ev
         texts.append(str(values[0]))
         labels.append(name)
     return texts, labels, skipped
+
+
+def read_answers(
+    table: Table, text: str, columns: Sequence[str], parse: Callable[..., tuple[Any, str]], on_error: str
+) -> tuple[list[str], list[Any], list[str]]:
+    """All (texts, answers, what was skipped); parse: values of `columns` and names of their classes → answer, what is wrong with it."""
+    names = table.class_names(columns[0])
+    texts, answers, skipped = list[str](), list[Any](), list[str]()
+    for row in table.rows([text, *columns]):
+        problem, answer, values = row.problem, None, [decoded(v) for v in row.values]
+        if not problem and not (problem := _text_problem(values[0])):
+            answer, problem = parse(values[1:], names)
+        if problem:
+            refuse(f"{table.path}, {row.where}: {problem}", on_error, skipped)
+            continue
+        texts.append(str(values[0]))
+        answers.append(answer)
+    return texts, answers, skipped
 
 
 def refuse(message: str, on_error: str, skipped: list[str]) -> None:

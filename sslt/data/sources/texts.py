@@ -16,8 +16,10 @@ import numpy as np
 
 from sslt import stored
 from sslt.data import cache
+from sslt.data.answers import Class, Labels, Number, Space
 from sslt.data.base import SPLITS, Raw, Source, check_on_error
 from sslt.data.sources import disk, hub, tables
+from sslt.data.sources.answer_columns import AnswerColumns
 from sslt.data.sources.docs import split_documents
 from sslt.data.sources.tables import Table
 from sslt.errors import UserError
@@ -86,12 +88,14 @@ def class_order(labels: Sequence[str]) -> list[str]:
 
 
 class TableSource(Source):
-    """Splits that are tables with a column of text and perhaps one of labels. Subclasses find the tables."""
+    """Splits that are tables with a column of text and perhaps some of answers (`AnswerColumns`). Subclasses find the tables."""
 
     modality = "text"
 
-    def __init__(self, text: str | None, label: str | None, on_error: str):
-        self.text, self.label = (None if c is None else str(c) for c in (text, label))
+    def __init__(self, text: str | None, told: AnswerColumns, label: str | list[str] | None, on_error: str):
+        self.told, self.answer = told, told.kind
+        first = told.several[0] if told.several is not None else label
+        self.text, self.label = (None if c is None else str(c) for c in (text, first))
         self.on_error = check_on_error(on_error)
         self._classes: list[str] | None = None
 
@@ -110,9 +114,9 @@ class TableSource(Source):
     def columns(self) -> tuple[str, str | None]:
         """The names of the text's and the label's column, decided on the first table of the training data."""
         first = (self.tables.get("train") or self.tables["unlabeled"])[0]
-        text, label = tables.choose_columns(first, self.text, self.label)
+        text, label = tables.choose_columns(first, self.text, self.label, self.told.several or ())
         if self.text is None or self.label is None:
-            labels = f"labels from column '{label}'" if label else "no column of labels"
+            labels = f"labels from column '{', '.join(self.told.several or [label])}'" if label else "no column of labels"
             log.info("%s: text from column '%s', %s", self.name, text, labels)
         return text, label
 
@@ -120,13 +124,19 @@ class TableSource(Source):
         label = self.columns[1]
         if label is None or "train" not in self.tables:
             return ("unlabeled",)
-        usable = [s for s in self.tables if s == "unlabeled" or all(label in t.columns for t in self.tables[s])]
+        columns = set(self.told.several or [label])
+        usable = [s for s in self.tables if s == "unlabeled" or all(columns <= set(t.columns) for t in self.tables[s])]
         return tuple(s for s in SPLITS if s in usable)
 
     def read(self, split: str) -> Raw:
         texts, labels, skipped = self._read(split)
         if labels is None:
             return Raw(texts, None, skipped)
+        if self.answer is not Class:
+            if split == "train" and self.answer is Labels:
+                self._classes = self._order(labels)
+            classes = self.classes
+            return Raw(texts, self.told.answers(labels, classes, str(self.tables[split][0].path)), skipped)
         if split == "train":
             self._classes = self._order(labels)
         index = {name: i for i, name in enumerate(self.classes or [])}
@@ -138,13 +148,17 @@ class TableSource(Source):
 
     @property
     def classes(self) -> list[str] | None:
-        if self.own_splits() == ("unlabeled",):
+        if self.own_splits() == ("unlabeled",) or self.answer is Number:
             return None
         if self._classes is None:
             # Finding the classes means reading all of the training data: once for all.
             entry = cache.get_or_make("classes", self.fingerprint(), self._find_classes)
             self._classes = entry.meta["classes"]
         return self._classes
+
+    @property
+    def space(self) -> Space | None:
+        return super().space if self.answer is not Number else None if self.own_splits() == ("unlabeled",) else {}
 
     def truth(self, split: str, column: str | None) -> list[str | None] | None:
         text = self.columns[0]
@@ -157,6 +171,10 @@ class TableSource(Source):
             found += tables.read_labels(table, text, label if label in table.columns else None, self.on_error, every=False)[1]
         return found
 
+    def _told(self) -> list[Any]:
+        """What tells the answers apart of sources with the same files; nothing of classes, whose entries of the cache stay valid."""
+        return [] if self.told.settings is None else [self.told.settings]
+
     def _parts(self, split: str) -> list[Table]:
         """The tables of a split; without labels, all that there is to train on is one."""
         parts = self.tables.get(split, [])
@@ -165,8 +183,10 @@ class TableSource(Source):
     def _find_classes(self, _: Path) -> dict[str, Any]:
         return {"classes": self._order(self._read("train")[1] or [])}
 
-    def _order(self, labels: list[str]) -> list[str]:
+    def _order(self, labels: list[Any]) -> list[str]:
         text, label = self.columns
+        if self.answer is Labels:
+            return self.told.classes(labels, f"{self.tables['train'][0].path}, column '{label}'")
         named = self.tables["train"][0].class_names(label) if label else None
         if named:
             return named
@@ -178,18 +198,23 @@ class TableSource(Source):
             )
         return classes
 
-    def _read(self, split: str) -> tuple[list[str], list[str] | None, list[str]]:
+    def _read(self, split: str) -> tuple[list[str], list[Any] | None, list[str]]:
         text, label = self.columns
         if split == "unlabeled":
             label = None
         parts = self._parts(split)
         texts: list[str] = []
-        labels: list[str] = []
+        labels: list[Any] = []
         skipped: list[str] = []
         for table in parts:
             if text not in table.columns:
                 raise UserError(f"{table.path}: no column '{text}', which the training data have")
-            some_texts, some_labels, some_skipped = tables.read_rows(table, text, label, self.on_error)
+            some_labels: list[Any] | None
+            if label is None or self.answer is Class:
+                some_texts, some_labels, some_skipped = tables.read_rows(table, text, label, self.on_error)
+            else:
+                columns = self.told.several or [label]
+                some_texts, some_labels, some_skipped = tables.read_answers(table, text, columns, self.told.cell, self.on_error)
             texts += some_texts
             labels += some_labels or []
             skipped += some_skipped
@@ -209,14 +234,16 @@ class TextTable(TableSource):
         self,
         path: str,
         text: str | None,
-        label: str | None,
+        label: str | list[str] | None,
         sep: str | None,
         header: bool | None,
+        answer: str,
+        separator: str | None,
         on_error: str,
         val_fraction: float,
         test_fraction: float,
     ):
-        super().__init__(text, label, on_error)
+        super().__init__(text, AnswerColumns(answer, label, separator), label, on_error)
         self.path, self.sep, self.header = stored.located(path), sep, header
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.name = name_of(self.path)
@@ -226,12 +253,12 @@ class TextTable(TableSource):
         return find_tables(self.path, self.sep)
 
     def find(self) -> dict[str, list[Table]]:
-        wanted = [c for c in (self.text, self.label) if c is not None]
+        wanted = [c for c in (self.text, self.label, *(self.told.several or ())) if c is not None]
         return {split: [tables.open_table(f, self.sep, self.header, wanted) for f in files] for split, files in self.files.items()}
 
     def fingerprint(self) -> str:
         files = [(split, [disk.suffix(f) for f in files], content_digest(files)) for split, files in self.files.items()]
-        return cache.digest("TextTable", FORMAT, files, self.text, self.label, self.sep, self.header, self.on_error)
+        return cache.digest("TextTable", FORMAT, files, self.text, self.label, self.sep, self.header, self.on_error, *self._told())
 
 
 def find_tables(path: Path, sep: str | None, kind: str | None = None) -> dict[str, list[Path]]:
@@ -280,12 +307,14 @@ class HuggingFaceText(TableSource):
         name: str,
         config: str | None,
         text: str | None,
-        label: str | None,
+        label: str | list[str] | None,
+        answer: str,
+        separator: str | None,
         on_error: str,
         val_fraction: float,
         test_fraction: float,
     ):
-        super().__init__(text, label, on_error)
+        super().__init__(text, AnswerColumns(answer, label, separator), label, on_error)
         self.location, self.config = name, config
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.name = Path(name).name
@@ -302,7 +331,7 @@ class HuggingFaceText(TableSource):
 
     def fingerprint(self) -> str:
         content = [(s, [content_digest(t.files) for t in ts]) for s, ts in self.tables.items()]
-        return cache.digest("HuggingFaceText", FORMAT, content, self.text, self.label, self.on_error)
+        return cache.digest("HuggingFaceText", FORMAT, content, self.text, self.label, self.on_error, *self._told())
 
 
 class TextFiles(Source):

@@ -28,7 +28,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def arrays(folder: Path, **content: np.ndarray) -> Arrays:
     np.savez(folder / "set.npz", **content)  # type: ignore[arg-type]
-    return Arrays(str(folder / "set.npz"))
+    return Arrays(str(folder / "set.npz"), "class")
 
 
 def pictures(folder: Path, n: int = 20, broken: tuple[int, ...] = (), on_error: str = "fail") -> ImageFolder:

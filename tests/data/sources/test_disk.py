@@ -28,7 +28,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def table(path, on_error="fail"):
-    return TextTable(str(path), None, None, None, None, on_error, 0.1, 0.2)
+    return TextTable(str(path), None, None, None, None, "class", None, on_error, 0.1, 0.2)
 
 
 READERS = {
@@ -38,8 +38,8 @@ READERS = {
     "t.csv.gz": table,
     "f.txt": lambda path: TextFiles(str(path), "fail"),
     "lines.txt": lambda path: TextLines(str(path)),
-    "a.npz": lambda path: Arrays(str(path)),
-    "i.parquet": lambda path: HuggingFaceImages(str(path), None, None, "none", None, None, "fail"),
+    "a.npz": lambda path: Arrays(str(path), "class"),
+    "i.parquet": lambda path: HuggingFaceImages(str(path), None, None, "class", None, "none", None, None, "fail"),
 }
 
 

@@ -65,7 +65,16 @@ def folder(path: Path, on_error: str = "fail") -> ImageFolder:
 
 
 def hf(name: object, **options: object) -> HuggingFaceImages:
-    given = {"image": None, "label": None, "root": "none", "subset": None, "revision": None, "on_error": "fail"}
+    given = {
+        "image": None,
+        "label": None,
+        "answer": "class",
+        "separator": None,
+        "root": "none",
+        "subset": None,
+        "revision": None,
+        "on_error": "fail",
+    }
     return HuggingFaceImages(str(name), **given | options)  # type: ignore[arg-type]
 
 
@@ -352,7 +361,7 @@ def test_array_names(tmp_path: Path, keys: tuple[str, ...]) -> None:
     """Both namings of split arrays are understood, labels [N, 1] too."""
     x, y = noise(6, 8, 8), np.array([[0], [1], [2]] * 2)
     np.savez(tmp_path / "a.npz", **dict(zip(keys, (x, y, x[:3], y[:3]), strict=True)))  # type: ignore[arg-type]
-    source = Arrays(str(tmp_path / "a.npz"))
+    source = Arrays(str(tmp_path / "a.npz"), "class")
     assert source.own_splits() == ("train", "test") and source.classes == ["0", "1", "2"]
     assert source.image_shape == (8, 1) and source.read("test").labels.tolist() == [0, 1, 2]  # type: ignore[union-attr]
     np.testing.assert_array_equal(source.read("train").items, x[..., None])
@@ -371,7 +380,7 @@ def test_array_layouts_and_types(tmp_path: Path, layout: str, dtype: str) -> Non
         x = np.concatenate([x, np.full((4, 8, 6, 1), 255, np.uint8)], axis=3)
     stored = {"uint8": x, "int64": x.astype(np.int64), "float255": x.astype(np.float32), "float1": x / np.float32(255)}
     np.savez(tmp_path / "a.npz", images=stored[dtype], labels=np.array(["b", "a", "b", "a"]))
-    source = Arrays(str(tmp_path / "a.npz"))
+    source = Arrays(str(tmp_path / "a.npz"), "class")
     np.testing.assert_array_equal(source.read("train").items, want)
     assert source.classes == ["a", "b"] and source.read("train").labels.tolist() == [1, 0, 1, 0]  # type: ignore[union-attr]
 
@@ -381,7 +390,7 @@ def test_array_errors(tmp_path: Path) -> None:
 
     def read(**arrays: object) -> None:
         np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
-        Arrays(str(tmp_path / "a.npz")).read("train")
+        Arrays(str(tmp_path / "a.npz"), "class").read("train")
 
     x = noise(4, 8, 8)
     bad = x.astype(float)
@@ -400,15 +409,15 @@ def test_array_errors(tmp_path: Path) -> None:
             read(**arrays)
     (tmp_path / "b.npz").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"not a \.npz file"):
-        Arrays(str(tmp_path / "b.npz")).own_splits()
+        Arrays(str(tmp_path / "b.npz"), "class").own_splits()
     with pytest.raises(UserError, match=r"did you mean 'a\.npz'"):
-        Arrays(str(tmp_path / "aa.npz")).own_splits()
+        Arrays(str(tmp_path / "aa.npz"), "class").own_splits()
 
 
 def test_arrays_without_labels(tmp_path: Path) -> None:
     """Images alone are the unlabelled split."""
     np.savez(tmp_path / "a.npz", x=noise(4, 8, 8))
-    source = Arrays(str(tmp_path / "a.npz"))
+    source = Arrays(str(tmp_path / "a.npz"), "class")
     assert source.own_splits() == ("unlabeled",) and source.classes is None
 
 

@@ -25,7 +25,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def table(path, on_error="fail", **settings):
-    given = {"text": None, "label": None, "sep": None, "header": None, **settings}
+    given = {"text": None, "label": None, "sep": None, "header": None, "answer": "class", "separator": None, **settings}
     return TextTable(str(path), **given, on_error=on_error, val_fraction=0.1, test_fraction=0.2)
 
 
@@ -67,7 +67,7 @@ def test_arrays_and_parquet_images(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (4, 4, 4), dtype=np.uint8)
     for labels in (np.array(["a", "nan", "b", "a"]), np.array([0, np.nan, 1, 0]), np.array([b"a", b"", b"b", b"a"])):
         np.savez(tmp_path / "a.npz", x=images, y=labels)
-        source = Arrays(str(tmp_path / "a.npz"))
+        source = Arrays(str(tmp_path / "a.npz"), "class")
         assert source.classes in (["a", "b"], ["0", "1"])
         with pytest.raises(UserError, match="row 1: no label"):
             source.read("train")
@@ -75,7 +75,7 @@ def test_arrays_and_parquet_images(tmp_path):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     cells = [(tmp_path / f"{i}.png").read_bytes() for i in range(4)]
     pq.write_table(pa.table({"image": cells, "label": ["b", None, "NaN", "a"]}), tmp_path / "i.parquet")
-    of = lambda on_error: HuggingFaceImages(str(tmp_path / "i.parquet"), None, "label", "none", None, None, on_error)  # noqa: E731
+    of = lambda on_error: HuggingFaceImages(str(tmp_path / "i.parquet"), None, "label", "class", None, "none", None, None, on_error)  # noqa: E731
     assert of("fail").classes == ["a", "b"]
     with pytest.raises(UserError, match="row 1: no label"):
         of("fail").read("train")

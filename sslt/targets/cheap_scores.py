@@ -1,0 +1,77 @@
+"""The strongest cheap method for answers that are not one class: linear models on what of a sample needs no training.
+
+Texts: TF-IDF of words and characters. Images: pixels, oriented gradients with colour, whitened patches. How a linear model is fitted is
+the target's (`Fit`); description and regularisation are chosen on validation, and the chosen one alone is asked about the test rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslt.data.streams.subsets import some
+from sslt.targets import baselines
+from sslt.targets.base import Rows
+
+STRENGTHS = (0.1, 0.5, 2.0, 8.0)  # of texts' linear models, the weaker the more regularised: C, or 1 / alpha; unit rows want little
+MOST_FITS = 100  # of these, over answers and strengths: each takes about a second
+Scores = Callable[[Any], np.ndarray]
+
+
+class Fit(NamedTuple):
+    """How a linear model is fitted.
+
+    texts: (sparse rows, answers, strength) → scores of rows. images: (features, answers, val or None, strengths) → weights, bias and the
+    strength that is best on `val`. score: of scores and answers, the higher the better.
+    """
+
+    name: str
+    texts: Callable[[Any, np.ndarray, float], Scores]
+    images: Callable[[Tensor, Tensor, tuple[Tensor, Tensor] | None, tuple[float, ...]], tuple[Tensor, Tensor, float]]
+    score: Callable[[np.ndarray, np.ndarray], float]
+
+
+class Found(NamedTuple):
+    """The method in words; its scores of the test rows, and of those of validation; what it reached there, NaN without."""
+
+    method: str
+    scores: np.ndarray
+    val_scores: np.ndarray | None
+    val_score: float
+
+
+def strongest(fit: Fit, modality: str, train: Rows, val: Rows | None, test: Rows) -> Found:
+    """What the cheap method that is best on `val` says of `test`; without `val` the first one at a middle strength."""
+    best: tuple[float, str, Scores, np.ndarray | None] | None = None
+    for name, scores in (_on_texts if modality == "text" else _on_images)(fit, train, val):
+        held = None if val is None else scores(val.items)
+        score = math.nan if val is None or held is None else fit.score(held, np.asarray(val.answers.values))
+        if best is None or score > best[0]:
+            best = score, name, scores, held
+        if val is None:
+            break
+    assert best is not None
+    return Found(f"{best[1]}, {fit.name}", best[2](test.items), best[3], best[0])
+
+
+def _on_texts(fit: Fit, train: Rows, val: Rows | None) -> Iterator[tuple[str, Scores]]:
+    name, vectors, _ = baselines.tf_idf(list(train.items))
+    x, y = vectors(train.items), np.asarray(train.answers.values)
+    few = y[:1].size * len(STRENGTHS) <= MOST_FITS
+    for strength in STRENGTHS if val is not None and few else STRENGTHS[2:3]:
+        scores = fit.texts(x, y, strength)
+        yield name, lambda items, scores=scores: scores(vectors(items))  # type: ignore[misc]
+
+
+def _on_images(fit: Fit, train: Rows, val: Rows | None) -> Iterator[tuple[str, Scores]]:
+    items = some(train.items, baselines.MOST_IMAGES, 0)
+    y = torch.from_numpy(np.asarray(items.answers.values))
+    for describe in baselines.descriptions(items):
+        held = None if val is None else (describe.of(val.items), torch.from_numpy(np.asarray(val.answers.values)))
+        weight, bias, _ = fit.images(describe.of(items), y, held, baselines.L2 if held is not None else baselines.L2[1:2])
+        yield describe.name, lambda rows, d=describe, w=weight, b=bias: (d.of(rows) @ w.T + b).double().numpy()  # type: ignore[misc]
