@@ -112,7 +112,9 @@ def _check(cfg: Any, plan: Episodes) -> None:
 
 
 def _class_sets(encoder: Encoder, source: Any, plan: Episodes) -> dict[str, ClassSet]:
-    if source.classes is None:
+    if not source.labelled:
+        if source.space is not None:
+            raise UserError(f"episodes are made of classes, and the samples of {source.name} have {source.answer.words}")
         raise UserError(f"{source.name} has no labels to make episodes of{common.label_hint(source)}")
     parts = {split: common.prepare(encoder, source, split) for split in source.splits() if split != "unlabeled"}
     sets = split_classes({split: part for split, part in parts.items() if part.labels is not None}, plan, source.name)

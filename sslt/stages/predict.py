@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from sslt import groups, stored
 from sslt.config import build
-from sslt.data.answers import Answers
+from sslt.data.answers import Answers, Class
 from sslt.encoders.base import require
 from sslt.errors import UserError
 from sslt.evaluation.features import encode, predicted
@@ -83,7 +83,7 @@ def _table(cfg: Any, head: Target, predictions: list[Any], rows: list[dict[str, 
         return None
     wide = len(head.names) <= FEW_NAMES if cfg.probabilities == "auto" else cfg.probabilities
     columns = {"row": [str(row["row"]) for row in rows]}
-    columns |= {k: [str(row.get(k) or "") for row in rows] for k in ("split", "name", "truth") if rows and k in rows[0]}
+    columns |= {k: [_flat(row.get(k)) for row in rows] for k in ("split", "name", "truth") if rows and k in rows[0]}
     for part in made:
         for k, values in (part or {}).items():
             if wide or not k.startswith("probability/"):
@@ -91,10 +91,16 @@ def _table(cfg: Any, head: Target, predictions: list[Any], rows: list[dict[str, 
     return columns
 
 
+def _flat(value: Any) -> str:
+    return "" if value is None else "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _truth(cfg: Any, head: Target, source: Any, split: str, samples: Any) -> list[Any]:
     """What the rows really are, as `predictions.jsonl` writes it; None where that is not known: folders of classes, a column of a table."""
     if samples.answers is not None and samples.answers.kind == head.answer.kind:
         return [row["prediction"] for row in head.rows(samples.answers)]
+    if head.answer is not Class:  # a file that is given as it is tells of its rows by names of classes alone
+        return [None] * len(samples)
     column = None if cfg.input is None else _data_of_run(cfg).get("label")
     found = source.truth(split, column or None) if cfg.input is not None else None
     return found if found is not None and len(found) == len(samples) else [None] * len(samples)
@@ -123,7 +129,10 @@ def _source(cfg: Any, modality: str) -> Any:
         raise UserError(f"input={cfg.input} is one picture: give the folder it is in")
     node = OmegaConf.load(groups.CONFIG_DIR / f"{_group_for(path, modality)}.yaml")
     whole: dict[str, Any] = {k: 0.0 for k in ("val_fraction", "test_fraction") if k in node}  # every row is predicted, none held out
-    whole |= {"label": ""} if "label" in node else {}  # and no row has to have a label
+    if "label" in node:
+        whole |= {"label": ""}  # and no row has to have a label
+    elif "answer" in node:  # arrays of answers are found by their names, whatever is in them
+        whole |= {"answer": _data_of_run(cfg).get("answer", node.answer)}
     return build(OmegaConf.merge(node, {"path": str(path)}, whole, _text_column(cfg, node)))
 
 

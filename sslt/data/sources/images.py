@@ -371,7 +371,8 @@ class Arrays(ImageSource):
             return None
         given = [str(decoded(n)) for n in self._array(names)] if names else None
         if self.answer is Labels:
-            return of_array(columns[0], Labels, given, f"{self.path}").space["classes"]
+            first = next(y for _, y in self._keys.values() if y)
+            return of_array(columns[0], Labels, given, f"{self.path}, array '{first}'").space["classes"]
         return image_files.class_names(columns, given, f"{self.path}")
 
     def read(self, split: str) -> Raw:
