@@ -90,7 +90,7 @@ def _on_texts(train: Rows, val: Rows | None, n_classes: int) -> Iterator[_Fitted
 
 
 def tf_idf(texts: Sequence[str]) -> tuple[str, Callable[[Sequence[str]], Any], Any]:
-    """TF-IDF fitted to texts: its name in words, what makes sparse unit rows of texts, and the vectoriser of words (or characters) in it."""
+    """TF-IDF fitted to texts: its name in words, what makes sparse rows of texts, and the vectoriser of words (or characters) in it."""
     from scipy.sparse import hstack
 
     unspaced = _without_spaces(texts)

@@ -70,8 +70,24 @@ def _on_texts(fit: Fit, train: Rows, val: Rows | None) -> Iterator[tuple[str, Sc
 
 def _on_images(fit: Fit, train: Rows, val: Rows | None) -> Iterator[tuple[str, Scores]]:
     items = some(train.items, baselines.MOST_IMAGES, 0)
+    assert items.answers is not None
     y = torch.from_numpy(np.asarray(items.answers.values))
     for describe in baselines.descriptions(items):
         held = None if val is None else (describe.of(val.items), torch.from_numpy(np.asarray(val.answers.values)))
         weight, bias, _ = fit.images(describe.of(items), y, held, baselines.L2 if held is not None else baselines.L2[1:2])
         yield describe.name, lambda rows, d=describe, w=weight, b=bias: (d.of(rows) @ w.T + b).double().numpy()  # type: ignore[misc]
+
+
+def logistic_of_each(x: Any, y: np.ndarray, strength: float) -> Scores:
+    """Logits [M, C] of scikit-learn's logistic regression of each label of `y` bool [N, C]; of one on all rows, or on none, its share."""
+    from sklearn.linear_model import LogisticRegression
+
+    n, counts = len(y), y.sum(0)
+    models = [LogisticRegression(C=strength, solver="liblinear").fit(x, y[:, c]) if 0 < counts[c] < n else None for c in range(len(counts))]
+    usual = np.log((counts + 0.5) / (n - counts + 0.5))
+
+    def scores(rows: Any) -> np.ndarray:
+        each = [np.full(rows.shape[0], u) if m is None else m.decision_function(rows) for m, u in zip(models, usual, strict=True)]
+        return np.stack(each, 1)
+
+    return scores

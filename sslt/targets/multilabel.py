@@ -116,7 +116,9 @@ class Multilabel(Target[Labels]):
         return True
 
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
-        fit = cheap_scores.Fit("logistic regression of each label", _on_counts, _one_against_rest, mean_average_precision)
+        fit = cheap_scores.Fit(
+            "logistic regression of each label", cheap_scores.logistic_of_each, _one_against_rest, mean_average_precision
+        )
         best = cheap_scores.strongest(fit, modality, train, val, test)
         least = 0.0 if val is None or best.val_scores is None else best_thresholds(best.val_scores, np.asarray(val.answers.values))
         return Cheap(best.method, Labels(best.scores > least, self.space, scores=best.scores), best.val_score)
@@ -128,21 +130,6 @@ class Multilabel(Target[Labels]):
 
 def _one_against_rest(x: Tensor, y: Tensor, val: tuple[Tensor, Tensor] | None, strengths: Any) -> tuple[Tensor, Tensor, float]:
     return linear.probe_weights(x, y, val, y.shape[1], strengths, lambda s, t: mean_average_precision(s.cpu().numpy(), t.cpu().numpy()))
-
-
-def _on_counts(x: Any, y: np.ndarray, strength: float) -> cheap_scores.Scores:
-    """scikit-learn's logistic regression of each label on sparse rows; of a label that all rows have, or none, the share."""
-    from sklearn.linear_model import LogisticRegression
-
-    n, counts = len(y), y.sum(0)
-    models = [LogisticRegression(C=strength, solver="liblinear").fit(x, y[:, c]) if 0 < counts[c] < n else None for c in range(len(counts))]
-    usual = np.log((counts + 0.5) / (n - counts + 0.5))
-
-    def scores(rows: Any) -> np.ndarray:
-        each = [np.full(rows.shape[0], u) if m is None else m.decision_function(rows) for m, u in zip(models, usual, strict=True)]
-        return np.stack(each, 1)
-
-    return scores
 
 
 def _logits(predictions: Labels) -> np.ndarray:

@@ -113,8 +113,9 @@ def of_array(y: np.ndarray, kind: type[Answers], classes: Sequence[str] | None, 
     if y.ndim != 2 or (classes is not None and len(classes) != y.shape[1]):
         columns = "a column a label" if classes is None else f"{len(classes)} columns, one a label"
         raise UserError(f"{where} has shape {list(y.shape)}: labels need [N, C], {columns}")
-    if len(wrong := np.argwhere((y != 0) & (y != 1))):
-        raise UserError(f"{where}, row {wrong[0][0]}: {y[tuple(wrong[0])]} in column {wrong[0][1]} is neither 0 nor 1")
+    if len(others := np.argwhere((y != 0) & (y != 1))):
+        row, column = others[0].tolist()
+        raise UserError(f"{where}, row {row}: {y[row, column]} in column {column} is neither 0 nor 1")
     return Labels(y.astype(bool), {"classes": list(classes) if classes is not None else [str(i) for i in range(y.shape[1])]})
 
 

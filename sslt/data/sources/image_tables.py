@@ -277,7 +277,7 @@ class TableSource(ImageSource):
         table = self._tables[split]
         if image not in table.kinds:
             raise UserError(f"{self.name}: the split {split} has no column '{image}'{nearest(image, table.kinds)}")
-        if self.answer is not Class and split != "unlabeled" and set(self.told.several or [label]) <= table.kinds.keys():
+        if self.answer is not Class and split != "unlabeled" and {*(self.told.several or ()), label} <= table.kinds.keys():
             told, rows = self._told(split, skipped := list[str]())
             images, where = Raw(table.images(image)), f"{self.name}, split {split}"
             return Raw(images.take(rows).items if skipped else images.items, self.told.answers(told, self.classes, where), skipped)
@@ -310,7 +310,8 @@ class HuggingFaceImages(TableSource):
     """Images in Hugging Face's formats: parquet (a folder or a file), a `save_to_disk` folder, or a set of the hub.
 
     `name` is a path (as it stands, or below `root`), else a name on the hub, with its `subset` and `revision`.
-    `image` and `label` are columns; None finds them; `answer` and `separator` as `AnswerColumns` has them. `on_error`: what an unreadable image does, "fail" or "skip".
+    `image` and `label` are columns; None finds them; `answer` and `separator` as `AnswerColumns` has them. `on_error`: what an unreadable
+    image does, "fail" or "skip".
     """
 
     def __init__(

@@ -66,7 +66,7 @@ def test_one_column_of_several_labels(tmp_path, cells, separator):
     (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
     found = source("text_csv", path=str(tmp_path / "a.jsonl"), answer="labels", label="tags", separator=separator)
     if cells[1] == "nan;":
-        with pytest.raises(UserError, match="a.jsonl, line 2: 'nan' is no label"):
+        with pytest.raises(UserError, match=r"a\.jsonl, line 2: 'nan' is no label"):
             found.read("train")
         return
     assert told(found.read("train").answers) == [{"a", "b"}, set(), {"a"}, {"a", "c"}] and found.classes == ["a", "b", "c"]
@@ -147,7 +147,7 @@ def test_another_split_has_no_labels_of_its_own(tmp_path):
 def test_too_many_labels_are_no_labels(tmp_path):
     """What divides a column wrongly makes about one label a row."""
     path = csv(tmp_path / "a.csv", "text,tags", *(f"t,w{i};v{i}" for i in range(30)))
-    with pytest.raises(UserError, match="60 different labels in 30 rows, too many: is data.separator what divides them"):
+    with pytest.raises(UserError, match=r"60 different labels in 30 rows, too many: is data\.separator what divides them"):
         source("text_csv", path=path, answer="labels", label="tags", separator=";").read("train")
 
 
