@@ -52,7 +52,7 @@ def read(o: Any, source: Source) -> Domains:
             raise UserError(f"shift.sources.{name}: there is a source of this name already: choose another")
         sources[str(name)] = build(node)
     for name, domain in [*sources.items(), (target.name, target)]:
-        if domain.space is not None and not domain.labelled:
+        if domain.space is not None and not domain.has_classes:
             raise UserError(f"+shift= carries classes to another domain, and the samples of {name} have {domain.answer.words}")
         if domain.modality != source.modality:
             raise UserError(f"{name} holds {domain.modality}s, but {source.name} holds {source.modality}s: domains are of one kind")

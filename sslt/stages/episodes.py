@@ -112,7 +112,7 @@ def _check(cfg: Any, plan: Episodes) -> None:
 
 
 def _class_sets(encoder: Encoder, source: Any, plan: Episodes) -> dict[str, ClassSet]:
-    if not source.labelled:
+    if not source.has_classes:
         if source.space is not None:
             raise UserError(f"episodes are made of classes, and the samples of {source.name} have {source.answer.words}")
         raise UserError(f"{source.name} has no labels to make episodes of{common.label_hint(source)}")
