@@ -122,7 +122,7 @@ def _check_group(group: str, node: Any, verb: str, config_dir: str | None) -> No
     usual = groups.default_options(verb).get(group)
     hint = nearest("", groups.options(group, config_dir)) or f" (`sslt list {group}`)"
     if node is None:
-        if usual and groups.own_values(group, usual):
+        if usual and groups.own_values(group, usual) and (verb, group) != ("finetune", "objective"):  # null: as the answers want it
             raise UserError(f"{group}=null: `sslt {verb}` needs one{hint}")
         return
     if not isinstance(node, dict):

@@ -101,12 +101,17 @@ class Answers(abc.ABC):
 
     @classmethod
     def _read(cls, entry: Any, about: Mapping[str, Any], prefix: str) -> Any:
+        found = cls._columns(entry, about, prefix)
+        return cls(found.pop("values"), about["space"], **found)
+
+    @staticmethod
+    def _columns(entry: Any, about: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name in about["columns"]:
             values = entry[f"{prefix}_{name}"]
             sizes = f"{prefix}_{name}_sizes"
             found[name] = Ragged.from_flat(values, np.array(entry[sizes])) if sizes in entry else np.array(values)
-        return cls(found.pop("values"), about["space"], **found)
+        return found
 
     # ---------------------------------------------------------------- in training
     @abc.abstractmethod
@@ -246,26 +251,23 @@ class Texts(Answers):
 
     def __init__(self, values: Sequence[Sequence[str]], space: Space, **more: Any):
         column = np.empty(len(values), object)
-        column[:] = [list(v) for v in values]
+        for i, row in enumerate(values):  # one by one: NumPy would take rows of equal length for a matrix
+            column[i] = list(row)
         super().__init__(column, space, **more)
 
     def save(self, folder: Path, prefix: str = "answer") -> dict[str, Any]:
         encoded = [text.encode("utf-8", "surrogatepass") for row in self.values for text in row]
         stored = copy.copy(self)
         stored.values = Ragged.of([np.frombuffer(e, np.uint8) for e in encoded], np.uint8)
-        stored.groups = None
-        about = super(Texts, stored).save(folder, prefix)
         np.save(folder / f"{prefix}_counts.npy", np.array([len(row) for row in self.values], np.int64))
-        if self.groups is not None:
-            np.save(folder / f"{prefix}_groups.npy", self.groups)
-        return about | {"columns": self._present()}
+        return super(Texts, stored).save(folder, prefix)
 
     @classmethod
     def _read(cls, entry: Any, about: Mapping[str, Any], prefix: str) -> Any:
-        flat = Ragged.from_flat(entry[f"{prefix}_values"], np.array(entry[f"{prefix}_values_sizes"]))
-        texts = iter([row.tobytes().decode("utf-8", "surrogatepass") for row in flat])
+        found = cls._columns(entry, about, prefix)
+        texts = iter([row.tobytes().decode("utf-8", "surrogatepass") for row in found.pop("values")])
         rows = [[next(texts) for _ in range(n)] for n in np.array(entry[f"{prefix}_counts"]).tolist()]
-        return cls(rows, about["space"], groups=np.array(entry[f"{prefix}_groups"]) if "groups" in about["columns"] else None)
+        return cls(rows, about["space"], **found)
 
     def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
         return {}  # words belong to whoever has a tokenizer
@@ -291,16 +293,20 @@ class Boxes(Answers):
         rows = torch.from_numpy(self.values.padded(np.asarray(index), -1.0))
         sides = torch.from_numpy(np.asarray(self.shapes)[index][:, [1, 0, 1, 0]].astype(float))
         seen = frames.whole(len(index)).double() if frame is None else torch.from_numpy(frame)
-        return {"boxes": frames.boxes(seen, rows[..., :4] / sides[:, None]).float(), "box_class": rows[..., 4].long()}
+        return _none_where_none(frames.boxes(seen, rows[..., :4] / sides[:, None]).float(), rows[..., 4].long())
 
     @classmethod
     def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
         boxes, classes = _repeated(batch["boxes"], batch), _repeated(batch["box_class"], batch)
-        return {"boxes": boxes if "frame" not in batch else frames.boxes(batch["frame"].flatten(0, 1), boxes), "box_class": classes}
+        return _none_where_none(boxes if "frame" not in batch else frames.boxes(batch["frame"].flatten(0, 1), boxes), classes)
 
     @property
     def strata(self) -> np.ndarray:
         return _strata_of([row[:, 4].astype(int) for row in self.values], len(self.classes))
+
+
+def _none_where_none(boxes: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    return {"boxes": torch.where(classes[..., None] < 0, -1.0, boxes), "box_class": classes}
 
 
 class Map(Answers):
@@ -324,7 +330,7 @@ class Map(Answers):
     @classmethod
     def of(cls, maps: Sequence[np.ndarray], space: Space, **more: Any) -> Any:
         """Of N maps [H_i, W_i]."""
-        dtype = maps[0].dtype if len(maps) else np.uint8
+        dtype = np.result_type(*{m.dtype for m in maps}) if len(maps) else np.uint8
         shapes = np.array([m.shape for m in maps], np.int64).reshape(-1, 2)
         return cls(Ragged.of([m.ravel() for m in maps], dtype), space, shapes=shapes, **more)
 
@@ -338,12 +344,16 @@ class Map(Answers):
         seen = torch.from_numpy(frame) if frame is not None else frames.whole(len(index))
         out = []
         for i, part in zip(index.tolist(), seen, strict=True):
-            whole = torch.from_numpy(self.row(i).astype(self._seen_as))
+            whole = torch.from_numpy(np.array(self.row(i), self._read_as(self.values.values.dtype)))
             h, w = (size, size) if size is not None else self.shapes[i].tolist()
             out.append(frames.maps(part[None], whole[None], (h, w), self.outside)[0])
-        return {self.key: torch.stack(out)}
+        return {self.key: torch.stack(out).to(self._given_as)}
 
-    _seen_as: Any = np.int64
+    _given_as: ClassVar[torch.dtype] = torch.int64
+
+    @staticmethod
+    def _read_as(dtype: np.dtype) -> Any:
+        return np.int32 if dtype == np.uint16 else dtype  # torch can do little with uint16
 
     @classmethod
     def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -355,7 +365,7 @@ class Map(Answers):
 
     @property
     def strata(self) -> np.ndarray:
-        return _strata_of([np.unique(row[row != IGNORE]) for row in self.values], len(self.classes))
+        return _strata_of([np.flatnonzero(np.bincount(row[row != IGNORE])) for row in self.values], len(self.classes))
 
 
 class Instances(Map):
@@ -380,7 +390,7 @@ class Values(Map):
     fills: ClassVar = {"pixel_values": 0}
     outside = float("nan")
     key = "pixel_values"
-    _seen_as: Any = np.float32
+    _given_as = torch.float32
 
     @property
     def strata(self) -> np.ndarray:

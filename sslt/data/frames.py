@@ -7,6 +7,8 @@ picture. Shares are of edges, not of centres of pixels, so that a resize alone m
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,21 +21,39 @@ def whole(*shape: int) -> Tensor:
     return torch.tensor(WHOLE).expand(*shape, 4)
 
 
-def fitted(sizes: np.ndarray, fit: str, narrowest: int) -> np.ndarray:
-    """Frames [N, 4] of the square that pictures of `sizes` [N, 2] (height, width) are brought to.
+class Laid(NamedTuple):
+    """How a picture becomes a square: of its (height, width) so many pixels are `kept` from `first` on, scaled, and taken from `start` on.
 
-    fit: `crop` cuts the longer side around its centre, at most `narrowest` times the shorter one; `pad` adds to the shorter side;
-    `stretch` takes the picture as it is.
+    A negative start adds so many pixels before. int64 [N, 2] each.
     """
-    frames = np.tile(np.array(WHOLE), (len(sizes), 1))
+
+    first: np.ndarray
+    kept: np.ndarray
+    scaled: np.ndarray
+    start: np.ndarray
+
+
+def laid(sizes: np.ndarray, size: int, fit: str, narrowest: int) -> Laid:
+    """How pictures of `sizes` [N, 2] (height, width) are brought to `size` × `size`, in whole pixels.
+
+    fit: `crop` cuts the longer side around its centre, which counts at most `narrowest` times the shorter one; `pad` adds to the
+    shorter side; `stretch` takes the picture as it is.
+    """
+    kept = np.minimum(sizes, narrowest * sizes.min(1, keepdims=True)) if fit == "crop" else sizes
     if fit == "stretch":
-        return frames
-    short, long = sizes.min(1), sizes.max(1)
-    side = short if fit == "crop" else long
-    for axis in (0, 1):
-        half = side / sizes[:, axis] / 2
-        frames[:, 2 * axis], frames[:, 2 * axis + 1] = 0.5 - half, 0.5 + half
-    return frames
+        scaled = np.full_like(kept, size)
+    else:
+        of = kept.min(1, keepdims=True) if fit == "crop" else kept.max(1, keepdims=True)
+        scaled = np.maximum(np.rint(kept * size / of).astype(np.int64), size if fit == "crop" else 1)
+    start = np.where(scaled >= size, (scaled - size) // 2, -((size - scaled) // 2))
+    return Laid((sizes - kept) // 2, kept, scaled, start)
+
+
+def fitted(sizes: np.ndarray, size: int, fit: str, narrowest: int) -> np.ndarray:
+    """Frames [N, 4] of the squares of `laid`."""
+    by = laid(sizes, size, fit, narrowest)
+    edges = np.stack([by.start, by.start + size], -1) * (by.kept / by.scaled)[..., None] + by.first[..., None]
+    return (edges / sizes[..., None]).reshape(-1, 4)
 
 
 def inverse(frame: Tensor) -> Tensor:
@@ -76,4 +96,5 @@ def _places(edges: Tensor, n: int, of: int) -> Tensor:
     """Which of `of` pixels of the picture each of `n` pixels of a view has its centre in, int64 [B, n]; edges [B, 2]."""
     centres = (torch.arange(n, device=edges.device, dtype=torch.float64) + 0.5) / n
     start, end = edges[:, :1].double(), edges[:, 1:].double()
-    return ((start + centres * (end - start)) * of).floor().long()
+    exact = (start + centres * (end - start)) * of
+    return (exact + 1e-3).floor().long()  # a centre on an edge between two pixels is in the latter, whatever the last digits say

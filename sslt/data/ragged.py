@@ -42,8 +42,10 @@ class Ragged:
         """The rows one after the other, without what lies between them."""
         if not len(self):
             return self.values[:0]
-        within = np.arange(self.sizes.sum()) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
-        return self.values[np.repeat(self.starts, self.sizes) + within]
+        begin = int(self.starts[0])
+        if np.array_equal(self.starts, begin + np.cumsum(self.sizes) - self.sizes):  # they lie as they are wanted: no copy
+            return self.values[begin : begin + int(self.sizes.sum())]
+        return np.concatenate([self.values[s : s + n] for s, n in zip(self.starts.tolist(), self.sizes.tolist(), strict=True)])
 
     def padded(self, index: np.ndarray, fill: float) -> np.ndarray:
         """The rows `index`, filled up to the longest, [B, M, ...] with M at least 1."""

@@ -142,7 +142,7 @@ class ImageProcessor:
             cache.digest(entry.path.name, index, answers is None),
             skipped=len(raw) - len(index) + len(raw.skipped),
             rows=None if fits else index,
-            seen=frames.fitted(np.asarray(entry["sizes"])[index], self.fitted_by, NARROWEST),
+            seen=frames.fitted(np.asarray(entry["sizes"])[index], self.size, self.fitted_by, NARROWEST),
         )
 
     def _prepare_own(self, source: Source, split: str) -> cache.Entry:
@@ -349,24 +349,15 @@ def resize(images: np.ndarray, size: int, channels: int, fit: str = "crop") -> n
     if images.shape[3] == 3 and channels == 1:
         weighted = images.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)  # of 65536: 0.299, 0.587, 0.114
         images = ((weighted + 32768) >> 16).astype(np.uint8)[..., None]
-    height, width = images.shape[1:3]
-    if fit != "crop":
-        long = max(height, width)
-        h, w = (size, size) if fit == "stretch" else (max(1, round(side * size / long)) for side in (height, width))
-        images = _scaled(images, h, w)
-        top, left = (size - h) // 2, (size - w) // 2
-        images = np.pad(images, ((0, 0), (top, size - h - top), (left, size - w - left), (0, 0)))
-        return np.ascontiguousarray(np.repeat(images, channels // images.shape[3], axis=3))
-    short = min(height, width)
-    if max(height, width) > NARROWEST * short:  # enlarging the whole of a strip, to cut most of it away, may take all memory
-        top, left = (max(0, side - NARROWEST * short) // 2 for side in (height, width))
-        images = images[:, top : top + NARROWEST * short, left : left + NARROWEST * short]
-        height, width = images.shape[1:3]
-    if short != size:
-        height, width = (max(size, round(side * size / short)) for side in (height, width))
-        images = _scaled(images, height, width)
-    top, left = (height - size) // 2, (width - size) // 2
-    images = images[:, top : top + size, left : left + size]
+    # A strip is cut before it is enlarged: to enlarge the whole of it, and cut most of it away, may take all memory.
+    by = frames.laid(np.array([images.shape[1:3]]), size, fit, NARROWEST)
+    (top, left), (height, width) = by.first[0], by.kept[0]
+    images = _scaled(images[:, top : top + height, left : left + width], *by.scaled[0].tolist())
+    (top, left), (below, right) = by.start[0], size - by.scaled[0] + by.start[0]
+    if min(top, left) < 0 or max(below, right) > 0:
+        images = np.pad(images, ((0, 0), (-top, below), (-left, right), (0, 0)))
+    else:
+        images = images[:, top : top + size, left : left + size]
     return np.ascontiguousarray(np.repeat(images, channels // images.shape[3], axis=3))
 
 
