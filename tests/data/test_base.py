@@ -75,7 +75,7 @@ class Toy(Source):
     name = "toy"
 
     def __init__(self, own: tuple[str, ...] = ("train",), labelled: bool = True, **fractions: float):
-        self.own, self.labelled = own, labelled
+        self.own, self.named = own, labelled
         for name, value in fractions.items():
             setattr(self, name, value)
 
@@ -84,14 +84,14 @@ class Toy(Source):
 
     def read(self, split):
         items = [f"{split}{i}" for i in range(len(LABELS))]
-        return Raw(items, self.as_answers(LABELS.copy()) if self.labelled and split != "unlabeled" else None)
+        return Raw(items, self.as_answers(LABELS.copy()) if self.named and split != "unlabeled" else None)
 
     def fingerprint(self):
         return "toy"
 
     @property
     def classes(self):
-        return ["a", "b", "c"] if self.labelled else None
+        return ["a", "b", "c"] if self.named else None
 
 
 def test_carved_splits_are_disjoint_and_whole():

@@ -127,7 +127,9 @@ def test_fitted_is_what_resize_does(h, w, size, fit):
         ramp = np.linspace(0, 240, n)[:, None] if axis == 0 else np.linspace(0, 240, n)[None]
         image = np.broadcast_to(np.rint(ramp), (h, w)).astype(np.uint8)[None, ..., None]
         seen = resize(image, size, 1, fit)[0, ..., 0].astype(float)
-        at = (f[2 * axis] + (np.arange(size) + 0.5) / size * (f[2 * axis + 1] - f[2 * axis])) * n - 0.5  # in pixels, from the first's centre
+        at = (
+            f[2 * axis] + (np.arange(size) + 0.5) / size * (f[2 * axis + 1] - f[2 * axis])
+        ) * n - 0.5  # in pixels, from the first's centre
         scale = max((f[2 * axis + 1] - f[2 * axis]) * n / size, 1)
         clear = (at > scale) & (at < n - 1 - scale)  # away from borders, which a filter repeats
         line, a_pixel = seen.max(1 - axis), 240 / max(n - 1, 1)  # where it is black across, it is border
