@@ -32,6 +32,7 @@ SPLIT_NAMES = {
     "test": "test", "testing": "test", "unlabeled": "unlabeled", "unlabelled": "unlabeled", "unsupervised": "unlabeled",
 }  # fmt: skip
 THREADS = min(16, os.cpu_count() or 1)
+PROBED = 64  # files whose sizes say how large an encoder reads them
 
 
 class Unreadable(UserError):
@@ -294,6 +295,15 @@ class ImageSource(Source):
     def _check(self, split: str) -> None:
         if split not in self.own_splits():
             raise UserError(f"{self.name} has no '{split}' split; it has: {', '.join(self.own_splits())}")
+
+
+def some_shapes(files: Sequence[Path]) -> list[tuple[int, int, int]]:
+    """(H, W, C) of at most `PROBED` of the files, from first to last; what cannot be read is left out, as preparation names it."""
+    shapes = []
+    for i in np.unique(np.linspace(0, len(files) - 1, PROBED).astype(int)):
+        with contextlib.suppress(Unreadable):
+            shapes.append(header(files[i]))
+    return shapes
 
 
 def encoder_shape(name: str, shapes: Sequence[tuple[int, ...]], size: int | None) -> tuple[int, int]:

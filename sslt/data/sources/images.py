@@ -29,7 +29,6 @@ __all__ = ["Arrays", "Digits", "HuggingFaceImages", "ImageFolder", "ImageSet"]
 log = logging.getLogger("sslt")
 
 DIGIT_NAMES = [str(i) for i in range(10)]
-PROBED = 64
 
 
 class Digits(ImageSource):
@@ -295,14 +294,7 @@ class ImageFolder(ImageSource):
 
     @cached_property
     def image_shape(self) -> tuple[int, int]:  # type: ignore[override]
-        files = next(iter(self._parts.values()))[0]
-        shapes = []
-        for i in np.unique(np.linspace(0, len(files) - 1, PROBED).astype(int)):
-            try:
-                shapes.append(image_files.header(files[i]))
-            except image_files.Unreadable:
-                continue  # preparation names it, or leaves it out
-        return encoder_shape(self.name, shapes, self.size)
+        return encoder_shape(self.name, image_files.some_shapes(next(iter(self._parts.values()))[0]), self.size)
 
 
 class Arrays(ImageSource):
