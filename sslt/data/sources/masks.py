@@ -21,6 +21,7 @@ from sslt.errors import UserError, nearest
 
 GROUND = "background"
 NO_MASKS = ("test", "unlabeled")  # splits that may be without any
+MOST = 65535  # objects of a mask
 LOSSY = (".jpg", ".jpeg")  # files of which pixels are only about what was written
 KINDS: dict[str, type[Map]] = {"map": Map, "instances": Instances}
 
@@ -208,15 +209,15 @@ class Masks(ImageSource):
         found, where = np.unique(values, return_inverse=True)
         if self.objects:
             numbers = np.cumsum(found != 0)  # 0 where there is no object, then 1, 2, …
+            if numbers[-1] > MOST:
+                raise UserError(f"{pair.mask} holds {numbers[-1]:,} objects, more than the {MOST:,} there can be: is it a mask?")
             return numbers[where.reshape(values.shape)].astype(np.uint16)
         indices = [self._table.get(v, -1) for v in found.tolist()]
         if -1 in indices:
             wrong = int(found[indices.index(-1)])
             row, column = np.argwhere(values == wrong)[0].tolist()
             what = f"colour [{wrong % 256}, {wrong // 256 % 256}, {wrong // 65536}]" if self._coloured else f"value {wrong}"
-            raise UserError(
-                f"{pair.mask}: the {what} at row {row}, column {column} is none of the {self._known}, or ignore it (data.ignore)"
-            )
+            raise UserError(f"{pair.mask}: the {what} at row {row}, column {column} is none of the {self._known}, or set data.ignore")
         return np.array(indices, np.uint8)[where.reshape(values.shape)]
 
     @property

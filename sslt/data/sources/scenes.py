@@ -92,8 +92,9 @@ class Scenes(ImageSource):
 
     @property
     def space(self) -> Space:
-        names = {Map: ["background", *DIGIT_NAMES]}.get(self.answer, DIGIT_NAMES)
-        return {} if self.answer in (Number, Texts, Values) else {"classes": list(names)}
+        if self.answer in (Number, Texts, Values):
+            return {}
+        return {"classes": [*(["background"] if self.answer is Map else []), *DIGIT_NAMES]}
 
     @property
     def classes(self) -> list[str] | None:
