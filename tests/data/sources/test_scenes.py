@@ -162,7 +162,7 @@ def test_every_kind_can_be_asked_for(kind):
     source = scenes(kind, count=8)
     raw = source.read("train")
     assert type(raw.answers) is source.answer is KINDS[kind] and raw.answers.space == source.space and len(raw) == len(raw.answers) == 8
-    assert source.labelled == (kind == "class")
+    assert source.has_classes == (kind == "class")
     for i in range(8):
         scene, value = source.scene("train", i), raw.answers.values[i]
         seen = draw(scene, 64)
