@@ -76,7 +76,7 @@ def test_texts_are_learned_measured_and_predicted(sslt, encoder, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", [["adaptation=probe"], ["adaptation=lora"], ["adaptation=partial"], ["+joint=mlm"], ["report=best"],
+@pytest.mark.parametrize("how", [["adaptation=probe"], ["adaptation=lora"], ["adaptation=partial"], ["+joint=mlm", "joint.batch_size=8"], ["report=best"],
                                  ["label_fraction=0.2", "compare=scratch"], ["optimizer.lr=auto"], ["ema=0.9"]])  # fmt: skip
 def test_every_way_of_fine_tuning_takes_them(sslt, encoder, kind, how):
     """And leaves a head that answers."""
