@@ -112,8 +112,10 @@ class TokenProcessor(abc.ABC):
 
     def _placed(self, texts: Sequence[Any] | np.ndarray, places: list[np.ndarray]) -> Iterator[list[list[int]]]:
         """What `encode` gives; adds the places of the ids, int32 [n, 2], to `places`."""
+        done = 0
         for chunk in self.encode_with_places(texts):
-            places += [np.array(where, np.int32).reshape(-1, 2) for _, where in chunk]
+            places += [_without_spaces(where, texts[done + i]) for i, (_, where) in enumerate(chunk)]
+            done += len(chunk)
             yield [ids for ids, _ in chunk]
 
 
@@ -248,7 +250,7 @@ class TextSamples(Samples):
 
     @property
     def padding(self) -> dict[str, int]:
-        return {"tokens": self.special[2]}
+        return {"tokens": self.special[2], "places": -1}
 
     def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
         """`tokens` int64 [B, L], `mask` bool [B, L] (False on padding), `index` int64 [B], what there is of the answers.
@@ -355,6 +357,15 @@ class PackedSamples(Samples):
     def subset(self, index: np.ndarray) -> PackedSamples:
         fingerprint = cache.digest(self.fingerprint, np.asarray(index))
         return PackedSamples(self.stream, self.length, self.cls_id, fingerprint, self.rows[index])
+
+
+def _without_spaces(places: Sequence[tuple[int, int]], text: str) -> np.ndarray:
+    """Places of tokens, int32 [n, 2], without the space before a word, which some tokenizers count as the word's."""
+    found = []
+    for start, end in places:
+        inside = text[start:end]
+        found.append((start + len(inside) - len(inside.lstrip()), end) if inside[:1].isspace() else (start, end))
+    return np.array(found, np.int32).reshape(-1, 2)
 
 
 def content_of(source: Source) -> list[Any]:

@@ -304,7 +304,7 @@ def read_labels(table: Table, text: str, label: str | None, on_error: str, *, ev
     skipped: list[str] = []
     for row in table.rows([text, label] if label else [text]):
         values = [decoded(v) for v in row.values]
-        problem = row.problem or _text_problem(values[0])
+        problem = row.problem or text_problem(values[0])
         name = None
         if not problem and label:
             name = label_name(values[1], names)
@@ -342,7 +342,7 @@ def refuse(message: str, on_error: str, skipped: list[str]) -> None:
     skipped.append(message)
 
 
-def _text_problem(value: Any) -> str:
+def text_problem(value: Any) -> str:
     if isinstance(value, (list, dict)):
         return f"the text is a {type(value).__name__}"
     if isinstance(value, bytes):

@@ -96,7 +96,7 @@ def _json(path: Path, layout: Layout) -> Iterator[Tagged]:
             if isinstance(row.values[0], list):
                 yield _of_tokens(row.where, row.values[0], row.values[1] if tags else None, layout)
                 continue
-            if problem := tables._text_problem(row.values[0]):
+            if problem := tables.text_problem(row.values[0]):
                 raise Wrong(problem)
             found = str(row.values[0])
             spans = spans_of(row.values[1], found, layout.ends == "inclusive") if tags else None

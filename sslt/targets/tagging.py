@@ -1,0 +1,133 @@
+"""Tagging: spans of a text with a type each, such as names of people and places."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslt.data.answers import Space, Tags
+from sslt.data.base import Samples, Source
+from sslt.data.ragged import Ragged
+from sslt.data.views.base import Plain, Views
+from sslt.encoders.base import Encoder
+from sslt.errors import UserError
+from sslt.objectives.base import Loss, encode_views, n_views, wide
+from sslt.ranges import Share
+from sslt.targets import bio, dictionary
+from sslt.targets.base import RESAMPLED, Cheap, Rows, Target
+from sslt.targets.metrics.tags import ratios, row_counts, tag_metrics
+
+CUT = 0.01  # share of training spans with an end inside a word, above which words may be cut
+LOOKED_AT = 2000  # texts in which that is counted
+
+
+class Tagging(Target[Tags]):
+    """Cross-entropy of a linear head on every token, over the tags O, B-x, I-x of each type x (Ramshaw & Marcus, 1995).
+
+    Reads `views` [V, B, ...], `places` [B, L, 2] of tokens in their text and `tags` [B, M, 3]. Answers with the most probable sequence of
+    tags that is one of spans. A word of several tokens is in a span or not as a whole, where training spans end between words
+    (`cuts_words` 0). Tokens that were not read, of a text cut short, are in no span: what is tagged there counts as missed.
+    dropout: on the tokens' features.
+    """
+
+    answer, reads, primary = Tags, "tokens", "f1"
+    watched = ("precision", "recall")
+    called = "this tagger"
+    cuts_words: Tensor
+
+    def __init__(self, encoder: Encoder, space: Space, dropout: Share):
+        super().__init__(encoder, space)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(encoder.dim, 1 + 2 * len(space["types"]))
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        tokenizer = getattr(encoder, "processor", None)
+        pieces = tokenizer.continues_word() if hasattr(tokenizer, "continues_word") else np.zeros(1, bool)
+        self.register_buffer("pieces", torch.from_numpy(pieces), persistent=False)  # the tokenizer's, which is saved
+        self.register_buffer("cuts_words", torch.zeros(()))
+
+    def check_views(self, views: Views) -> None:
+        if not isinstance(views, Plain):
+            raise UserError("tags belong to places in a text, which only views=plain leaves as it is")
+
+    def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
+        """Find out whether spans of this language, or by this tokenizer, end inside words."""
+        super().prepare(encoder, samples, batch_size)
+        cut, spans = 0, 0
+        for index in np.array_split(np.arange(min(len(samples), LOOKED_AT)), -(-min(len(samples), LOOKED_AT) // 100)):
+            batch = samples.batch(index)
+            labels, text = bio.labels(batch["places"], batch["tags"])
+            cut += int(bio.cut(labels, text, self._continuing(batch)).sum())
+            spans += int((labels % 2 == 1).sum())
+        self.cuts_words.fill_(float(cut > CUT * max(spans, 1)))
+
+    def forward(self, encoder: Encoder, batch: dict) -> Loss:
+        labels, text = bio.labels(batch["places"], batch["tags"])
+        v = n_views(batch["views"])
+        labels = torch.where(text, labels, -100).repeat(v, 1).flatten()
+        logits = wide(self.head(self.dropout(encode_views(encoder, batch).tokens))).flatten(0, 1)
+        n = (labels >= 0).sum().clamp(min=1)
+        loss = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum") / n
+        with torch.no_grad():
+            accuracy = (logits.argmax(-1) == labels).sum() / n
+        return Loss(loss, {"token_accuracy": accuracy})
+
+    def units(self, batch: dict) -> Tensor:
+        """Tokens that stand for text."""
+        return bio.stands_for_text(batch["places"]).sum()
+
+    def _continuing(self, batch: dict[str, Tensor]) -> Tensor:
+        """bool [B, L]: tokens that go on with the word of the one before."""
+        own = self.pieces[batch["tokens"].clamp(max=len(self.pieces) - 1)]
+        return bio.adjoining(batch["places"]) & own
+
+    # ---------------------------------------------------------------- answers
+    def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Tags:
+        tokens = encoder(encoder.inputs(batch)).tokens
+        scores = self.head(tokens.to(self.head.weight.dtype)).float().log_softmax(-1)
+        whole = self._continuing(batch) & (self.cuts_words == 0)
+        spans, sure = bio.decode(scores, batch["places"], whole)
+        return Tags(spans, self.space, scores=sure)
+
+    def measure(self, predictions: Tags, answers: Tags) -> dict[str, float]:
+        return tag_metrics(predictions.values, answers.values, answers.types)
+
+    def errors(self, predictions: Tags, answers: Tags) -> np.ndarray:
+        """Spans that are missed, and spans that are none."""
+        right, ours, theirs = row_counts(predictions.values, answers.values).T
+        return (ours + theirs - 2 * right).astype(float)
+
+    def difference(self, a: Tags, b: Tags, answers: Tags) -> tuple[float, float, float]:
+        counts = [row_counts(p.values, answers.values) for p in (a, b)]
+        rng, n = np.random.default_rng(0), len(answers)
+        drawn = [np.arange(n), *(rng.integers(0, n, n) for _ in range(RESAMPLED))]
+        found = [ratios(counts[0][i].sum(0))[0] - ratios(counts[1][i].sum(0))[0] for i in drawn]
+        low, high = np.quantile(found[1:], [0.025, 0.975])
+        return found[0], float(low), float(high)
+
+    def rows(self, predictions: Tags) -> list[dict[str, Any]]:
+        """A list of spans for each text, with how probable each is."""
+        names = predictions.types
+        found: list[dict[str, Any]] = []
+        for i, row in enumerate(predictions.values):
+            spans: list[dict[str, Any]] = [{"start": a, "end": b, "type": names[t]} for a, b, t in row.tolist()]
+            if predictions.scores is not None:
+                spans = [{**s, "score": round(p, 4)} for s, p in zip(spans, predictions.scores[i].ravel().tolist(), strict=True)]
+            found.append({"prediction": spans})
+        return found
+
+    # ---------------------------------------------------------------- before training, and beside it
+    @classmethod
+    def check(cls, source: Source, answers: Tags | None = None) -> None:
+        if answers is not None and not answers.values.sizes.sum():
+            raise UserError(f"none of the {len(answers)} training texts of {source.name} has a tag: there is nothing to learn")
+
+    def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
+        return dictionary.strongest(train, val, test)
+
+    def trivial(self, train: Tags, test: Tags) -> dict[str, float]:
+        return {"untagged/f1": 0.0}
