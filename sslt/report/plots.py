@@ -125,7 +125,7 @@ def _panels(record: Mapping[str, tuple[list[int], list[float]]]) -> dict[str, di
     panels: dict[str, dict[str, Series]] = {}
     for name in sorted(record):
         steps, values = np.array(record[name][0]), np.array(record[name][1], dtype=float)
-        if "class" not in name.split("/")[:-1] and np.isfinite(values).any():
+        if not {"class", "type"} & set(name.split("/")[:-1]) and np.isfinite(values).any():
             panels.setdefault(name.rsplit("/", 1)[-1], {})[name] = (steps, values)
 
     def place(panel: str) -> tuple[int, str]:

@@ -51,7 +51,7 @@ def summary(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     First the headline metrics of each group (`test/f1`, …), then the rest in the order given.
     """
-    kept = {k: v for k, v in metrics.items() if "class" not in k.split("/")[:-1] and _is_number(v)}
+    kept = {k: v for k, v in metrics.items() if not {"class", "type"} & set(k.split("/")[:-1]) and _is_number(v)}
     groups = list(dict.fromkeys(_group(name) for name in kept))
 
     def place(name: str) -> tuple[int, int]:

@@ -148,7 +148,9 @@ def stream(cfg: Any, samples: Samples, batch_size: int, views: Any, *, drop_last
 
 def log_final(learner: Learner, metrics: dict[str, Any], pictures: dict[str, Path] | None = None) -> None:
     """Hand the final numbers, and pictures (name → file), to every logger and close it."""
-    numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not k.startswith(("class/", "test/class/"))}
+    numbers = {
+        k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not k.startswith(("class/", "test/class/", "test/type/"))
+    }
     for logger in learner.loggers_used:
         for name, path in (pictures or {}).items():
             log_picture(logger, name, path, learner.batches_seen)

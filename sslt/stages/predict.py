@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from sslt import groups, stored
 from sslt.config import build
-from sslt.data.answers import Answers, Class
+from sslt.data.answers import Answers, Class, Tags
 from sslt.encoders.base import require
 from sslt.errors import UserError
 from sslt.evaluation.features import encode, predicted
@@ -25,6 +25,7 @@ from sslt.stages.evaluate import load
 from sslt.targets.base import Target
 
 log = logging.getLogger("sslt")
+TAG_FILES = (".jsonl", ".json", ".ndjson", ".conll", ".bio", ".iob", ".iob2", ".bioes")  # that may have tags
 FEW_NAMES = 20  # up to which each has a column of its own
 
 
@@ -38,7 +39,9 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if cfg.probabilities not in (True, False, "auto"):
         raise UserError(f"probabilities={cfg.probabilities}: give true, false or auto")
     encoder, head = load(cfg, None if cfg.data is None else build(cfg.data).modality)
-    source = _source(cfg, encoder.modality)
+    source = _source(cfg, encoder.modality, head)
+    if head is not None and source.space is None:
+        source.answer = head.answer  # so that what its answers are places in is prepared with such
     require(encoder.modality, source, f"from={cfg['from']}")
     splits = source.own_splits() if cfg.input is not None else (cfg.split,)
     parts = {split: common.prepare(encoder, source, split) for split in splits}
@@ -116,7 +119,7 @@ def _measured(head: Target, parts: Any, predictions: list[Any], rows: list[dict[
     return {"predict/labelled": len(right), f"predict/{head.primary}": sum(right) / len(right)} if right else {}
 
 
-def _source(cfg: Any, modality: str) -> Any:
+def _source(cfg: Any, modality: str, head: Target | None) -> Any:
     """The data of `data=`, or a source made for the file or folder `input=`."""
     if cfg.data is not None:
         return build(cfg.data)
@@ -127,19 +130,28 @@ def _source(cfg: Any, modality: str) -> Any:
         raise UserError(f"input={cfg.input}: there is no such file or folder")
     if path.is_file() and path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
         raise UserError(f"input={cfg.input} is one picture: give the folder it is in")
-    node = OmegaConf.load(groups.CONFIG_DIR / f"{_group_for(path, modality)}.yaml")
+    node = OmegaConf.load(groups.CONFIG_DIR / f"{_group_for(path, modality, head)}.yaml")
     whole: dict[str, Any] = {k: 0.0 for k in ("val_fraction", "test_fraction") if k in node}  # every row is predicted, none held out
     if "label" in node:
         whole |= {"label": ""}  # and no row has to have a label
     elif "answer" in node:  # arrays of answers are found by their names, whatever is in them
         whole |= {"answer": _data_of_run(cfg).get("answer", node.answer)}
-    return build(OmegaConf.merge(node, {"path": str(path)}, whole, _text_column(cfg, node)))
+    whole |= {"types": head.space["types"]} if head is not None and "types" in node else {}
+    return build(OmegaConf.merge(node, {"path": str(path)}, whole, _text_column(cfg, node), _same_layout(cfg, node)))
 
 
 def _text_column(cfg: Any, node: Any) -> dict[str, str]:
     """The column of the text that the run was made with, where it named one."""
     column = _data_of_run(cfg).get("text") if "text" in node else None
     return {"text": str(column)} if column else {}
+
+
+def _same_layout(cfg: Any, node: Any) -> dict[str, Any]:
+    """How the run's own file was read, where this one is read by the same source of texts with tags."""
+    data = _data_of_run(cfg)
+    if data.get("_target_") != node["_target_"] or "ends" not in node:
+        return {}
+    return {k: data[k] for k in ("ends", "overlaps", "token_column", "tag_column", "join") if k in data}
 
 
 def _data_of_run(cfg: Any) -> Any:
@@ -149,8 +161,10 @@ def _data_of_run(cfg: Any) -> Any:
     return data if OmegaConf.is_dict(data) else {}
 
 
-def _group_for(path: Path, modality: str) -> str:
+def _group_for(path: Path, modality: str, head: Target | None) -> str:
     stem = path.name.removesuffix(".xz").removesuffix(".gz")
+    if head is not None and head.answer is Tags and (path.is_dir() or stem.endswith(TAG_FILES)):
+        return "data/text_tags"
     if modality == "image":
         return "data/arrays" if stem.endswith(".npz") else "data/image_folder"
     return "data/text_csv" if stem.endswith((".csv", ".tsv", ".jsonl", ".json", ".parquet")) else "data/text_lines"

@@ -22,9 +22,11 @@ def before(places: Tensor) -> Tensor:
     return torch.cat([torch.full_like(ends[:, :1], -1), ends[:, :-1]], 1)
 
 
-def adjoining(places: Tensor) -> Tensor:
-    """bool [B, L]: tokens that begin where the one before ended, or within it."""
-    return stands_for_text(places) & (places[..., 0] <= before(places)) & (before(places) > 0)
+def continuing(places: Tensor, tokens: Tensor, entries: Tensor) -> Tensor:
+    """bool [B, L]: tokens that go on with the word of the one before. entries [V, 2] as `inside_words` gives them."""
+    goes_on, open_ended = entries[tokens].unbind(2)
+    adjoins = stands_for_text(places) & (places[..., 0] <= before(places)) & (before(places) > 0)
+    return adjoins & goes_on & torch.cat([torch.ones_like(open_ended[:, :1]), open_ended[:, :-1]], 1)
 
 
 def labels(places: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,19 +46,18 @@ def labels(places: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(inside, 2 + 2 * types.gather(1, span) - begins.long(), 0), text
 
 
-def cut(found: Tensor, text: Tensor, continuing: Tensor) -> Tensor:
-    """bool [B, L]: tokens `continuing` a word whose tag does not go on with that of the token before."""
+def cut(found: Tensor, text: Tensor, goes_on: Tensor) -> Tensor:
+    """bool [B, W] of tokens of text: those that go on with a word, and whose tag does not with that of the token before."""
     order, valid = _packed(text)
-    found, continuing = found.gather(1, order), continuing.gather(1, order) & valid
+    found, goes_on = found.gather(1, order), goes_on.gather(1, order) & valid
     previous = torch.cat([torch.zeros_like(found[:, :1]), found[:, :-1]], 1)
-    goes_on = (found == previous + previous % 2) & ((found == 0) | (found % 2 == 0))
-    return continuing & ~goes_on
+    return goes_on & (found != previous + previous % 2)
 
 
 def _packed(text: Tensor) -> tuple[Tensor, Tensor]:
     """Where the tokens of text stand, in their order and before all others, int64 [B, W], and which of these are such."""
     width = max(int(text.sum(1).max()), 1)
-    order = text.int().argsort(1, descending=True, stable=True)[:, :width]
+    order = text.int().argsort(dim=1, descending=True, stable=True)[:, :width]
     return order, text.gather(1, order)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from sslt.data.answers import Space, Tags
 from sslt.data.base import Samples, Source
-from sslt.data.ragged import Ragged
 from sslt.data.views.base import Plain, Views
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
@@ -19,7 +18,7 @@ from sslt.objectives.base import Loss, encode_views, n_views, wide
 from sslt.ranges import Share
 from sslt.targets import bio, dictionary
 from sslt.targets.base import RESAMPLED, Cheap, Rows, Target
-from sslt.targets.metrics.tags import ratios, row_counts, tag_metrics
+from sslt.targets.metrics.tags import f1_difference, row_counts, tag_metrics
 
 CUT = 0.01  # share of training spans with an end inside a word, above which words may be cut
 LOOKED_AT = 2000  # texts in which that is counted
@@ -37,6 +36,7 @@ class Tagging(Target[Tags]):
     answer, reads, primary = Tags, "tokens", "f1"
     watched = ("precision", "recall")
     called = "this tagger"
+    entries: Tensor
     cuts_words: Tensor
 
     def __init__(self, encoder: Encoder, space: Space, dropout: Share):
@@ -45,9 +45,8 @@ class Tagging(Target[Tags]):
         self.head = nn.Linear(encoder.dim, 1 + 2 * len(space["types"]))
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        tokenizer = getattr(encoder, "processor", None)
-        pieces = tokenizer.continues_word() if hasattr(tokenizer, "continues_word") else np.zeros(1, bool)
-        self.register_buffer("pieces", torch.from_numpy(pieces), persistent=False)  # the tokenizer's, which is saved
+        self.check_encoder(encoder)
+        self.register_buffer("entries", torch.from_numpy(encoder.processor.inside_words()), persistent=False)  # the tokenizer's own
         self.register_buffer("cuts_words", torch.zeros(()))
 
     def check_views(self, views: Views) -> None:
@@ -57,13 +56,13 @@ class Tagging(Target[Tags]):
     def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
         """Find out whether spans of this language, or by this tokenizer, end inside words."""
         super().prepare(encoder, samples, batch_size)
-        cut, spans = 0, 0
-        for index in np.array_split(np.arange(min(len(samples), LOOKED_AT)), -(-min(len(samples), LOOKED_AT) // 100)):
+        cut, spans, n = 0, 0, min(len(samples), LOOKED_AT)
+        for index in np.array_split(np.arange(n), -(-n // 100)):
             batch = samples.batch(index)
             labels, text = bio.labels(batch["places"], batch["tags"])
-            cut += int(bio.cut(labels, text, self._continuing(batch)).sum())
+            cut += int(bio.cut(labels, text, bio.continuing(batch["places"], batch["tokens"], self.entries)).sum())
             spans += int((labels % 2 == 1).sum())
-        self.cuts_words.fill_(float(cut > CUT * max(spans, 1)))
+        self.cuts_words.fill_(float(cut > CUT * spans))
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         labels, text = bio.labels(batch["places"], batch["tags"])
@@ -80,16 +79,11 @@ class Tagging(Target[Tags]):
         """Tokens that stand for text."""
         return bio.stands_for_text(batch["places"]).sum()
 
-    def _continuing(self, batch: dict[str, Tensor]) -> Tensor:
-        """bool [B, L]: tokens that go on with the word of the one before."""
-        own = self.pieces[batch["tokens"].clamp(max=len(self.pieces) - 1)]
-        return bio.adjoining(batch["places"]) & own
-
     # ---------------------------------------------------------------- answers
     def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Tags:
         tokens = encoder(encoder.inputs(batch)).tokens
         scores = self.head(tokens.to(self.head.weight.dtype)).float().log_softmax(-1)
-        whole = self._continuing(batch) & (self.cuts_words == 0)
+        whole = bio.continuing(batch["places"], batch["tokens"], self.entries) & (self.cuts_words == 0)
         spans, sure = bio.decode(scores, batch["places"], whole)
         return Tags(spans, self.space, scores=sure)
 
@@ -102,12 +96,7 @@ class Tagging(Target[Tags]):
         return (ours + theirs - 2 * right).astype(float)
 
     def difference(self, a: Tags, b: Tags, answers: Tags) -> tuple[float, float, float]:
-        counts = [row_counts(p.values, answers.values) for p in (a, b)]
-        rng, n = np.random.default_rng(0), len(answers)
-        drawn = [np.arange(n), *(rng.integers(0, n, n) for _ in range(RESAMPLED))]
-        found = [ratios(counts[0][i].sum(0))[0] - ratios(counts[1][i].sum(0))[0] for i in drawn]
-        low, high = np.quantile(found[1:], [0.025, 0.975])
-        return found[0], float(low), float(high)
+        return f1_difference(a.values, b.values, answers.values, RESAMPLED)
 
     def rows(self, predictions: Tags) -> list[dict[str, Any]]:
         """A list of spans for each text, with how probable each is."""

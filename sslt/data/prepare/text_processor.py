@@ -23,7 +23,7 @@ from sslt import stored
 from sslt.data import cache, copies
 from sslt.data.answers import Answers
 from sslt.data.base import Samples, Source
-from sslt.data.prepare.tokenizers import backend_spec, continues_word, special_ids, train_tokenizer
+from sslt.data.prepare.tokenizers import backend_spec, continues_word, inside_words, special_ids, train_tokenizer
 from sslt.errors import UserError
 
 if TYPE_CHECKING:
@@ -187,6 +187,10 @@ class TextProcessor(TokenProcessor):
     def continues_word(self) -> np.ndarray:
         """bool [vocab_size]: entries that continue the word before them (see `tokenizers.continues_word`)."""
         return continues_word(self.tokenizer)
+
+    def inside_words(self) -> np.ndarray:
+        """bool [vocab_size, 2]: entries that go on with a word, and those after which one may (see `tokenizers.inside_words`)."""
+        return inside_words(self.tokenizer)
 
     def encode(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[int]]]:
         """Ids of `CHUNK` texts at a time: whole texts, without special tokens."""

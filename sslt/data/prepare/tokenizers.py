@@ -138,6 +138,20 @@ def continues_word(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     return result
 
 
+def inside_words(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """bool [V, 2]: entries that go on with a word, and those after which one may go on.
+
+    Closer than `continues_word`: where only starts of words are marked, a comma goes on with the word before it, and is none of it. Special
+    tokens stand between windows of a text, so that a word may go on after them.
+    """
+    result = np.zeros((len(continues := continues_word(tokenizer)), 2), dtype=bool)
+    for token, i in tokenizer.get_vocab().items():
+        bare = token.removeprefix(PREFIX)
+        result[i] = continues[i] and bare[:1].isalnum(), bare[-1:].isalnum()
+    result[special_ids(tokenizer), 1] = True
+    return result
+
+
 def backend_spec(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The JSON of the fast backend, without the settings of the last call (truncation, padding)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

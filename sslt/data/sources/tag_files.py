@@ -214,17 +214,17 @@ def _sentence(where: str, rows: Sequence[tuple[int, list[str], str]], layout: La
     untagged = all(len(fields) == 1 for _, fields, _ in rows)
     for number, fields, _ in rows:
         try:
+            if not untagged and len(fields) == 1:
+                raise Wrong(f"'{fields[0][:40]}' stands alone: expected a token and its tag")
             tokens.append(fields[layout.token_column])
+            if not tokens[-1].strip():
+                raise Wrong("a tag without a token")
             if not untagged:
                 tags.append(fields[layout.tag_column])
                 named(tags[-1])
-            if not tokens[-1].strip():
-                raise Wrong("a tag without a token")
-            if not untagged and len(fields) == 1:
-                raise Wrong(f"'{fields[0]}' stands alone: expected a token and its tag")
         except (IndexError, Wrong) as e:
-            columns = f"{len(fields)} columns: data.token_column={layout.token_column} or data.tag_column={layout.tag_column} is none of them"
-            wrong = e if isinstance(e, Wrong) else Wrong(columns)
+            asked = f"token_column={layout.token_column} and data.tag_column={layout.tag_column}"
+            wrong = e if isinstance(e, Wrong) else Wrong(f"{len(fields)} columns, where data.{asked} were to be read")
             wrong.where = f"line {number}"  # type: ignore[attr-defined]
             raise wrong from None
     return _of_tokens(where, tokens, None if untagged else tags, layout, document)

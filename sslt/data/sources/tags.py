@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -149,8 +149,8 @@ class TextTags(TagSource):
 class _Distributed(TagSource):
     """A data set of files with known names, in `root` or one of `folders` in it, packed or not."""
 
-    folders: tuple[str, ...]
-    names: dict[str, str]
+    folders: ClassVar[tuple[str, ...]]
+    names: ClassVar[dict[str, str]]
     needs: str
 
     def __init__(self, root: str, layout: Layout, on_error: str):
@@ -175,8 +175,8 @@ class Cluener(_Distributed):
     """
 
     name = "cluener"
-    folders: tuple[str, ...] = ("zh-cluener", "cluener")
-    names: dict[str, str] = {"train": "train.json", "test": "dev.json"}
+    folders: ClassVar[tuple[str, ...]] = ("zh-cluener", "cluener")
+    names: ClassVar[dict[str, str]] = {"train": "train.json", "test": "dev.json"}
     needs = "https://github.com/CLUEbenchmark/CLUENER2020; .xz, .gz too"
 
     def __init__(self, root: str, on_error: str, val_fraction: float):
@@ -188,8 +188,8 @@ class Wnut17(_Distributed):
     """WNUT 2017 (Derczynski et al., 2017): new and rare entities in posts, six types, with dev and test of their own."""
 
     name = "wnut17"
-    folders: tuple[str, ...] = ("wnut17",)
-    names: dict[str, str] = {"train": "wnut17train.conll", "val": "emerging.dev.conll", "test": "emerging.test.annotated"}
+    folders: ClassVar[tuple[str, ...]] = ("wnut17",)
+    names: ClassVar[dict[str, str]] = {"train": "wnut17train.conll", "val": "emerging.dev.conll", "test": "emerging.test.annotated"}
     needs = "https://github.com/leondz/emerging_entities_17; .xz, .gz too"
 
     def __init__(self, root: str, on_error: str):
