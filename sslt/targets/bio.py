@@ -70,7 +70,7 @@ def decode(scores: Tensor, places: Tensor, whole: Tensor) -> tuple[Ragged, Ragge
     """
     order, valid = _packed(stands_for_text(places))
     wide = order.unsqueeze(2)
-    scores, whole = scores.gather(1, wide.expand(-1, -1, scores.shape[2])), whole.gather(1, order)
+    scores, whole = scores.detach().gather(1, wide.expand(-1, -1, scores.shape[2])), whole.gather(1, order)
     places = places.gather(1, wide.expand(-1, -1, 2))
     whole = whole | (places[..., 0] < before(places))  # two tokens of one character
     nothing = torch.full_like(scores[0, 0], -torch.inf).index_fill(0, torch.zeros(1, dtype=torch.long, device=scores.device), 0.0)
