@@ -28,6 +28,7 @@ def found(made: Dictionary, text: str, least: float = 0.0):
 
 TRAIN = rows(
     ("New York is far", [("New York", 1)]),
+    ("New came", [("New", 0)]),
     ("York is near", [("York", 1)]),
     ("York was a duke", [("York", 0)]),
     ("so is York", [("York", 1)]),
@@ -42,7 +43,7 @@ TRAIN = rows(
 def test_longest_whole_words_and_majority():
     """Of entries at a place the longest; none inside a word, but anywhere in scripts without spaces; the most frequent type."""
     made = Dictionary(*TRAIN)
-    assert found(made, "New York, York and Yorkshire") == [("New York", 1), ("York", 1)]
+    assert found(made, "New York, York and Yorkshire, New") == [("New York", 1), ("York", 1), ("New", 0)]
     assert found(made, "Xavier X") == [("X", 0)]
     assert found(made, "我和王芳来了") == [("王芳", 0)]
     assert found(made, "") == [] and found(made, "N") == []
@@ -51,7 +52,7 @@ def test_longest_whole_words_and_majority():
 def test_precision():
     """How often what is found in training is tagged so there; entries below are passed over for shorter ones."""
     made = Dictionary(*TRAIN)
-    assert made.precision == pytest.approx({"New York": 1, "York": 2 / 3, "May": 1 / 4, "X": 1, "王芳": 1})
+    assert made.precision == pytest.approx({"New York": 1, "New": 1, "York": 2 / 3, "May": 1 / 4, "X": 1, "王芳": 1})
     assert found(made, "May met York", 0.25) == [("May", 0), ("York", 1)]
     assert found(made, "May met York", 0.5) == [("York", 1)]
     assert found(made, "May met York", 0.9) == []

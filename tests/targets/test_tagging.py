@@ -316,6 +316,16 @@ def test_places_leave_out_the_space_before_a_word():
     assert spans_of(target.predict(encoder, batch)) == spans_of(samples.answers)
 
 
+def test_tokens_of_one_character():
+    """As byte-level tokenizers cut what is rare: they are in one span or in none, so that no two spans share a character."""
+    places = torch.tensor([[[-1, -1], [0, 1], [0, 1], [0, 1], [1, 3], [-1, -1]]])
+    labels, _ = bio.labels(places, torch.tensor([[[0, 1, 1], [1, 3, 0]]]))
+    assert labels.tolist() == [[0, 3, 4, 4, 1, 0]]
+    scores = surely(torch.tensor([[0, 1, 1, 3, 1, 0]])).log_softmax(-1)
+    spans, sure = bio.decode(scores, places, torch.zeros(1, 6, dtype=torch.bool))
+    assert spans[0].tolist() == [[0, 1, 0], [1, 3, 0]] and sure.sizes.tolist() == [2]
+
+
 def test_what_cannot_be_tagged(processor):
     """Views that move tokens, an encoder without tokens, texts without a tag."""
     target, _ = tagging(processor)
