@@ -45,7 +45,9 @@ def test_from_files_to_spans(sslt, own, here, capsys):
     sslt("finetune", *own, "from=scratch", "optimizer.lr=0.01", "trainer.max_steps=60", "hydra.run.dir=run")
     metrics, rows = Run(Path("run")).metrics, predictions("run")
     assert metrics["test/f1"] > 0.9 and metrics["test/type/place/f1"] > 0.8 and metrics["untagged/f1"] == 0 and metrics["baseline/f1"] > 0.5
-    assert [r["error"] for r in rows] == sorted((r["error"] for r in rows), reverse=True) and sorted(r["row"] for r in rows) == list(range(12))
+    assert [r["error"] for r in rows] == sorted((r["error"] for r in rows), reverse=True) and sorted(r["row"] for r in rows) == list(
+        range(12)
+    )
     sslt("evaluate", "from=run", CPU, "hydra.run.dir=measured")
     assert Run(Path("measured")).metrics["test/f1"] == metrics["test/f1"] and predictions("measured") == rows
     sslt("evaluate", "from=run", CPU, "windows=1", "hydra.run.dir=short")

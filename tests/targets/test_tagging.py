@@ -64,7 +64,7 @@ class Toy(Source):
 class Known(nn.Module):
     """An encoder whose tokens have the features that it is given, [B, L, D]."""
 
-    modality, offers, args = "text", frozenset({"tokens"}), {}  # noqa: RUF012
+    modality, offers, args = "text", frozenset({"tokens"}), {}
 
     def __init__(self, processor, dim: int):
         super().__init__()
@@ -145,7 +145,7 @@ def allowed(path, whole):
         inside = tag > 0 and tag % 2 == 0
         if inside and before not in (tag, tag - 1):
             return False
-        if i and whole[i] and not (tag == before + before % 2):
+        if i and whole[i] and tag != before + before % 2:
             return False
     return True
 
@@ -264,10 +264,11 @@ def test_loss_against_the_loop(processor):
     encoder.given = given
     loss = target(encoder, dict(batch))
     labels, text = bio.labels(batch["places"], batch["tags"])
-    parts = [-given[v * 4 + b, i].log_softmax(0)[labels[b, i]].item() for v in (0, 1) for b in range(4) for i in range(len(text[b])) if text[b, i]]
+    where = [(v * 4 + b, b, i) for v in (0, 1) for b in range(4) for i in range(len(text[b])) if text[b, i]]
+    parts = [-given[row, i].log_softmax(0)[labels[b, i]].item() for row, b, i in where]
     assert loss.value.item() == pytest.approx(sum(parts) / len(parts))
     assert target.units(batch) == len(parts) // 2 == text.sum()
-    right = [given[v * 4 + b, i].argmax() == labels[b, i] for v in (0, 1) for b in range(4) for i in range(len(text[b])) if text[b, i]]
+    right = [given[row, i].argmax() == labels[b, i] for row, b, i in where]
     assert loss.logs["token_accuracy"].item() == pytest.approx(np.mean(right))
 
     def grad(rows):
