@@ -230,9 +230,12 @@ def fit_recipe(verb: str, overrides: list[str], config_dir: str | None = None) -
 
 def to_measure(verb: str, overrides: list[str], config_dir: str | None = None) -> list[str]:
     """Overrides of `sslt evaluate` in which `+target=` stands for the data and the objective that the recipe names: nothing is trained."""
+    if verb != "evaluate":
+        return overrides
+    overrides = [o.removeprefix("+") if o.startswith("+objective=") else o for o in overrides]  # as +target= is written
     given = {o.partition("=")[0]: o.partition("=")[2] for o in overrides}
     wanted = given.get("+target")
-    if verb != "evaluate" or wanted is None:
+    if wanted is None:
         return overrides
     if wanted not in options("target", config_dir):
         raise UserError(f"+target={wanted}: there is no such target{nearest(wanted, options('target', config_dir))}")

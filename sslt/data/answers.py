@@ -123,6 +123,11 @@ class Answers(abc.ABC):
         """What `batch` gave, for each of the V views, [V · B, ...]: moved as `batch["frame"]` [V, B, 4] says, where that is there."""
         raise NotImplementedError
 
+    @classmethod
+    def fits(cls, space: Space, other: Space | None) -> bool:
+        """Whether predictions of one space can be measured by answers of another."""
+        return space == other
+
     @property
     def strata(self) -> np.ndarray:
         """A number for each row, int64 [N], whose shares a part of the rows keeps."""
@@ -196,7 +201,7 @@ class Labels(Answers):
 class Number(Answers):
     """A number. values float64 [N]."""
 
-    kind, words, learned_by = "number", "a number", ("regression",)
+    kind, words, learned_by = "number", "a number", ("regression", "pairs")
     fills: ClassVar = {"number": 0}
     PARTS = 10  # of the range, whose shares a part of the rows keeps
 
@@ -206,6 +211,10 @@ class Number(Answers):
     @classmethod
     def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"number": _repeated(batch["number"], batch)}
+
+    @classmethod
+    def fits(cls, space: Space, other: Space | None) -> bool:
+        return True  # numbers are numbers, from wherever to wherever they go
 
     @property
     def strata(self) -> np.ndarray:

@@ -145,11 +145,13 @@ class Source(abc.ABC):
     def get(self, split: str) -> Raw:
         """Read a split, drawing `val`/`test` from train where the data have none.
 
-        `unlabeled` falls back to `train`, whose labels are then dropped.
+        `unlabeled` falls back to `train`, whose labels are then dropped. Of samples of several parts it has each part as a sample.
         """
         own = self.own_splits()
         if split == "unlabeled":
             raw = self.read("unlabeled") if "unlabeled" in own else self.get("train")
+            if self.parts:  # learned from one by one, each once: equal ones would be contrasted with one another
+                return Raw(list(dict.fromkeys(text for row in raw.items for text in row)), None, raw.skipped, None, raw.remarks)
             return Raw(raw.items, None, raw.skipped, raw.contents, raw.remarks)
         if split in own and split != "train":
             return self.read(split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ _prepared: weakref.WeakKeyDictionary[Any, dict[str, np.ndarray]] = weakref.WeakK
 
 
 def content_of(item: Any) -> int:
-    """A number of 64 bits that samples share if they are copies: of a text, or of the shape and the bytes of an image."""
+    """A number of 64 bits that samples share if they are copies: of a text, of the shape and the bytes of an image, of all parts."""
+    if isinstance(item, tuple):
+        item = np.array([content_of(part) for part in item], np.uint64)
     text = isinstance(item, str)
     data: Any = item.encode("utf-8", "surrogatepass") if text else np.ascontiguousarray(item)
     shape = b"" if text else repr(item.shape).encode()[:16]
@@ -35,6 +37,20 @@ def contents_of(items: Sequence[Any] | np.ndarray) -> np.ndarray:
         except UserError:
             found[i] = unreadable(i)
     return found
+
+
+def contents_of_inputs(inputs: Mapping[str, Any]) -> np.ndarray:
+    """int64 [B], equal where what an encoder reads of samples is: of texts without their padding."""
+    mask, found = inputs.get("mask"), []
+    for i in range(len(next(iter(inputs.values())))):
+        rows = []
+        for x in inputs.values():
+            row = x[i] if mask is None or x.shape != mask.shape else x[i][mask[i]]
+            if mask is None and not row.is_floating_point() and row.any():  # words of a bag, which zeros fill up
+                row = row[: int(row.nonzero().max()) + 1]
+            rows.append((row.float() if row.is_floating_point() else row).cpu().numpy())
+        found.append(content_of(tuple(rows)))
+    return np.array(found, np.uint64).view(np.int64)
 
 
 def unreadable(row: int) -> int:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt.data.prepare.bag_processor import BagProcessor
+from sslt.data.prepare.parts import part_names
 from sslt.encoders.base import Encoder, Features, require
 from sslt.encoders.files import fill
 from sslt.encoders.lexicon import hashed_pairs
@@ -53,6 +54,11 @@ class BagEncoder(Encoder):
         return cls(BagProcessor.fit(source, **processor), **args)
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Samples of several parts are one bag, in which no word of one is beside one of another; what is of which part is lost, so that
+        each had better be encoded by itself (`objective=pairs`)."""
+        if names := part_names(batch):
+            hole = torch.zeros_like(batch[f"{names[0]}.tokens"][:, :1])
+            return {"tokens": torch.cat([x for name in names for x in (batch[f"{name}.tokens"], hole)], 1)}
         return {"tokens": batch["tokens"]}
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:

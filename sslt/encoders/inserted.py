@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt.encoders.base import Encoder, adapter_state, evaluating
@@ -172,13 +173,14 @@ class InsertedPrompt(nn.Module):
         table = model.get_input_embeddings().weight
         self.tokens = nn.Parameter(table[torch.randint(len(table), (length,))].detach().clone())
 
-    def forward(self, model: Any, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, model: Any, tokens: Tensor, mask: Tensor | None, segments: Tensor | None = None) -> Tensor:
         """Last hidden states [B, T, D] of the real tokens [B, T]."""
         before = self.tokens.expand(len(tokens), -1, -1)
         embedded = torch.cat([before, model.get_input_embeddings()(tokens)], 1)
         seen = torch.ones_like(tokens) if mask is None else mask.long()
         seen = torch.cat([seen.new_ones(before.shape[:2]), seen], 1)
-        return model(inputs_embeds=embedded, attention_mask=seen).last_hidden_state[:, before.shape[1] :]
+        more = {} if segments is None else {"token_type_ids": F.pad(segments, (before.shape[1], 0))}
+        return model(inputs_embeds=embedded, attention_mask=seen, **more).last_hidden_state[:, before.shape[1] :]
 
 
 class InsertedPrefix(nn.Module):
@@ -198,7 +200,7 @@ class InsertedPrefix(nn.Module):
         self.first_position = 0 if padding is None else padding + 1  # RoBERTa and its like count from behind the padding's
         self.pairs = nn.Parameter(torch.randn(c.num_hidden_layers, 2, length, c.hidden_size) * 0.02)
 
-    def forward(self, model: Any, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, model: Any, tokens: Tensor, mask: Tensor | None, segments: Tensor | None = None) -> Tensor:
         """Last hidden states [B, T, D] of the tokens [B, T]."""
         from transformers import DynamicCache
 
@@ -212,7 +214,8 @@ class InsertedPrefix(nn.Module):
         seen = torch.ones(b, t, dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
         seen = torch.cat([seen.new_ones(b, p), seen], 1)[:, None, None, :].expand(b, 1, t, p + t)
         positions = (self.first_position + torch.arange(t, device=tokens.device)).unsqueeze(0)
-        return model(input_ids=tokens, attention_mask=seen, position_ids=positions, **{self.keyword: cache}).last_hidden_state
+        more = {self.keyword: cache} | ({} if segments is None else {"token_type_ids": segments})
+        return model(input_ids=tokens, attention_mask=seen, position_ids=positions, **more).last_hidden_state
 
 
 def cache_keyword(model: Any) -> str | None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslt.data.prepare.parts import one_row, part, part_names
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.sources.hub import ask_once
 from sslt.encoders.base import Encoder, Features, pool_mean, require
@@ -80,12 +81,22 @@ class TextEncoder(Encoder):
         return cls(TextProcessor(tokenizer, wanted), model.config.model_type, config, pooling, model)
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Samples of several parts are read as one row of a single window, with `segments` where the model was made for such."""
+        if names := part_names(batch):
+            row = one_row([part(batch, name) for name in names], self.processor)
+            return row if self._segments >= len(names) else {k: row[k] for k in ("tokens", "mask")}
         return {k: batch[k] for k in ("tokens", "mask") if k in batch}
+
+    @property
+    def _segments(self) -> int:
+        """How many segments the model tells apart; 0 where it takes none."""
+        taken = "token_type_ids" in inspect.signature(self.model.forward).parameters
+        return int(getattr(self.model.config, "type_vocab_size", 0)) if taken else 0
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         mask, windows = inputs.get("mask"), self._windows(inputs)
         if windows is None:
-            tokens = self._read(inputs["tokens"], mask)
+            tokens = self._read(inputs["tokens"], mask, inputs.get("segments"))
         else:
             tokens = windows.unfold(self._read(windows.fold(inputs["tokens"], self.processor.pad_id), windows.mask))
         if self.pooling == "mean":
@@ -99,11 +110,12 @@ class TextEncoder(Encoder):
             return None
         return Windows(inputs.get("mask", torch.ones_like(tokens, dtype=torch.bool)), p.max_length)
 
-    def _read(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def _read(self, tokens: Tensor, mask: Tensor | None, segments: Tensor | None = None) -> Tensor:
         """Last hidden states [N, L, D] of tokens [N, L]."""
         if self.virtual_tokens is not None:
-            return self.virtual_tokens(self.model, tokens, mask)
-        return self.model(input_ids=tokens, attention_mask=None if mask is None else mask.long()).last_hidden_state
+            return self.virtual_tokens(self.model, tokens, mask, segments)
+        more = {} if segments is None else {"token_type_ids": segments}
+        return self.model(input_ids=tokens, attention_mask=None if mask is None else mask.long(), **more).last_hidden_state
 
     def in_rows(self, output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         windows = self._windows(inputs)

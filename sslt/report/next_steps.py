@@ -28,7 +28,7 @@ def after_pretraining(cfg: Any, source: Any, run: Run) -> list[str]:
     if source.new_classes_in_test:
         tune = ["finetune", *target, "+episodes=protonet", *settings, start, *end]
         return [command("evaluate", start, "+episodes=centroid", *end), command(*tune)]
-    if min(map(len, source.space.values()), default=2) < 2 or "test" not in source.splits():
+    if min((len(v) for v in source.space.values() if isinstance(v, list)), default=2) < 2 or "test" not in source.splits():
         return [command("predict", start, f"data={option}", *settings, "split=train", *end)]
     probes = [command("evaluate", start, *end)] if "val" in source.splits() else []
     return [*probes, command("finetune", *target, *settings, start, *end)]

@@ -48,7 +48,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
             raise UserError("curve.target compares probes of an encoder with training from scratch: add probes=true")
         if cfg.label_fraction != 1 or cfg.labels_per_class is not None:
             raise UserError("label_fraction and labels_per_class are of the probes' labels: add probes=true")
-        if source.answer.kind != head.answer.kind or source.space != head.space:
+        if source.answer.kind != head.answer.kind or not head.answer.fits(head.space, source.space):
             raise UserError(_mismatch(head, source))
         head.check(source)
         samples = common.prepare_labelled(encoder, source, cfg.split)
@@ -81,7 +81,7 @@ def _for_probes(cfg: Any, encoder: Encoder, source: Any) -> dict[str, Samples]:
     """The splits that probes learn from, choose by and are measured on."""
     probed = Classification
     if source.answer is not probed.answer:
-        how = " or ".join(f"+objective={name}" for name in source.answer.learned_by)
+        how = " or ".join(f"objective={name}" for name in source.answer.learned_by)
         raise UserError(
             f"the samples of {source.name} have {source.answer.words}, which probes do not tell apart: fine-tune on them, `sslt finetune`"
             + (f", or measure a target without weights by {how}" if how else "")

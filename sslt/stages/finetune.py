@@ -118,7 +118,8 @@ def _fit(cfg: Any, run: Run, about: Task, plan: Plan, parts: Supervised) -> _Fit
         common.save_best(best, plan.trained, about.target, run)
 
     def watch(curves: Any) -> list[Validation]:
-        if cfg.interpolate and plan.solved and not plan.frozen and about.splits.val is not None:
+        answered = plan.solved or not any(True for _ in about.target.parameters())  # what has no weights answers from the start
+        if cfg.interpolate and answered and not plan.frozen and about.splits.val is not None:
             # an adapter is in its place now, and nothing has moved
             start.append(Between({"encoder": about.encoder, "objective": about.target}, about.target.sign))
         watched.append(Validation(curves, parts.validate, _val_every(cfg, about.splits), parts.chosen_by, keep, about.target.sign))

@@ -82,6 +82,11 @@ def fit(
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     number_format = precision.resolve(cfg.trainer.precision, kind)
     sizes = _sizes(learner, encoder)
+    if not sizes["model/moving_parameters"] and not nothing_to_train:
+        raise UserError(
+            "nothing would be trained: what is learned has no weights of its own, and the encoder stands still: choose adaptation=full or "
+            "lora, or measure the encoder as it is, sslt evaluate"
+        )
     _announce(learner, sizes, budget, start, f"{number_format} on {kind}", silent=nothing_to_train)
     run.update(training=now())
     if kind == "gpu":

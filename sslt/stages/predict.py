@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from sslt import groups, stored
+from sslt import groups, moved, stored
 from sslt.config import build
 from sslt.data.answers import Answers, Class, Tags
 from sslt.encoders.base import require
@@ -23,6 +24,7 @@ from sslt.runs import RUN_FILE, Run, display
 from sslt.stages import common
 from sslt.stages.evaluate import load
 from sslt.targets.base import Target
+from sslt.trusted import check_trusted
 
 log = logging.getLogger("sslt")
 TAG_FILES = (".jsonl", ".json", ".ndjson", ".conll", ".bio", ".iob", ".iob2", ".bioes")  # that may have tags
@@ -112,7 +114,7 @@ def _truth(cfg: Any, head: Target, source: Any, split: str, samples: Any) -> lis
 def _measured(head: Target, parts: Any, predictions: list[Any], rows: list[dict[str, Any]], truths: list[Any]) -> dict[str, Any]:
     """How good the rows are whose answer is known and one that the head knows; nothing where there is no such row."""
     known = [samples.answers for samples in parts.values()]
-    if all(a is not None and a.kind == head.answer.kind and a.space == head.space for a in known):
+    if all(a is not None and a.kind == head.answer.kind and head.answer.fits(head.space, a.space) for a in known):
         found = head.measure(Answers.join(predictions), Answers.join(known))
         return {"predict/labelled": len(rows), f"predict/{head.primary}": found[head.primary]}
     right = [row["prediction"] == name for row, name in zip(rows, truths, strict=True) if isinstance(name, str) and name in head.names]
@@ -130,7 +132,8 @@ def _source(cfg: Any, modality: str, head: Target | None) -> Any:
         raise UserError(f"input={cfg.input}: there is no such file or folder")
     if path.is_file() and path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
         raise UserError(f"input={cfg.input} is one picture: give the folder it is in")
-    node = OmegaConf.load(groups.CONFIG_DIR / f"{_group_for(path, modality, head)}.yaml")
+    group = "data/text_pairs" if _of_pairs(cfg) else _group_for(path, modality, head)
+    node = OmegaConf.load(groups.CONFIG_DIR / f"{group}.yaml")
     whole: dict[str, Any] = {k: 0.0 for k in ("val_fraction", "test_fraction") if k in node}  # every row is predicted, none held out
     if "label" in node:
         whole |= {"label": ""}  # and no row has to have a label
@@ -141,9 +144,18 @@ def _source(cfg: Any, modality: str, head: Target | None) -> Any:
 
 
 def _text_column(cfg: Any, node: Any) -> dict[str, str]:
-    """The column of the text that the run was made with, where it named one."""
-    column = _data_of_run(cfg).get("text") if "text" in node else None
-    return {"text": str(column)} if column else {}
+    """The columns of the text that the run was made with, where it named some."""
+    named = _data_of_run(cfg)
+    return {k: str(named[k]) for k in ("text", "a", "b") if k in node and named.get(k)}
+
+
+def _of_pairs(cfg: Any) -> bool:
+    """Whether the run was made on samples of several parts."""
+    made = moved.up_to_date(OmegaConf.to_container(OmegaConf.create(_data_of_run(cfg)), resolve=False))
+    if "_target_" not in made:
+        return False
+    check_trusted({"data": made}, list(cfg.trust), stored.shown(stored.located(str(cfg["from"]))))
+    return bool(get_object(made["_target_"]).parts)
 
 
 def _same_layout(cfg: Any, node: Any) -> dict[str, Any]:

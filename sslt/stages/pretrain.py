@@ -94,7 +94,7 @@ def _samples(encoder: Any, source: Any, labelled: bool) -> Samples:
     if labelled:
         return common.prepare(encoder, source, "train")
     unlabelled = common.prepare(encoder, source, "unlabeled")
-    if {"train", "unlabeled"} <= set(source.own_splits()):
+    if {"train", "unlabeled"} <= set(source.own_splits()) and not source.parts:
         return Joined([unlabelled, common.prepare(encoder, source, "train")])
     return unlabelled
 
@@ -103,7 +103,7 @@ def _probe(cfg: Any, encoder: Any, source: Any, curves: Any) -> list[OnlineProbe
     o = cfg.online_probe
     if not o.every_n_epochs:
         return []
-    labelled = source.space is not None and "val" in source.splits()
+    labelled = source.space is not None and "val" in source.splits() and not source.parts
     bank = common.prepare(encoder, source, "train" if labelled else "unlabeled")
     queries = common.prepare(encoder, source, "val") if labelled else None
     if queries is not None and queries.answers is None:

@@ -27,6 +27,12 @@ class Rows(NamedTuple):
     items: Any
     answers: Any
 
+    @property
+    def one_each(self) -> Any:
+        """The items, of texts of several parts one text each: what counts words takes no pairs."""
+        paired = isinstance(self.items, list) and bool(self.items) and isinstance(self.items[0], tuple)
+        return [" ".join(parts) for parts in self.items] if paired else self.items
+
 
 class Cheap(NamedTuple):
     """What the strongest cheap method answers on test, and its score on validation, NaN where there was none."""

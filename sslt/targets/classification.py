@@ -143,7 +143,9 @@ class Classification(Target[Class]):
         return fusion.add(encoder, self.head, self.beside, _logits(predictions), train, val, device)
 
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
-        best = baselines.strongest(modality, _labelled(train), None if val is None else _labelled(val), test.items, self.head.out_features)
+        best = baselines.strongest(
+            modality, _labelled(train), None if val is None else _labelled(val), test.one_each, self.head.out_features
+        )
         return Cheap(best.method, Class(best.predicted, self.space), best.val_accuracy)
 
     def trivial(self, train: Class, test: Class) -> dict[str, float]:
@@ -151,7 +153,7 @@ class Classification(Target[Class]):
 
 
 def _labelled(rows: Rows) -> baselines.Rows:
-    return baselines.Rows(rows.items, np.asarray(rows.answers.values))
+    return baselines.Rows(rows.one_each, np.asarray(rows.answers.values))
 
 
 def _logits(predictions: Class) -> Tensor:

@@ -23,6 +23,7 @@ from sslt import stored
 from sslt.data import cache, copies
 from sslt.data.answers import Answers
 from sslt.data.base import Samples, Source
+from sslt.data.prepare.parts import PartView, prepared
 from sslt.data.prepare.tokenizers import backend_spec, continues_word, inside_words, special_ids, train_tokenizer
 from sslt.errors import UserError
 
@@ -69,14 +70,16 @@ class TokenProcessor(abc.ABC):
         """Tokens of a text that a row of `max_length` holds."""
         return self.max_length - sum(mark is not None for mark in self.special[:2])
 
-    def prepare(self, source: Source, split: str) -> TextSamples:
+    def prepare(self, source: Source, split: str) -> Samples:
         """The tokens of a split, from the cache or put there. Raises what reading the source raises."""
+        if source.parts and split != "unlabeled":
+            return prepared(self, source, split)
         key = cache.digest(content_of(source), split, self.digest, source.answer.in_text, SPLITS_FORMAT)
         entry = cache.get_or_make("text", key, lambda folder: self._tokenize(source, split, folder))
         if skipped := entry.meta["skipped"]:
             log.warning("%s, %s: %d rows left out, the first: %s", source.name, split, len(skipped), skipped[0])
         copies.tell(entry.meta["remarks"])
-        copies.tell_shared(source, split, np.asarray(entry["contents"]))
+        copies.tell_shared(source.of if isinstance(source, PartView) else source, split, np.asarray(entry["contents"]))
         offsets = np.asarray(entry["offsets"])
         return TextSamples(
             tokens=entry["tokens"],
@@ -139,6 +142,8 @@ class TextProcessor(TokenProcessor):
         self.sep_id = _first_id(tokenizer, "sep", "eos")
         self.pad_id = _first_id(tokenizer, "pad", "eos")
         self.special = self.cls_id, self.sep_id, self.pad_id
+        # RoBERTa and its like put two ends between a pair
+        self.marks_between = max(1, cast(Any, tokenizer).backend_tokenizer.num_special_tokens_to_add(True) - 2)
         self.unknown_id = tokenizer.unk_token_id or 0
         self.mask_id: int | None = tokenizer.mask_token_id
         self.special_ids = special_ids(tokenizer)

@@ -308,7 +308,7 @@ def read_labels(table: Table, text: str, label: str | None, on_error: str, *, ev
         name = None
         if not problem and label:
             name = label_name(values[1], names)
-            problem = "" if name is not None or not every else _label_problem(values[1], label)
+            problem = "" if name is not None or not every else label_problem(values[1], label)
         if problem:
             refuse(f"{table.path}, {row.where}: {problem}", on_error, skipped)
             continue
@@ -325,7 +325,7 @@ def read_answers(
     texts, answers, skipped = list[str](), list[Any](), list[str]()
     for row in table.rows([text, *columns]):
         problem, answer, values = row.problem, None, [decoded(v) for v in row.values]
-        if not problem and not (problem := _text_problem(values[0])):
+        if not problem and not (problem := text_problem(values[0])):
             answer, problem = parse(values[1:], names)
         if problem:
             refuse(f"{table.path}, {row.where}: {problem}", on_error, skipped)
@@ -343,6 +343,7 @@ def refuse(message: str, on_error: str, skipped: list[str]) -> None:
 
 
 def text_problem(value: Any) -> str:
+    """Why a value is no text to learn from; "" where it is one."""
     if isinstance(value, (list, dict)):
         return f"the text is a {type(value).__name__}"
     if isinstance(value, bytes):
@@ -352,7 +353,8 @@ def text_problem(value: Any) -> str:
     return "" if is_text(str(value)) else "the text holds half a character (a lone surrogate), which is no Unicode"
 
 
-def _label_problem(value: Any, label: str) -> str:
+def label_problem(value: Any, label: str) -> str:
+    """Why a value in column `label` is no label."""
     if isinstance(value, (list, dict)):
         return f"the label in column '{label}' is a {type(value).__name__}, not one class"
     if isinstance(value, bytes) or not is_text(str(value)):

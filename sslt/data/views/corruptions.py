@@ -129,10 +129,13 @@ class DroppedWords(Corruption):
         self.unknown, self.window = processor.unknown_id, processor.max_length
 
     def __call__(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        tokens = batch["tokens"]
-        hit = torch.rand(tokens.shape, generator=generator) < self.strength
-        hit[:, :: self.window or tokens.shape[1]] = False  # the sentence's own token
-        return {**batch, "tokens": torch.where(hit & batch.get("mask", torch.ones_like(hit)), self.unknown, tokens)}
+        found = dict(batch)
+        for name in [k for k in batch if k.rpartition(".")[2] == "tokens"]:  # of each part, where samples have several
+            tokens, mask = batch[name], batch.get(f"{name.removesuffix('tokens')}mask")
+            hit = torch.rand(tokens.shape, generator=generator) < self.strength
+            hit[:, :: self.window or tokens.shape[1]] = False  # the sentence's own token
+            found[name] = torch.where(hit if mask is None else hit & mask, self.unknown, tokens)
+        return found
 
 
 class Corrupted(Samples):

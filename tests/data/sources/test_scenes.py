@@ -246,7 +246,16 @@ FEW = ["data.count=80", "data.size=16", "data.val_fraction=0.5", "batch_size=20"
 
 def test_finetuning_finds_its_objective(sslt, here):
     """`+target=scenes` names no objective: the answers do. Of the largest digit it is a classifier, with predictions for each scene."""
-    sslt("finetune", "+target=scenes", "data.answer=class", "from=scratch", "trainer.max_steps=2", "late_fusion=false", "baseline=false", *FEW)
+    sslt(
+        "finetune",
+        "+target=scenes",
+        "data.answer=class",
+        "from=scratch",
+        "trainer.max_steps=2",
+        "late_fusion=false",
+        "baseline=false",
+        *FEW,
+    )
     metrics = json.loads((here / "out/metrics.json").read_text())
     assert 0 <= metrics["test/accuracy"] <= 1 and (here / "out/predictions.jsonl").read_text().count("\n") == 40
 
