@@ -178,8 +178,8 @@ class Masks(ImageSource):
             if name not in classes:
                 raise UserError(f"data.colours has '{name}', which is no class of {self.name}{nearest(name, classes)}")
         table = {_code(v, self._coloured): classes.index(name) for name, v in self.colours.items()}
-        table = table or {i: i for i in range(len(classes))}
-        return table if self.ignore is None else {_code(self.ignore, self._coloured): IGNORE} | table
+        ignored = {} if self.ignore is None else {_code(self.ignore, self._coloured): IGNORE}
+        return ignored | table if self.colours else {i: i for i in range(len(classes))} | ignored  # what has a name is a class
 
     @property
     def _coloured(self) -> bool:
