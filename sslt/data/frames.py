@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 WHOLE = (0.0, 1.0, 0.0, 1.0)
@@ -94,7 +95,26 @@ def maps(frame: Tensor, values: Tensor, size: tuple[int, int], outside: int | fl
 
 def _places(edges: Tensor, n: int, of: int) -> Tensor:
     """Which of `of` pixels of the picture each of `n` pixels of a view has its centre in, int64 [B, n]; edges [B, 2]."""
+    exact = _centres(edges, n) * of
+    return (exact + 1e-3).floor().long()  # a centre on an edge between two pixels is in the latter, whatever the last digits say
+
+
+def _centres(edges: Tensor, n: int) -> Tensor:
+    """Where the centres of `n` pixels of a view lie, as shares of the picture, float64 [B, n]; edges [B, 2]."""
     centres = (torch.arange(n, device=edges.device, dtype=torch.float64) + 0.5) / n
     start, end = edges[:, :1].double(), edges[:, 1:].double()
-    exact = (start + centres * (end - start)) * of
-    return (exact + 1e-3).floor().long()  # a centre on an edge between two pixels is in the latter, whatever the last digits say
+    return start + centres * (end - start)
+
+
+def smooth(frame: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps of numbers [B, C, H, W] as the views `frame` [B, 4] show them, [B, C, *size]; bilinear, the nearest value beside the picture."""
+    y, x = (_centres(frame[:, 2 * axis : 2 * axis + 2], size[axis]) * 2 - 1 for axis in (0, 1))
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1).to(values.dtype)
+    return F.grid_sample(values, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def covered(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which pixels of views `frame` [B, 4] have their centre in the picture, bool [B, *size]."""
+    rows, columns = (_centres(frame[:, 2 * axis : 2 * axis + 2], size[axis]) for axis in (0, 1))
+    rows, columns = ((c >= 0) & (c <= 1) for c in (rows, columns))
+    return rows[:, :, None] & columns[:, None, :]

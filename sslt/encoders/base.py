@@ -103,6 +103,15 @@ class Encoder(nn.Module, abc.ABC):
         """What a block gave in a forward of `inputs`, in the rows of `inputs`: tokens [B, T, D] where a text was read in parts."""
         return output
 
+    # ---------------------------------------------------------------- maps, for image encoders that offer them
+    def pyramid(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """Maps [B, C_i, H_i, W_i] of images, from fine to coarse. Raises `UserError` where it has none."""
+        raise NotImplementedError
+
+    def unread_by_maps(self) -> list[str]:
+        """Names of the parameters that want a gradient and get none from `pyramid`: what only pooled features go through."""
+        raise NotImplementedError
+
     # ---------------------------------------------------------------- tokens that are hidden
     def require_tokens(self, pooled: bool) -> None:
         """Raise `UserError` if this encoder's tokens cannot be hidden one by one. pooled: whether the loss trains the pooled features."""

@@ -19,6 +19,7 @@ from sslt.errors import UserError, nearest
 from sslt.stored import first_line
 
 log = logging.getLogger("sslt")
+LEVELS = 4  # of a pyramid (C2 to C5 of Lin et al., 2017): finer ones cost most of the work and hold little
 
 
 class ImageEncoder(PixelEncoder):
@@ -82,6 +83,18 @@ class ImageEncoder(PixelEncoder):
         prefix = getattr(self.model, "num_prefix_tokens", 0)
         tokens = x.flatten(2).transpose(1, 2) if x.dim() == 4 else x[:, prefix:]
         return Features(pooled, tokens)
+
+    def pyramid(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """Of a network with stages the maps of the coarsest `LEVELS` resolutions, each the last of its own; of a ViT its last patches."""
+        model = self.model
+        if isinstance(model, _TorchvisionModel) and not model.num_prefix_tokens:
+            maps = model.stages_of(inputs["image"])
+        elif self.is_vit or not hasattr(model, "forward_intermediates"):
+            return super().pyramid(inputs)
+        else:
+            maps = model.forward_intermediates(inputs["image"], intermediates_only=True, output_fmt="NCHW")
+        last = {m.shape[-1]: m for m in maps}
+        return list(last.values())[-LEVELS:]
 
     def require_tokens(self, pooled: bool) -> None:
         if not self.is_vit:
@@ -201,6 +214,15 @@ class _TorchvisionModel(nn.Module):
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1)
         return self.ln(self.blocks(self.dropout(tokens + self.pos_embedding)))
+
+    def stages_of(self, x: Tensor) -> list[Tensor]:
+        """What each stage of a ResNet gives."""
+        found = []
+        for child in self.steps:
+            x = self.get_submodule(child)(x)
+            if child.startswith("layer"):
+                found.append(x)
+        return found
 
     def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:
         return x[:, 0] if self.num_prefix_tokens else x.mean((2, 3))

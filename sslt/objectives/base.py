@@ -84,6 +84,10 @@ class Objective(nn.Module, abc.ABC):
     def finish(self, encoder: Encoder) -> None:
         """Called once when the run's bound is reached, before anything is measured or saved: what is fitted to the trained encoder."""
 
+    def leaves_out(self, encoder: Encoder) -> bool:
+        """Whether some weights of the encoder that move get no gradient from this loss, which several processes have to know."""
+        return False
+
     def units(self, batch: dict) -> int | Tensor:
         """Over how many samples (or tokens) of `batch` the loss is a mean.
 

@@ -35,6 +35,12 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
+def write_files(folder: Path, target: Any, answers: Any, rows: Sequence[dict[str, Any]], column: str, within: str) -> None:
+    """What of the answers is no text (maps), as a file each in `folder`/`within`, which `column` of the rows then names."""
+    for row, name in zip(rows, target.write(folder / within, answers) or (), strict=False):
+        row[column] = f"{within}/{name}"
+
+
 def write_answers(run: Run, encoder: Any, target: Any, samples: Any, predictions: Any, names: Sequence[str] | None = None) -> None:
     """`predictions.jsonl` of a split whose answers are known: `truth` and `error` beside, the worst first. And some to look at."""
     if not run.is_main or samples.answers is None or len(samples) != len(predictions):
@@ -42,4 +48,16 @@ def write_answers(run: Run, encoder: Any, target: Any, samples: Any, predictions
     rows, errors = answer_rows(target, predictions, None, names), target.errors(predictions, samples.answers)
     for row, truth, error in zip(rows, target.rows(samples.answers), errors.tolist(), strict=True):
         row |= {"truth": truth["prediction"], "error": round(error, 4)}
+    write_files(run.path, target, predictions, rows, "prediction", "predictions")
+    write_files(run.path, target, samples.answers, rows, "truth", "truths")
+    write_shown(run, encoder, target, samples, predictions)
     write_rows(run / "predictions.jsonl", [rows[i] for i in np.argsort(-errors, kind="stable")])
+
+
+def write_shown(run: Run, encoder: Any, target: Any, samples: Any, predictions: Any) -> None:
+    """A few samples with truth and prediction, as pictures/NAME.png."""
+    from sslt.report.end import draw, reported
+
+    with reported("answers' pictures"):
+        for name, picture in target.show(encoder, samples, predictions).items():
+            draw(run, encoder.processor, name, picture)

@@ -18,12 +18,12 @@ def write_plots(run: Run, learner: Any) -> None:
     if not run.is_main:
         return
     (run / "plots").mkdir(exist_ok=True)
-    with _reported("curves"):
+    with reported("curves"):
         from sslt.report.plots import curves
 
         curves(run / "metrics.csv", run / "plots" / "curves.png")
     for name, views in (learner.first_views or {}).items():
-        with _reported("views"):
+        with reported("views"):
             if "image" in views:
                 from sslt.data.views.image_views import to_pixels
                 from sslt.report.plots import views_grid
@@ -40,17 +40,21 @@ def write_pictures(run: Run, learner: Any) -> dict[str, Path]:
     written: dict[str, Path] = {}
     if not run.is_main:
         return written
-    with _reported("objective's pictures"):
+    with reported("objective's pictures"):
         for name, picture in learner.pictures().items():
-            from sslt.data.views.image_views import to_pixels
-            from sslt.report.plots import picture_grid
-
-            p = learner.encoder.processor
-            rows = {k: to_pixels(x.cpu(), list(p.mean), list(p.std)) for k, x in picture.rows.items()}
-            path = run / "pictures" / f"{name}.png"
-            picture_grid(rows, picture.captions, path)
-            written[name] = path
+            written[name] = draw(run, learner.encoder.processor, name, picture)
     return written
+
+
+def draw(run: Run, processor: Any, name: str, picture: Any) -> Path:
+    """A picture whose rows are as `processor` normalises images, as pictures/NAME.png."""
+    from sslt.data.views.image_views import to_pixels
+    from sslt.report.plots import picture_grid
+
+    rows = {k: to_pixels(x.cpu(), list(processor.mean), list(processor.std)) for k, x in picture.rows.items()}
+    path = run / "pictures" / f"{name}.png"
+    picture_grid(rows, picture.captions, path)
+    return path
 
 
 def write_map(run: Run, features: Any, samples: Any) -> None:
@@ -59,7 +63,7 @@ def write_map(run: Run, features: Any, samples: Any) -> None:
         return
     import torch
 
-    with _reported("embeddings"):
+    with reported("embeddings"):
         from sslt.report.plots import embedding_map
 
         some = slice(0, None, max(1, len(features) // 600))  # more would keep whoever waits for the run
@@ -75,7 +79,7 @@ def _write_texts(run: Run, processor: Any, tokens: Any, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _reported(what: str) -> Any:
+def reported(what: str) -> Any:
     try:
         yield
     except Exception as e:  # a picture is never worth a run

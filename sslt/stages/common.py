@@ -51,7 +51,7 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
     start = cfg["from"]
     trust = list(cfg.trust)
     if start in (None, "scratch"):
-        encoder = build_encoder(_sized(cfg, corpus or source), corpus or source)
+        encoder = build_encoder(_whole(_sized(cfg, corpus or source), source), corpus or source)
     elif str(start).startswith("scratch:"):
         encoder = fresh_like(str(start).partition(":")[2], trust)
     else:
@@ -62,9 +62,18 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
             inserted.merge(encoder)
     if encoder.modality != source.modality:
         raise UserError(f"from={start} reads {encoder.modality}s, but {source.name} holds {source.modality}s: choose another data=")
+    if source.answer.in_image and start not in (None, "scratch") and getattr(encoder.processor, "fitted_by", None) == "crop":
+        encoder.processor.fitted_by = "stretch"
     set_dropout(encoder, cfg.dropout)
     set_windows(encoder, cfg.windows)
     return encoder
+
+
+def _whole(node: Any, source: Any) -> Any:
+    """The node of a fresh encoder that cuts nothing of the images away where answers lie in them, unless it says how they are fitted."""
+    if not source.answer.in_image or node is None or "fit" in (node.get("processor") or {}):
+        return node
+    return OmegaConf.merge(node, {"processor": {"fit": "stretch"}})
 
 
 def _sized(cfg: Any, source: Any) -> Any:

@@ -220,7 +220,7 @@ def trainer_of(cfg: Any, learner: Learner, budget: Budget, callbacks: list[pl.Ca
             **settings,
             accelerator=kind,
             devices=world,
-            strategy=_strategy(world, learner.adaptation.changes or learner.sampling.alone),
+            strategy=_strategy(world, learner.adaptation.changes or learner.sampling.alone or (world > 1 and _leaves_out(learner))),
             plugins=[StreamedCheckpoints(), *([LightningEnvironment()] if world > 1 else [])],  # ranks are ours, whoever started us
             precision=precision.resolve(cfg.trainer.precision, kind),  # type: ignore[arg-type]
             max_epochs=budget.max_epochs or -1,
@@ -353,6 +353,11 @@ def _strategy(world: int, varies: bool) -> str:
     if world == 1:
         return "auto"
     return "ddp_find_unused_parameters_true" if varies else "ddp"
+
+
+def _leaves_out(learner: Learner) -> bool:
+    """Whether a weight of the encoder that moves gets no gradient from any term."""
+    return all(term.objective.leaves_out(learner.encoder) for term in learner.terms.values())
 
 
 def _bound(budget: Budget, steps_per_epoch: int) -> str:

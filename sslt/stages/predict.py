@@ -19,7 +19,7 @@ from sslt.data.answers import Answers, Class, Tags
 from sslt.encoders.base import require
 from sslt.errors import UserError
 from sslt.evaluation.features import encode, predicted
-from sslt.report.answers import answer_rows, row_names, write_rows
+from sslt.report.answers import answer_rows, row_names, write_files, write_rows
 from sslt.runs import RUN_FILE, Run, display
 from sslt.stages import common
 from sslt.stages.evaluate import load
@@ -63,6 +63,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if run.is_main:
         for row, truth in zip(rows, truths, strict=True) if "predict/labelled" in metrics else ():
             row["truth"] = truth
+        _files(run, head, parts, predictions, rows)
         write_rows(run / "predictions.jsonl", rows)
         table = _table(cfg, head, predictions, rows)
         out = run / ("predictions.jsonl" if table is None else "predictions.csv")
@@ -72,13 +73,25 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
                 writer.writerow(table)
                 writer.writerows(zip(*table.values(), strict=True))
         print(f"{len(rows)} predictions: {display(out)}")
-        counts = Counter(str(row["prediction"]) for row in rows if isinstance(row["prediction"], str))
-        print("  " + "  ".join(f"{name} {n}" for name, n in sorted(counts.items()))[:200])
+        if table is not None:
+            counts = Counter(str(row["prediction"]) for row in rows if isinstance(row["prediction"], str))
+            print("  " + "  ".join(f"{name} {n}" for name, n in sorted(counts.items()))[:200])
         if f"predict/{head.primary}" in metrics:
             share, labelled = metrics[f"predict/{head.primary}"], metrics["predict/labelled"]
             print(f"  {head.primary} on the {labelled} whose answer is known, and one that the head knows: {100 * share:.1f}")
         run.add_metrics(metrics)
     return metrics
+
+
+def _files(run: Run, head: Target, parts: dict[str, Any], predictions: list[Any], rows: list[dict[str, Any]]) -> None:
+    """What is no text (maps), predicted and true, as files that the rows name; of several splits each in a folder of its own."""
+    start = 0
+    for (split, samples), found in zip(parts.items(), predictions, strict=True):
+        own, within = rows[start : start + len(found)], f"/{split}" if len(parts) > 1 else ""
+        start += len(found)
+        write_files(run.path, head, found, own, "prediction", f"predictions{within}")
+        if "truth" in own[0] and samples.answers is not None:
+            write_files(run.path, head, samples.answers, own, "truth", f"truths{within}")
 
 
 def _table(cfg: Any, head: Target, predictions: list[Any], rows: list[dict[str, Any]]) -> dict[str, list[str]] | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslt.data.answers import Answers, Space
 from sslt.data.base import Samples, Source
+from sslt.data.views.base import Views
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Objective, Picture
@@ -89,6 +90,14 @@ class Target(Objective, abc.ABC, Generic[A]):
             name = encoder.args.get("name") or encoder.args.get("model_type") or type(encoder).__name__
             raise UserError(f"this target reads {_READS[self.reads]}, and {name} gives none: choose {_OTHERS[self.reads]}")
 
+    def check_views(self, views: Views) -> None:
+        """Raise `UserError` where answers that lie in an image cannot follow it into these views."""
+        if self.answer.in_image and not views.tells_frames:
+            raise UserError(f"views={type(views).__name__} do not say which part of an image they show: choose views=plain, light or crop")
+
+    def leaves_out(self, encoder: Encoder) -> bool:
+        return self.reads == "maps" and bool(encoder.unread_by_maps())
+
     def solve(self, train: tuple[Tensor, A], val: tuple[Tensor, A] | None) -> bool:
         """Set the head to the best one on features [N, D] as they are, chosen on `val`; False where it cannot be solved for."""
         return False
@@ -142,6 +151,10 @@ class Target(Objective, abc.ABC, Generic[A]):
 
     def figures(self, folder: Path, split: str, predictions: A, answers: A) -> None:
         """Draw into `folder`/plots what there is to see of a whole split."""
+
+    def write(self, folder: Path, answers: A) -> list[str] | None:
+        """Write answers that are no text (maps) into `folder`, a file each; their names, or None where `rows` says all."""
+        return None
 
     def show(self, encoder: Encoder, samples: Samples, predictions: A) -> dict[str, Picture]:
         """A few samples with truth and prediction, to look at."""

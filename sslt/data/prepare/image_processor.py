@@ -142,7 +142,8 @@ class ImageProcessor:
             cache.digest(entry.path.name, index, answers is None),
             skipped=len(raw) - len(index) + len(raw.skipped),
             rows=None if fits else index,
-            seen=frames.fitted(np.asarray(entry["sizes"])[index], self.size, self.fitted_by, NARROWEST),
+            seen=frames.fitted(sizes := np.asarray(entry["sizes"])[index], self.size, self.fitted_by, NARROWEST),
+            sizes=sizes,
         )
 
     def _prepare_own(self, source: Source, split: str) -> cache.Entry:
@@ -242,7 +243,9 @@ class ImageProcessor:
             was = f"{size[1]}x{size[0]}" if size else "of several sizes,"
             colours = " and ".join(_COLOURS[c] for c in channels)
             now = f"{self.size}x{self.size} {_COLOURS[self.channels]}"
-            log.info("images of %s are %s %s: converted to %s, as the encoder takes", source.name, was, colours, now)
+            square = self.fitted_by == "crop" or (size is not None and size[0] == size[1])
+            how = "" if square else ", " + _WHOLE[self.fitted_by] + " so that nothing of them is cut away"
+            log.info("images of %s are %s %s: converted to %s, as the encoder takes%s", source.name, was, colours, now, how)
         if meta["unreadable"] and f"{source.name} {meta['split']}" not in self._told:
             log.warning("%s cannot be read and are left out", _left_out(meta))
         self._told |= {source.name, f"{source.name} {meta['split']}"}
@@ -283,8 +286,8 @@ class ImageSamples(Samples):
     """Images of one split as bytes.
 
     `images`: uint8 [N, H, W, C], in memory or memory-mapped; `rows`: int64, those of `images` that are samples (None:
-    all, in order); `seen` [N, 4]: which part of each image as it was is seen (`frames`). `skipped` counts the images that could not be
-    read.
+    all, in order); `seen` [N, 4]: which part of each image as it was is seen (`frames`), and `sizes` [N, 2] its height and width then.
+    `skipped` counts the images that could not be read.
     """
 
     def __init__(
@@ -295,17 +298,23 @@ class ImageSamples(Samples):
         skipped: int = 0,
         rows: np.ndarray | None = None,
         seen: np.ndarray | None = None,
+        sizes: np.ndarray | None = None,
     ):
-        self.images, self.answers, self.seen = images, answers, seen
+        self.images, self.answers, self.seen, self.sizes = images, answers, seen, sizes
         self.fingerprint, self.skipped, self.rows = fingerprint, skipped, rows
 
     def __len__(self) -> int:
         return len(self.images) if self.rows is None else len(self.rows)
 
     def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
-        """`image` uint8 [B, C, H, W] in channels-last memory, `index` int64 [B], and what there is of the answers."""
+        """`image` uint8 [B, C, H, W] in channels-last memory, `index` int64 [B], and what there is of the answers.
+
+        Where they are known, `seen` [B, 4] and `size` int64 [B, 2] too: the way back to the image as it was.
+        """
         index = np.asarray(index, np.int64)
         batch = {"image": torch.from_numpy(self._take(index)).permute(0, 3, 1, 2), "index": torch.from_numpy(index)}
+        if self.seen is not None and self.sizes is not None:
+            batch |= {"seen": torch.from_numpy(self.seen[index]), "size": torch.from_numpy(self.sizes[index])}
         if self.answers is not None:
             batch |= self.answers.batch(index, None if self.seen is None else self.seen[index], self.images.shape[1])
         return batch
@@ -323,6 +332,7 @@ class ImageSamples(Samples):
             self.skipped,
             index if self.rows is None else self.rows[index],
             None if self.seen is None else self.seen[index],
+            None if self.sizes is None else self.sizes[index],
         )
 
     def moments(self) -> dict[str, list[float]]:
@@ -369,6 +379,7 @@ def _scaled(images: np.ndarray, height: int, width: int) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).numpy()
 
 
+_WHOLE = {"pad": "with black beside them", "stretch": "stretched"}
 _COLOURS = {1: "grey", 3: "RGB"}
 
 

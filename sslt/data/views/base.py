@@ -16,6 +16,7 @@ class Views(nn.Module):
     modality: str | None = None  # None: any
     n = 1  # views of a sample, of full size
     n_setting: str | None = None  # what makes them more
+    tells_frames = False  # whether `frame` says what of an image each of `views` shows, or that is all of it: answers can be moved with it
     whole_texts = False  # whether they choose their own parts of texts, which then come uncut
 
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
@@ -32,6 +33,7 @@ class Plain(Views):
     """
 
     n_setting = "views.n"
+    tells_frames = True
 
     def __init__(self, n: Count):
         super().__init__()

@@ -33,6 +33,7 @@ class ImageViews(Views):
 
     modality = "image"
     n_setting = "views.n"
+    tells_frames = True
 
     def __init__(
         self,
@@ -58,11 +59,15 @@ class ImageViews(Views):
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
         images = batch["image"]
         p = encoder.processor
-        views = self.augment(images, p.size, list(p.mean), list(p.std))
-        return {**batch, "views": {"image": views}}
+        views, frame = self.framed(images, p.size, list(p.mean), list(p.std))
+        return {**batch, "views": {"image": views}, "frame": frame}
 
     def augment(self, images: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
         """uint8 [B, C, H, W] → normalised float [n, B, C, size, size], channels last in memory."""
+        return self.framed(images, size, mean, std)[0]
+
+    def framed(self, images: Tensor, size: int, mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:
+        """`augment`, and what of each image its views show, [n, B, 4], as frames (`data/frames.py`): answers are moved by them."""
         b, c, h, w = images.shape
         device = images.device
         ys, xs = self._boxes(self.n * b, h, w, device)
@@ -80,7 +85,7 @@ class ImageViews(Views):
                     x, y_range, x_range = cut(x, y_range, x_range, size)
                 blur = None if sigma is None or (on_cpu and not sigma[rows].any()) else blur_matrices(sigma[rows], size, self._radius(size))
                 out[rows] = self._recolour(resample(x, y_range, x_range, size, blur), colour, rows, scale, shift)
-        return out.unflatten(0, (self.n, b))
+        return out.unflatten(0, (self.n, b)), torch.cat([ys / h, xs / w], 1).unflatten(0, (self.n, b))
 
     # ---------------------------------------------------------------- geometry
     def _boxes(self, n: int, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:

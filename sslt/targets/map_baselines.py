@@ -1,0 +1,125 @@
+"""Maps without an encoder: Otsu's threshold, and logistic regression on what a pixel is and where."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslt.data.answers import IGNORE, Map, Space
+from sslt.data.base import Samples
+from sslt.data.streams.subsets import some
+from sslt.targets.base import Cheap, Rows
+from sslt.targets.map_heads import in_own_size
+from sslt.targets.metrics.maps import map_metrics
+
+PIXELS, IMAGES = 40_000, 1000  # that the regression learns from, at most
+CHUNK = 64  # images at a time
+LUMA = (0.299, 0.587, 0.114)
+Scores = Callable[[Tensor], Tensor]  # uint8 [B, 1 or 3, H, W] → [B, C, H, W]
+
+
+def strongest(train: Rows, val: Rows | None, test: Rows, space: Space) -> Cheap | None:
+    """The method that is best on `val`, or on `train` without it, and what it answers on `test`; None where nothing can be learned."""
+    methods = _methods(train.items, len(space["classes"]))
+    if not methods:
+        return None
+    held = train if val is None else val
+    marks = {name: map_metrics(_answers(scores, held.items, space), held.answers)["miou"] for name, scores in methods.items()}
+    best = max(marks, key=lambda name: (not math.isnan(marks[name]), marks[name]))
+    return Cheap(best, _answers(methods[best], test.items, space), math.nan if val is None else marks[best])
+
+
+def _methods(train: Samples, classes: int) -> dict[str, Scores]:
+    x, y = _some_pixels(train)
+    if len(np.unique(y)) < 2:
+        return {}
+    found = {f"logistic regression on colour and place{told}": _regression(x, y, classes, weight)
+             for told, weight in (("", None), (", classes alike", "balanced"))}  # fmt: skip
+    if classes == 2:
+        for name, sign in (("brighter", 1.0), ("darker", -1.0)):
+            found[f"Otsu's threshold, {name}"] = functools.partial(_two, sign)
+    return found
+
+
+def _answers(scores: Scores, samples: Samples, space: Space) -> Map:
+    return Map.join([in_own_size(scores(batch["image"]), batch, space) for batch in _batches(samples)])
+
+
+def _batches(samples: Samples) -> Iterator[dict[str, Tensor]]:
+    for start in range(0, len(samples), CHUNK):
+        yield samples.batch(np.arange(start, min(start + CHUNK, len(samples))))
+
+
+# -------------------------------------------------------------------- Otsu
+def otsu(grey: np.ndarray) -> int:
+    """The brightness t of bytes that parts them into those up to t and those above with the least variance within (Otsu, 1979)."""
+    counts = np.bincount(grey.ravel(), minlength=256).astype(float)
+    below, weighed = counts.cumsum(), (counts * np.arange(256)).cumsum()
+    above = below[-1] - below
+    apart = (weighed * below[-1] - weighed[-1] * below) ** 2 / np.maximum(below * above, 1e-9)
+    return int(np.where(below * above > 0, apart, -1).argmax())
+
+
+def _grey(images: Tensor) -> Tensor:
+    weights = torch.tensor(LUMA if images.shape[1] == 3 else (1.0,)).view(1, -1, 1, 1)
+    return (images.float() * weights).sum(1).round().clamp(0, 255)
+
+
+def _two(sign: float, images: Tensor) -> Tensor:
+    grey = _grey(images)
+    parts = torch.tensor([otsu(image) for image in grey.numpy().astype(np.uint8)]).view(-1, 1, 1)
+    apart = sign * (grey - parts - 0.5)
+    return torch.stack([-apart, apart], 1)
+
+
+# -------------------------------------------------------------------- regression
+def _about(images: Tensor) -> np.ndarray:
+    """Of every pixel its colours, its place and their products, [B · H · W, D]."""
+    b, _, h, w = images.shape
+    y, x = torch.meshgrid(torch.linspace(0, 1, h), torch.linspace(0, 1, w), indexing="ij")
+    plain = torch.cat([images.float() / 255, torch.stack([y, x]).expand(b, 2, h, w)], 1).permute(0, 2, 3, 1).flatten(0, 2)
+    i, j = torch.triu_indices(plain.shape[1], plain.shape[1])
+    return torch.cat([plain, plain[:, i] * plain[:, j]], 1).numpy()
+
+
+def _some_pixels(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """What is known of at most `PIXELS` pixels with a class, drawn by a fixed seed, as many of each image; and their classes."""
+    samples = some(samples, IMAGES, 0)
+    rng, each = np.random.default_rng(0), max(1, PIXELS // max(len(samples), 1))
+    parts = []
+    for batch in _batches(samples):
+        x, y = _about(batch["image"]), batch["map"].flatten(1).numpy()
+        for i, row in enumerate(y):
+            valid = np.flatnonzero(row != IGNORE)
+            index = rng.choice(valid, min(each, len(valid)), replace=False)
+            parts.append((x[i * len(row) + index], row[index]))
+    x, y = (np.concatenate(p) for p in zip(*parts, strict=True))
+    return x, y
+
+
+def _regression(x: np.ndarray, y: np.ndarray, classes: int, weight: str | None) -> Scores:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, class_weight=weight))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nearly converged is good enough for a baseline
+        model.fit(x, y)
+    known = model[-1].classes_
+
+    def scores(images: Tensor) -> Tensor:
+        b, _, h, w = images.shape
+        found = model.decision_function(_about(images))
+        found = np.stack([-found, found], 1) / 2 if found.ndim == 1 else found
+        out = torch.full((b, h, w, classes), float(found.min()) - 1)  # of a class that was never seen
+        out[..., known] = torch.from_numpy(found).view(b, h, w, -1).to(out.dtype)
+        return out.permute(0, 3, 1, 2)
+
+    return scores

@@ -1,0 +1,116 @@
+"""A class for every pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslt.data.answers import IGNORE, Map, Space
+from sslt.data.base import Samples, Source
+from sslt.encoders.base import Encoder
+from sslt.encoders.pixels import PixelEncoder
+from sslt.errors import UserError, nearest
+from sslt.objectives.base import Loss, Picture, wide
+from sslt.ranges import Count
+from sslt.targets import map_baselines, map_pictures
+from sslt.targets.base import RESAMPLED, Cheap, Rows, Target
+from sslt.targets.map_heads import LinearMaps, Pyramid, in_own_size, resized
+from sslt.targets.metrics.maps import agreement, bootstrap, class_pixels, map_metrics, mean_iou
+
+HEADS = ("fpn", "linear")
+SHOWN = 8  # images in the picture of the answers
+
+
+class Segmentation(Target[Map]):
+    """Cross-entropy over the pixels that have a class, of scores that a head makes of the encoder's maps (Long et al., 2015).
+
+    Reads `views` [V, B, C, H, W], `map` [B, H, W] and, where views moved it, `frame` [V, B, 4]. head: `fpn` is a small feature pyramid of
+    `width` channels, `linear` a linear map of all maps (`map_heads.py`). Scores are enlarged to the size of the views.
+    """
+
+    answer = Map
+    reads = "maps"
+    primary = "miou"
+    watched: ClassVar = ("accuracy",)
+    called = "this segmentation"
+
+    def __init__(self, encoder: PixelEncoder, space: Space, head: str, width: Count):
+        super().__init__(encoder, space)
+        if head not in HEADS:
+            raise UserError(f"objective.head={head}: give {' or '.join(HEADS)}{nearest(head, HEADS)}")
+        self.check_encoder(encoder)
+        channels, classes = [c for c, _ in encoder.pyramid_shapes], len(space["classes"])
+        self.head = Pyramid(channels, classes, width) if head == "fpn" else LinearMaps(channels, classes)
+
+    def forward(self, encoder: Encoder, batch: dict) -> Loss:
+        maps = encoder.pyramid({name: x.flatten(0, 1) for name, x in batch["views"].items()})
+        truth = Map.moved(batch)["map"]
+        logits = resized(wide(self.head(maps)), truth)
+        valid = (truth != IGNORE).sum().clamp(min=1)
+        loss = F.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="sum") / valid
+        with torch.no_grad():
+            accuracy = (logits.argmax(1) == truth).sum() / valid  # no prediction is `IGNORE`
+        return Loss(loss, {"accuracy": accuracy})
+
+    def units(self, batch: dict) -> Tensor:
+        """Pixels that have a class."""
+        return (Map.moved(batch)["map"] != IGNORE).sum()
+
+    # ---------------------------------------------------------------- answers
+    def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Map:
+        return in_own_size(self.head(encoder.pyramid(encoder.inputs(batch))), batch, self.space)
+
+    def measure(self, predictions: Map, answers: Map) -> dict[str, float]:
+        return map_metrics(predictions, answers)
+
+    def errors(self, predictions: Map, answers: Map) -> np.ndarray:
+        """1 - mean IoU of each image; 0 where no pixel has a class."""
+        return np.nan_to_num(1 - mean_iou(agreement(predictions, answers)))
+
+    def difference(self, a: Map, b: Map, answers: Map) -> tuple[float, float, float]:
+        return bootstrap(agreement(a, answers), agreement(b, answers), RESAMPLED)
+
+    def rows(self, predictions: Map) -> list[dict[str, Any]]:
+        """The name of each map's file (`write`), and which share of it each class has."""
+        names, found = predictions.classes, []
+        for i, row in enumerate(predictions.values):
+            counts = np.bincount(row, minlength=len(names))[: len(names)]
+            shares = {names[c]: round(float(counts[c] / max(len(row), 1)), 4) for c in np.flatnonzero(counts)}
+            found.append({"prediction": map_pictures.file_name(i), "shares": shares})
+        return found
+
+    def write(self, folder: Path, answers: Map) -> list[str]:
+        return map_pictures.write_maps(folder, answers)
+
+    def show(self, encoder: Encoder, samples: Samples, predictions: Map) -> dict[str, Picture]:
+        """Images from the worst to the best, with their true and predicted maps as the encoder sees them."""
+        assert isinstance(samples.answers, Map)
+        errors = self.errors(predictions, samples.answers)
+        index = np.argsort(-errors, kind="stable")[np.linspace(0, len(errors) - 1, min(SHOWN, len(errors))).round().astype(int)]
+        rows = map_pictures.beside(samples, predictions, index, encoder.processor)
+        return {"segmentation": Picture(rows, [f"{100 * (1 - errors[i]):.0f} %" for i in index])}
+
+    # ---------------------------------------------------------------- before training, and beside it
+    @classmethod
+    def check(cls, source: Source, answers: Map | None = None) -> None:
+        """Raise `UserError` where all pixels are of one class: nothing can be learned, or got wrong."""
+        names = source.space["classes"] if source.space else []
+        found = range(len(names)) if answers is None else np.flatnonzero(class_pixels(answers))
+        if len(found) < 2:
+            of = "" if answers is None else f"of its {len(answers)} training images "
+            one = f"'{names[int(found[0])]}'" if len(found) else "none"
+            raise UserError(f"all pixels {of}in {source.name} are of one class, {one}: there is nothing to tell apart")
+
+    def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap | None:
+        return map_baselines.strongest(train, val, test, self.space)
+
+    def trivial(self, train: Map, test: Map) -> dict[str, float]:
+        """The commonest class everywhere, in most sets the background."""
+        common = class_pixels(train).argmax()
+        everywhere = Map.of([np.full(shape, common, np.uint8) for shape in test.shapes], self.space)
+        return {"majority/miou": self.measure(everywhere, test)["miou"]}
