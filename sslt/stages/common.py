@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from sslt import distributed, groups
 from sslt.callbacks.probes import Validation
@@ -73,7 +74,10 @@ def _whole(node: Any, source: Any) -> Any:
     """The node of a fresh encoder that cuts nothing of the images away where answers lie in them, unless it says how they are fitted."""
     if not source.answer.in_image or node is None or "fit" in (node.get("processor") or {}):
         return node
-    return OmegaConf.merge(node, {"processor": {"fit": "stretch"}})
+    whole = copy.deepcopy(node)
+    with open_dict(whole):
+        whole.processor = {**(whole.get("processor") or {}), "fit": "stretch"}
+    return whole
 
 
 def _sized(cfg: Any, source: Any) -> Any:
