@@ -71,8 +71,8 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
 
 
 def _whole(node: Any, source: Any) -> Any:
-    """The node of a fresh encoder that cuts nothing of the images away where answers lie in them, unless it says how they are fitted."""
-    if not source.answer.in_image or node is None or "fit" in (node.get("processor") or {}):
+    """The node of a fresh encoder that cuts nothing of the images away where answers lie in them (the processor says what it does)."""
+    if not source.answer.in_image or node is None or (node.get("processor") or {}).get("fit", "crop") != "crop":
         return node
     whole = copy.deepcopy(node)
     with open_dict(whole):
