@@ -100,7 +100,9 @@ def say_next(run: Run, metrics: dict[str, Any], commands: list[str], with_labels
         print_table(str(run), rows)
     for remark in remarks:
         print(f"  {remark}")
-    where = [p for p in ("metrics.json", "plots/", "pictures/", "predictions/", "encoder/", "student/", "teacher/", "raw/") if (run / p).exists()]
+    where = [
+        p for p in ("metrics.json", "plots/", "pictures/", "predictions/", "encoder/", "student/", "teacher/", "raw/") if (run / p).exists()
+    ]
     print(f"{run}: {', '.join(where)}")
     for command in commands:
         print(f"  next: {command}")

@@ -66,7 +66,7 @@ def test_enlarging_repeats_pixels(factor):
 
 @pytest.mark.parametrize(("h", "w", "to"), [(9, 15, (3, 5)), (51, 33, (17, 8)), (5, 3, (7, 5)), (11, 11, (4, 3))])
 def test_nearest_is_pils(h, w, to):
-    """PIL's nearest neighbour, which has half-pixel centres too. Of odd sides no centre lies on an edge, where both neighbours are as near."""
+    """PIL's nearest neighbour, which has half-pixel centres too. Of odd sides no centre lies on an edge."""
     m = RNG.integers(0, 255, (h, w), np.uint8)
     known = np.asarray(Image.fromarray(m).resize((to[1], to[0]), Image.Resampling.NEAREST))
     np.testing.assert_array_equal(frames.maps(frame(), torch.from_numpy(m)[None], to, 0)[0].numpy(), known)

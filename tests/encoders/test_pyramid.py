@@ -31,10 +31,11 @@ def image_encoder(name: str, args: dict, stem: str = "standard", size: int = 32)
     return ImageEncoder(processor(size), name, dict(args), stem, "vit" in name)
 
 
+NEXT = {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1)}
 ENCODERS = {
     "resnet, small stem": (lambda: image_encoder("resnet18", TINY, "small"), [(8, 1), (8, 2), (16, 4), (16, 8)]),
     "resnet": (lambda: image_encoder("resnet18", TINY, size=64), [(8, 4), (8, 8), (16, 16), (16, 32)]),
-    "convnext": (lambda: image_encoder("convnext_atto", {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1)}), [(8, 4), (8, 8), (16, 16), (16, 32)]),
+    "convnext": (lambda: image_encoder("convnext_atto", NEXT), [(8, 4), (8, 8), (16, 16), (16, 32)]),
     "vit": (lambda: image_encoder("vit_tiny_patch16_224", VIT), [(16, 4)]),
     "vit of means": (lambda: image_encoder("vit_tiny_patch16_224", {**VIT, "global_pool": "avg", "class_token": False}), [(16, 4)]),
     "torchvision resnet": (lambda: image_encoder("torchvision/resnet18", {}, size=64), [(64, 4), (128, 8), (256, 16), (512, 32)]),

@@ -116,7 +116,7 @@ def test_splits_are_drawn_by_a_fixed_seed(tmp_path: Path) -> None:
     for i in range(16):
         pair(tmp_path, f"{i:02}", some(seed=i))
     parts = {s: [m.tobytes() for m in (masks(tmp_path).get(s).answers.row(i) for i in range(n))] for s, n in SIZES.items()}
-    assert {s: len(masks(tmp_path).get(s)) for s in SIZES} == SIZES and len(set(sum(parts.values(), []))) == 16
+    assert {s: len(masks(tmp_path).get(s)) for s in SIZES} == SIZES and len({m for part in parts.values() for m in part}) == 16
     assert parts["val"] == [masks(tmp_path).get("val").answers.row(i).tobytes() for i in range(3)]
 
 
@@ -192,7 +192,7 @@ def test_grey_values_stand_for_classes(three: Path) -> None:
     source = masks(three, colours={"background": 0, "thing": 255})
     np.testing.assert_array_equal(source.read("train").answers.row(2), some(2, seed=2))
     assert source.classes == ["background", "thing"]
-    with pytest.raises(UserError, match="data.colours: .* is no colour"):
+    with pytest.raises(UserError, match=r"data.colours: .* is no colour"):
         masks(three, colours={"background": 0, "thing": [1, 2]}).read("train")
 
 
@@ -301,7 +301,7 @@ def test_settings_that_do_not_fit(three: Path, settings: dict[str, Any], said: s
 def test_many_values_are_objects(three: Path) -> None:
     """Numbers of objects that are taken for classes: the way out is named."""
     save(three / "masks/a.png", (some().astype(np.uint16) * 500))
-    with pytest.raises(UserError, match="1001 classes, more than the 255.*data.holds=objects"):
+    with pytest.raises(UserError, match=r"1001 classes, more than the 255.*data.holds=objects"):
         masks(three).read("train")
 
 

@@ -195,7 +195,7 @@ def test_captions_say_where_things_are():
 
 
 def test_colour_does_not_tell_the_class():
-    """No colour is of a class more than of others, and no classifier on the mean colour of a scene beats chance by more than chance does."""
+    """No colour is of a class more than of others, and no classifier on mean colours beats chance by more than chance does."""
     from scipy.stats import chi2_contingency
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression

@@ -48,7 +48,7 @@ def coloured(n: int) -> tuple[Map, dict[str, torch.Tensor]]:
 def test_shifts_and_flips_are_exact(flip):
     """Without a resize the moved map is the moved pixels, one by one; what came from beside the image is ignored."""
     torch.manual_seed(1)
-    answers, batch = coloured(6)
+    _, batch = coloured(6)
     made = views(flip=flip, padding=5)(batch, encoder(SIDE))
     moved, shares = Map.moved(made)["map"], made["views"]["image"].flatten(0, 1)
     inside = moved != IGNORE
@@ -61,7 +61,7 @@ def test_shifts_and_flips_are_exact(flip):
 def test_crops_and_resizes_follow_the_pixels(size):
     """Wherever all that a pixel was made of is of one class, smaller or larger, the moved map has this class."""
     torch.manual_seed(2)
-    answers, batch = coloured(8)
+    _, batch = coloured(8)
     made = views(scale=(0.2, 0.9), ratio=(0.6, 1.7), flip=0.5)(batch, encoder(size))
     moved, shares = Map.moved(made)["map"], made["views"]["image"].flatten(0, 1)
     pure = shares.amax(1) > 0.999
@@ -95,14 +95,14 @@ def test_boxes_follow_the_pixels(size):
 
 def test_plain_views_move_nothing():
     """As many copies as there are views."""
-    answers, batch = coloured(3)
+    _, batch = coloured(3)
     made = Plain(2)(batch, encoder(SIDE))
     assert torch.equal(Map.moved(made)["map"], batch["map"].repeat(2, 1, 1))
 
 
 def test_telling_frames_draws_nothing_more():
     """The views of a seed are those they were, so that no run of before changes."""
-    answers, batch = coloured(3)
+    _, batch = coloured(3)
     drawn = []
     for way in ("augment", "framed"):
         torch.manual_seed(7)
