@@ -49,19 +49,19 @@ def strongest(fit: Fit, modality: str, train: Rows, val: Rows | None, test: Rows
     """What the cheap method that is best on `val` says of `test`; without `val` the first one at a middle strength."""
     best: tuple[float, str, Scores, np.ndarray | None] | None = None
     for name, scores in (_on_texts if modality == "text" else _on_images)(fit, train, val):
-        held = None if val is None else scores(val.items)
+        held = None if val is None else scores(val.one_each)
         score = math.nan if val is None or held is None else fit.score(held, np.asarray(val.answers.values))
         if best is None or score > best[0]:
             best = score, name, scores, held
         if val is None:
             break
     assert best is not None
-    return Found(f"{best[1]}, {fit.name}", best[2](test.items), best[3], best[0])
+    return Found(f"{best[1]}, {fit.name}", best[2](test.one_each), best[3], best[0])
 
 
 def _on_texts(fit: Fit, train: Rows, val: Rows | None) -> Iterator[tuple[str, Scores]]:
-    name, vectors, _ = baselines.tf_idf(list(train.items))
-    x, y = vectors(train.items), np.asarray(train.answers.values)
+    name, vectors, _ = baselines.tf_idf(list(train.one_each))
+    x, y = vectors(train.one_each), np.asarray(train.answers.values)
     few = y[:1].size * len(STRENGTHS) <= MOST_FITS
     for strength in STRENGTHS if val is not None and few else STRENGTHS[2:3]:
         scores = fit.texts(x, y, strength)

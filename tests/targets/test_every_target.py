@@ -11,9 +11,21 @@ import torch
 from torch import nn
 from vector_encoder import VectorEncoder
 
-from sslt.data.answers import Answers, Class
+from sslt.data.answers import Answers, Class, Labels, Map, Number, Tags
+from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.tokenizers import train_tokenizer
+from sslt.data.ragged import Ragged
+from sslt.encoders.conv4 import Conv4
+from sslt.encoders.text import TextEncoder
 from sslt.targets.base import Target
 from sslt.targets.classification import Classification
+from sslt.targets.multilabel import Multilabel
+from sslt.targets.pairs import Pairs
+from sslt.targets.regression import Regression
+from sslt.targets.retrieval import Retrieval
+from sslt.targets.segmentation import Segmentation
+from sslt.targets.tagging import Tagging
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -21,6 +33,13 @@ RNG = np.random.default_rng(0)
 
 def encoder() -> VectorEncoder:
     return VectorEncoder(nn.Linear(4, 4), 4)
+
+
+def tagger(space: dict[str, Any]) -> Tagging:
+    """On a tiny transformer, whose tokens it reads."""
+    processor = TextProcessor(train_tokenizer(["ada went to rome"] * 5, 50, True), 16)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    return Tagging(TextEncoder(processor, "bert", small, "mean"), space, 0.0)
 
 
 # target → (the target, true answers of N rows, answers that say nothing)
@@ -35,6 +54,45 @@ def case(name: str) -> Callable:
 def classification() -> tuple[Target, Answers, Answers]:
     space = {"classes": ["a", "b", "c"]}
     return Classification(encoder(), space, 0.0, 0.0), Class(RNG.integers(0, 3, N), space), Class(np.zeros(N, np.int64), space)
+
+
+@case("multilabel")
+def multilabel() -> tuple[Target, Answers, Answers]:
+    space = {"classes": ["a", "b", "c"]}
+    return Multilabel(encoder(), space, 0.0), Labels(RNG.random((N, 3)) < 0.4, space), Labels(np.zeros((N, 3), bool), space)
+
+
+@case("regression")
+def regression() -> tuple[Target, Answers, Answers]:
+    return Regression(encoder(), {}, 0.0, None), Number(RNG.normal(size=N), {}), Number(np.zeros(N), {})
+
+
+@case("pairs")
+def pairs() -> tuple[Target, Answers, Answers]:
+    space = {"low": 0.0, "high": 5.0}
+    return Pairs(encoder(), space, "mse", 20.0), Number(RNG.uniform(0, 5, N), space), Number(np.zeros(N), space)
+
+
+@case("retrieval")
+def retrieval() -> tuple[Target, Answers, Answers]:
+    space = {"classes": ["a", "b", "c"]}
+    answers = Class(RNG.integers(0, 3, N), space)
+    return Retrieval(encoder(), space), answers, Class(np.zeros(N, np.int64), space)
+
+
+@case("tagging")
+def tagging() -> tuple[Target, Answers, Answers]:
+    space = {"types": ["LOC", "PER"]}
+    spans = [[(start, start + 3, int(RNG.integers(0, 2))) for start in range(0, 10 * int(RNG.integers(1, 4)), 10)] for _ in range(N)]
+    return tagger(space), Tags(Ragged.of(spans, np.int64, 3), space), Tags(Ragged.of([[]] * N, np.int64, 3), space)
+
+
+@case("segmentation")
+def segmentation() -> tuple[Target, Answers, Answers]:
+    space = {"classes": ["ground", "thing", "other"]}
+    maps = [RNG.integers(0, 3, (6, 5)).astype(np.uint8) for _ in range(N)]
+    image = Conv4(ImageProcessor(16, 1, [0.5], [0.25]), width=4, blocks=2, downsample="pool", pooling="mean")
+    return Segmentation(image, space, "linear", 8), Map.of(maps, space), Map.of([np.zeros((6, 5), np.uint8)] * N, space)
 
 
 @pytest.fixture(params=CASES)
