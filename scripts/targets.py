@@ -46,25 +46,25 @@ def of_images(n: int, train: int, minutes: int) -> Regime:
 SETS = {
     "stsb-en": Set(
         "spearman", ["+target=stsb", "data.language=en"],
-        ["+task=simcse", "data=stsb", "data.language=en", "trainer.max_time=00:03:00"],
-        [Regime("all", ["trainer.max_time=00:02:00"])],
+        ["+task=simcse", "data=stsb", "data.language=en", "trainer.max_time=00:02:00"],
+        [Regime("all", ["trainer.max_time=00:01:00"])],
         "Spearman's correlation of scores. Baseline: overlap of words (the better of TF-IDF and Jaccard on validation).", True),
     "stsb-zh": Set(
         "spearman", ["+target=stsb", "data.language=zh"],
-        ["+task=simcse", "data=stsb", "data.language=zh", "trainer.max_time=00:03:00"],
-        [Regime("all", ["trainer.max_time=00:02:00"])],
+        ["+task=simcse", "data=stsb", "data.language=zh", "trainer.max_time=00:02:00"],
+        [Regime("all", ["trainer.max_time=00:01:00"])],
         "The same sentences in Chinese.", True),
     "cluener": Set(
-        "f1", ["+target=cluener"], ["+task=mlm", "data=cluener", "trainer.max_time=00:06:00"],
-        [Regime("10 %", ["label_fraction=0.1", "trainer.max_time=00:02:00"]), Regime("all", ["trainer.max_time=00:05:00"])],
+        "f1", ["+target=cluener"], ["+task=mlm", "data=cluener", "trainer.max_time=00:04:00"],
+        [Regime("10 %", ["label_fraction=0.1", "trainer.max_time=00:01:00"]), Regime("all", ["trainer.max_time=00:03:00"])],
         "Entity-level micro F1, as seqeval's strict one. Baseline: the dictionary of the training entities. BERT-base: 79.6 as published."),
     "nuclei": Set(
-        "miou", ["+target=nuclei"], ["+task=simclr", "data=nuclei", "trainer.max_time=00:05:00"],
+        "miou", ["+target=nuclei"], ["+task=simclr", "data=nuclei", "trainer.max_time=00:03:00"],
         [of_images(10, 240, 1), of_images(20, 240, 1), of_images(100, 240, 2)],
         "Mean intersection over union of nucleus and ground, in the images' own pixels. Baseline: Otsu's threshold."),
     "scenes": Set(
-        "miou", ["+target=scenes", "data.answer=map"], ["+task=simclr", "data=scenes", "trainer.max_time=00:03:00"],
-        [Regime("10 %", ["label_fraction=0.1", "trainer.max_time=00:01:00"]), Regime("all", ["trainer.max_time=00:02:00"])],
+        "miou", ["+target=scenes", "data.answer=map"], ["+task=simclr", "data=scenes", "trainer.max_time=00:02:00"],
+        [Regime("10 %", ["label_fraction=0.1", "trainer.max_time=00:01:00"]), Regime("all", ["trainer.max_time=00:01:30"])],
         "Mean intersection over union of the ten digits and the ground. Baseline: logistic regression on colour and position."),
 }  # fmt: skip
 ARMS = [Arm("scratch", False), Arm("pretrained", True)]
