@@ -20,7 +20,7 @@ from sslt.errors import UserError
 from sslt.runs import Run, read_json
 from sslt.stages import heads
 
-SCENES = ["+target=scenes", *TINY_IMAGES, "data.count=60", "batch_size=16"]
+SCENES = ["+target=scenes", *TINY_IMAGES, "encoder.processor.size=32", "data.count=60", "batch_size=16"]
 NAMES, PLACES = ("Ada", "Grace", "Alan", "Kurt"), ("Paris", "Rome", "Oslo")
 
 
