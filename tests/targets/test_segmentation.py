@@ -213,7 +213,7 @@ def own_data(here, monkeypatch) -> list[str]:
     return ["--config-dir", "own", "data=shapes"]
 
 
-RUN = ["encoder=resnet_small", "objective=segmentation", "objective.width=8", "batch_size=16", "optimizer.lr=0.003", *TINY_IMAGES]
+RUN = ["encoder=resnet_small", "objective=segmentation", "objective.width=8", "batch_size=16", "optimizer.lr=0.01", *TINY_IMAGES]
 
 
 def numbers(run: str) -> dict:
@@ -222,7 +222,7 @@ def numbers(run: str) -> dict:
 
 def test_finetune_evaluate_and_predict(sslt, own_data):
     """Learns, names its files in the images' own sizes, and measures the same in a fresh evaluation."""
-    sslt("finetune", *own_data, "from=scratch", "views=light", *RUN, "trainer.max_steps=40", "hydra.run.dir=a")
+    sslt("finetune", *own_data, "from=scratch", "views=light", *RUN, "trainer.max_steps=80", "hydra.run.dir=a")
     found = numbers("a")
     assert found["test/miou"] > found["majority/miou"] + 0.2 and "baseline/miou" in found and "test/class/disc/iou" in found
     assert json.loads(Path("a/encoder/sslt.json").read_text())["processor"]["fit"] == "stretch"
