@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt.data import frames
 from sslt.data.answers import IGNORE, Map, Space
+from sslt.errors import UserError, nearest
+
+HEADS = ("fpn", "linear")
+
+
+def head_of(name: str, channels: Sequence[int], classes: int, width: int) -> nn.Module:
+    """The head `name` of `HEADS` on maps of so many channels each. Raises `UserError` for another name."""
+    if name not in HEADS:
+        raise UserError(f"objective.head={name}: give {' or '.join(HEADS)}{nearest(name, HEADS)}")
+    head = Pyramid(channels, classes, width) if name == "fpn" else LinearMaps(channels, classes)
+    return head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def resized(x: Tensor, like: Tensor) -> Tensor:

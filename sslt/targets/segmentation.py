@@ -14,15 +14,14 @@ from sslt.data.answers import IGNORE, Map, Space
 from sslt.data.base import Samples, Source
 from sslt.encoders.base import Encoder
 from sslt.encoders.pixels import PixelEncoder
-from sslt.errors import UserError, nearest
+from sslt.errors import UserError
 from sslt.objectives.base import Loss, Picture, wide
 from sslt.ranges import Count
 from sslt.targets import map_baselines, map_pictures
 from sslt.targets.base import RESAMPLED, Cheap, Rows, Target
-from sslt.targets.map_heads import LinearMaps, Pyramid, in_own_size, resized
+from sslt.targets.map_heads import head_of, in_own_size, resized
 from sslt.targets.metrics.maps import agreement, bootstrap, class_pixels, map_metrics, mean_iou
 
-HEADS = ("fpn", "linear")
 SHOWN = 8  # images in the picture of the answers
 
 
@@ -30,7 +29,8 @@ class Segmentation(Target[Map]):
     """Cross-entropy over the pixels that have a class, of scores that a head makes of the encoder's maps (Long et al., 2015).
 
     Reads `views` [V, B, C, H, W], `map` [B, H, W] and, where views moved it, `frame` [V, B, 4]. head: `fpn` is a small feature pyramid of
-    `width` channels, `linear` a linear map of all maps (`map_heads.py`). Scores are enlarged to the size of the views.
+    `width` channels, `linear` a linear map of all maps (`map_heads.py`). stride: pixels of the image from place to place that a map has
+    at least to be read, or else the coarsest is; finer ones cost most of the work. Scores are enlarged to the size of the views.
     """
 
     answer = Map
@@ -39,23 +39,27 @@ class Segmentation(Target[Map]):
     watched: ClassVar = ("accuracy",)
     called = "this segmentation"
 
-    def __init__(self, encoder: PixelEncoder, space: Space, head: str, width: Count):
+    def __init__(self, encoder: PixelEncoder, space: Space, head: str, width: Count, stride: Count):
         super().__init__(encoder, space)
-        if head not in HEADS:
-            raise UserError(f"objective.head={head}: give {' or '.join(HEADS)}{nearest(head, HEADS)}")
         self.check_encoder(encoder)
-        channels, classes = [c for c, _ in encoder.pyramid_shapes], len(space["classes"])
-        self.head = Pyramid(channels, classes, width) if head == "fpn" else LinearMaps(channels, classes)
+        shapes, classes = encoder.pyramid_shapes, len(space["classes"])
+        self.first = min(sum(s < stride for _, s in shapes), len(shapes) - 1)
+        channels = [c for c, _ in shapes[self.first :]]
+        self.head = head_of(head, channels, classes, width)
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
-        maps = encoder.pyramid({name: x.flatten(0, 1) for name, x in batch["views"].items()})
+        inputs = {name: x.flatten(0, 1) for name, x in batch["views"].items()}
         truth = Map.moved(batch)["map"]
-        logits = resized(wide(self.head(maps)), truth)
+        logits = resized(wide(self.scores(encoder, inputs)), truth)
         valid = (truth != IGNORE).sum().clamp(min=1)
         loss = F.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="sum") / valid
         with torch.no_grad():
             accuracy = (logits.argmax(1) == truth).sum() / valid  # no prediction is `IGNORE`
         return Loss(loss, {"accuracy": accuracy})
+
+    def scores(self, encoder: Encoder, inputs: dict[str, Tensor]) -> Tensor:
+        """Scores [B, C, h, w] of inputs of the encoder, at the places of the finest map that is read."""
+        return self.head(encoder.pyramid(inputs)[self.first :])
 
     def units(self, batch: dict) -> Tensor:
         """Pixels that have a class."""
@@ -63,7 +67,7 @@ class Segmentation(Target[Map]):
 
     # ---------------------------------------------------------------- answers
     def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Map:
-        return in_own_size(self.head(encoder.pyramid(encoder.inputs(batch))), batch, self.space)
+        return in_own_size(self.scores(encoder, encoder.inputs(batch)), batch, self.space)
 
     def measure(self, predictions: Map, answers: Map) -> dict[str, float]:
         return map_metrics(predictions, answers)

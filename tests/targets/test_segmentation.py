@@ -45,7 +45,7 @@ def made(head: str = "fpn", fit: str = "stretch", source=None):
     source = source or shapes()
     processor = ImageProcessor(24, 3, [0.5] * 3, [0.25] * 3, fit)
     encoder = ImageEncoder(processor, "resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, "small", False)
-    return encoder, processor.prepare(source, "train"), Segmentation(encoder, source.space, head, 8)
+    return encoder, processor.prepare(source, "train"), Segmentation(encoder, source.space, head, 8, 2)
 
 
 @pytest.mark.parametrize("head", ["fpn", "linear"])
@@ -56,7 +56,7 @@ def test_the_loss_is_the_mean_over_valid_pixels(head):
     target.eval(), encoder.eval()
     loss = target(encoder, batch)
     logits = torch.nn.functional.interpolate(
-        target.head(encoder.pyramid({"image": batch["views"]["image"].flatten(0, 1)})), (24, 24), mode="bilinear"
+        target.scores(encoder, {"image": batch["views"]["image"].flatten(0, 1)}), (24, 24), mode="bilinear"
     )
     truth = batch["map"].repeat(2, 1, 1)
     each = torch.nn.functional.cross_entropy(logits, truth.clamp(max=2), reduction="none")
