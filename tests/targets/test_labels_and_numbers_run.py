@@ -30,10 +30,12 @@ def table(here: Path) -> Path:
     rng = np.random.default_rng(0)
     with (here / "a.csv").open("w", newline="") as f:
         writer = csv.writer(f)
-        writer.writerow(["text", "toxic", "rude", "score"])
+        writer.writerow(["text", "toxic", "rude", "score", "loud"])
         for _ in range(120):
             words = rng.choice(["one", "two", "bad", "ugly", "six"], 6)
-            writer.writerow([" ".join(words), int("bad" in words), int("ugly" in words), (words == "six").sum() - (words == "one").sum()])
+            writer.writerow(
+                [" ".join(words), int("bad" in words), int("ugly" in words), (words == "six").sum() - (words == "one").sum(), 0]
+            )
     return here
 
 
@@ -140,11 +142,11 @@ def test_a_head_of_other_answers_is_refused(sslt, encoder, capsys):
     """More labels than it knows, and another kind, by name; probes, which tell classes apart, refuse them too."""
     sslt(*TEXT, *KINDS["multilabel"], "from=pre", *CPU, "adaptation=probe", "hydra.run.dir=run")
     again = ["evaluate", "from=run", "trainer.accelerator=cpu"]
-    sslt(*again, "+data_overrides.label=[toxic,rude,score]", "hydra.run.dir=e", code=2)
-    assert "the head knows 2 (toxic, rude) classes, but a has 3 (toxic, rude, score)" in capsys.readouterr().err
-    sslt(*again, "data=text_csv", "data.path=a.csv", *KINDS["regression"][:2], "hydra.run.dir=e", code=2)
+    sslt(*again, "+data_overrides.label=[toxic,rude,loud]", "hydra.run.dir=e1", code=2)
+    assert "the head knows 2 (toxic, rude) classes, but a has 3 (toxic, rude, loud)" in capsys.readouterr().err
+    sslt(*again, "data=text_csv", "data.path=a.csv", *KINDS["regression"][:2], "hydra.run.dir=e2", code=2)
     assert "the head answers with several labels, but the samples of a have a number" in capsys.readouterr().err
-    sslt(*again, "probes=true", "hydra.run.dir=e", code=2)
+    sslt(*again, "probes=true", "hydra.run.dir=e3", code=2)
     assert "have several labels, which probes do not tell apart" in capsys.readouterr().err
 
 
