@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from sslt import stored
+from sslt import groups, stored
 from sslt.config import build, check_stored
 from sslt.data.base import Samples
 from sslt.data.streams.subsets import label_subset
@@ -81,10 +82,10 @@ def _for_probes(cfg: Any, encoder: Encoder, source: Any) -> dict[str, Samples]:
     """The splits that probes learn from, choose by and are measured on."""
     probed = Classification
     if source.answer is not probed.answer:
-        how = " or ".join(f"objective={name}" for name in source.answer.learned_by)
+        named = [o for o in source.answer.learned_by if not get_object(groups.own_values("objective", o)["_target_"]).trains]
         raise UserError(
             f"the samples of {source.name} have {source.answer.words}, which probes do not tell apart: fine-tune on them, `sslt finetune`"
-            + (f", or measure a target without weights by {how}" if how else "")
+            + (f", or measure the encoder as it is by +objective={' or '.join(named)}" if named else "")
         )
     probed.check(source)
     splits = {s: common.prepare_labelled(encoder, source, s) for s in ("train", "val", "test")}
@@ -96,12 +97,12 @@ def _without_training(cfg: Any, run: Run, encoder: Encoder, source: Any) -> Targ
     """The target of `+target=` or `objective=`, which has nothing to train."""
     config_dir = run.info.get("config_dir")
     common.check_target(source, cfg.objective, config_dir)
-    target = common.build_target(cfg.objective, encoder, source)
-    if any(True for _ in target.parameters()):
+    if get_object(cfg.objective["_target_"]).trains:
         raise UserError(
-            f"{target.called} has weights to train: sslt finetune +target=NAME from={cfg['from']} first, then sslt evaluate from= that run"
+            f"{cfg.objective['_target_']} has weights to train: sslt finetune +target=NAME from={cfg['from']} first, then sslt evaluate "
+            f"from= that run"
         )
-    return target
+    return common.build_target(cfg.objective, encoder, source)
 
 
 def _beside(

@@ -118,7 +118,7 @@ def _fit(cfg: Any, run: Run, about: Task, plan: Plan, parts: Supervised) -> _Fit
         common.save_best(best, plan.trained, about.target, run)
 
     def watch(curves: Any) -> list[Validation]:
-        answered = plan.solved or not any(True for _ in about.target.parameters())  # what has no weights answers from the start
+        answered = plan.solved or not about.target.trains  # what has no weights answers from the start
         if cfg.interpolate and answered and not plan.frozen and about.splits.val is not None:
             # an adapter is in its place now, and nothing has moved
             start.append(Between({"encoder": about.encoder, "objective": about.target}, about.target.sign))

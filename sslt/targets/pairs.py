@@ -38,6 +38,7 @@ class Pairs(Target[Number]):
     reads = "parts"
     primary = "spearman"
     watched = ("pearson",)
+    trains = False
     called = "the cosine of this encoder's features"
 
     def __init__(self, encoder: Encoder, space: Space, loss: str, scale: Positive):

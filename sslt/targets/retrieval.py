@@ -30,6 +30,7 @@ class Retrieval(Target[Class]):
 
     answer = Class
     primary = "map"
+    trains = False
     called = "the cosine of this encoder's features"
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:

@@ -126,16 +126,8 @@ def test_a_head_file_that_says_another_kind_is_refused(sslt, here):
 
 @pytest.mark.parametrize(
     "how",
-    [
-        ["adaptation=probe"],
-        ["adaptation=partial", "adaptation.blocks=1"],
-        ["adaptation=lora"],
-        ["label_fraction=0.5"],
-        ["report=best"],
-        ["ema=0.5"],
-        ["optimizer.lr=auto"],
-    ],
-    ids=str,
+    [["label_fraction=0.5", "report=best", "ema=0.5"], ["adaptation=partial", "adaptation.blocks=1", "optimizer.lr=auto"]],
+    ids=["few-best-averaged", "partial-searched"],
 )
 def test_adaptations_and_settings_work_with_it_or_say_why(case, how, sslt, here, capsys):
     """Either the run ends with its metrics, or one line says what to do."""

@@ -86,7 +86,7 @@ def test_texts_are_learned_measured_and_predicted(sslt, encoder, kind):
         ["adaptation=partial"],
         ["+joint=mlm", "joint.batch_size=8"],
         ["report=best"],
-        ["label_fraction=0.5"],
+        ["label_fraction=0.5", "compare=scratch"],
         ["optimizer.lr=auto"],
         ["ema=0.9"],
     ],
