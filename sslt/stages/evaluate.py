@@ -147,6 +147,8 @@ def load(cfg: Any, modality: str | None) -> tuple[Encoder, Target | None]:
     """The encoder of `from=`, and the target of a fine-tuned run."""
     what = str(cfg["from"])
     trust = list(cfg.trust)
+    if what == "scratch":
+        raise UserError("from=scratch names no architecture to measure: from=scratch:RUN is that of RUN, untrained")
     if what.startswith("scratch:"):
         import torch
 

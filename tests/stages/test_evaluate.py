@@ -89,3 +89,9 @@ def test_probes_of_some_of_the_labels(tuned, sslt, here):
     whole, few = Run(here / "all").metrics, Run(here / "few").metrics
     assert few["linear/labels"] == 40 < whole["linear/labels"]
     assert few["knn/accuracy"] != whole["knn/accuracy"] and few["features/rankme"] == whole["features/rankme"]
+
+
+def test_nothing_is_measured_from_scratch_alone(sslt, here, capsys):
+    """An architecture is that of a run."""
+    sslt("evaluate", "from=scratch", "data=digits", "trainer.accelerator=cpu", code=2)
+    assert "scratch:RUN" in capsys.readouterr().err
