@@ -24,6 +24,13 @@ def head_of(name: str, channels: Sequence[int], classes: int, width: int) -> nn.
     return head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
+    """share ** -balance of each class, with mean 1 over all pixels, of so many pixels a class, [C]; 0 of a class that has none."""
+    shares = pixels / max(pixels.sum(), 1)
+    raw = np.where(pixels > 0, np.where(pixels > 0, shares, 1.0) ** -balance, 0.0)
+    return torch.from_numpy(raw / max((raw * shares).sum(), 1e-12)).float()
+
+
 def resized(x: Tensor, like: Tensor) -> Tensor:
     """x [B, C, h, w] in the size of another map, bilinear with half-pixel centres."""
     return x if x.shape[-2:] == like.shape[-2:] else F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)

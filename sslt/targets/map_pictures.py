@@ -49,6 +49,16 @@ def write_maps(folder: Path, maps: Map) -> list[str]:
     return names
 
 
+def described(maps: Map) -> list[dict[str, Any]]:
+    """Of each map its file's name, and which share of it each class has."""
+    names, found = maps.classes, []
+    for i, row in enumerate(maps.values):
+        counts = np.bincount(row, minlength=len(names))[: len(names)]
+        shares = {names[c]: round(float(counts[c] / max(len(row), 1)), 4) for c in np.flatnonzero(counts)}
+        found.append({"prediction": file_name(i), "shares": shares})
+    return found
+
+
 def coloured(values: Tensor, n: int) -> Tensor:
     """Maps [B, H, W] in the colours of `n` classes, [B, 3, H, W] in 0..1."""
     colours = torch.from_numpy(palette(n)).to(values.device)

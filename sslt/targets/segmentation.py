@@ -16,10 +16,10 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Picture, wide
-from sslt.ranges import Count
+from sslt.ranges import Count, Share
 from sslt.targets import map_baselines, map_pictures
 from sslt.targets.base import RESAMPLED, Cheap, Rows, Target
-from sslt.targets.map_heads import head_of, in_own_size, resized
+from sslt.targets.map_heads import class_weights, head_of, in_own_size, resized
 from sslt.targets.metrics.maps import agreement, bootstrap, class_pixels, map_metrics, mean_iou
 
 SHOWN = 8  # images in the picture of the answers
@@ -30,7 +30,8 @@ class Segmentation(Target[Map]):
 
     Reads `views` [V, B, C, H, W], `map` [B, H, W] and, where views moved it, `frame` [V, B, 4]. head: `fpn` is a small feature pyramid of
     `width` channels, `linear` a linear map of all maps (`map_heads.py`). stride: pixels of the image from place to place that a map has
-    at least to be read, or else the coarsest is; finer ones cost most of the work. Scores are enlarged to the size of the views.
+    at least to be read, or else the coarsest is; finer ones cost most of the work. Scores are enlarged to the size of the views. balance:
+    a pixel weighs as its class's share of all pixels to the power of -balance: at 0 all pixels weigh alike, at 1 all classes.
     """
 
     answer = Map
@@ -39,22 +40,23 @@ class Segmentation(Target[Map]):
     watched: ClassVar = ("accuracy",)
     called = "this segmentation"
 
-    def __init__(self, encoder: PixelEncoder, space: Space, head: str, width: Count, stride: Count):
+    def __init__(self, encoder: PixelEncoder, space: Space, head: str, width: Count, stride: Count, balance: Share):
         super().__init__(encoder, space)
         self.check_encoder(encoder)
         shapes, classes = encoder.pyramid_shapes, len(space["classes"])
         self.first = min(sum(s < stride for _, s in shapes), len(shapes) - 1)
         channels = [c for c, _ in shapes[self.first :]]
         self.head = head_of(head, channels, classes, width)
+        self.balance, self.weight = balance, torch.nn.Buffer(torch.ones(classes))
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         inputs = {name: x.flatten(0, 1) for name, x in batch["views"].items()}
         truth = Map.moved(batch)["map"]
         logits = resized(wide(self.scores(encoder, inputs)), truth)
-        valid = (truth != IGNORE).sum().clamp(min=1)
-        loss = F.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="sum") / valid
-        with torch.no_grad():
-            accuracy = (logits.argmax(1) == truth).sum() / valid  # no prediction is `IGNORE`
+        weight = self.weight.to(logits.dtype)
+        loss = F.cross_entropy(logits, truth, weight, ignore_index=IGNORE, reduction="sum") / self._weighed(truth).clamp(min=1e-6)
+        with torch.no_grad():  # no prediction is `IGNORE`
+            accuracy = (logits.argmax(1) == truth).sum() / (truth != IGNORE).sum().clamp(min=1)
         return Loss(loss, {"accuracy": accuracy})
 
     def scores(self, encoder: Encoder, inputs: dict[str, Tensor]) -> Tensor:
@@ -62,8 +64,15 @@ class Segmentation(Target[Map]):
         return self.head(encoder.pyramid(inputs)[self.first :])
 
     def units(self, batch: dict) -> Tensor:
-        """Pixels that have a class."""
-        return (Map.moved(batch)["map"] != IGNORE).sum()
+        """Pixels that have a class, by their weights."""
+        return self._weighed(Map.moved(batch)["map"])
+
+    def _weighed(self, truth: Tensor) -> Tensor:
+        return self.weight[truth[truth != IGNORE]].sum()
+
+    def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
+        assert isinstance(samples.answers, Map)
+        self.weight.copy_(class_weights(class_pixels(samples.answers), self.balance))
 
     # ---------------------------------------------------------------- answers
     def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Map:
@@ -80,13 +89,7 @@ class Segmentation(Target[Map]):
         return bootstrap(agreement(a, answers), agreement(b, answers), RESAMPLED)
 
     def rows(self, predictions: Map) -> list[dict[str, Any]]:
-        """The name of each map's file (`write`), and which share of it each class has."""
-        names, found = predictions.classes, []
-        for i, row in enumerate(predictions.values):
-            counts = np.bincount(row, minlength=len(names))[: len(names)]
-            shares = {names[c]: round(float(counts[c] / max(len(row), 1)), 4) for c in np.flatnonzero(counts)}
-            found.append({"prediction": map_pictures.file_name(i), "shares": shares})
-        return found
+        return map_pictures.described(predictions)
 
     def write(self, folder: Path, answers: Map) -> list[str]:
         return map_pictures.write_maps(folder, answers)
@@ -106,15 +109,13 @@ class Segmentation(Target[Map]):
         names = source.space["classes"] if source.space else []
         found = range(len(names)) if answers is None else np.flatnonzero(class_pixels(answers))
         if len(found) < 2:
-            of = "" if answers is None else f"of its {len(answers)} training images "
-            one = f"'{names[int(found[0])]}'" if len(found) else "none"
-            raise UserError(f"all pixels {of}in {source.name} are of one class, {one}: there is nothing to tell apart")
+            of = f" of {len(answers)} training images" if answers is not None else ""
+            one = ", ".join(names[int(c)] for c in found) or "none"
+            raise UserError(f"all pixels{of} in {source.name} are of one class, '{one}': there is nothing to tell apart")
 
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap | None:
         return map_baselines.strongest(train, val, test, self.space)
 
     def trivial(self, train: Map, test: Map) -> dict[str, float]:
         """The commonest class everywhere, in most sets the background."""
-        common = class_pixels(train).argmax()
-        everywhere = Map.of([np.full(shape, common, np.uint8) for shape in test.shapes], self.space)
-        return {"majority/miou": self.measure(everywhere, test)["miou"]}
+        return {"majority/miou": self.measure(map_baselines.commonest(train, test), test)["miou"]}

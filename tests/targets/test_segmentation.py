@@ -24,7 +24,8 @@ from sslt.errors import UserError
 from sslt.evaluation.features import predicted
 from sslt.targets import map_baselines, map_pictures
 from sslt.targets.base import Rows
-from sslt.targets.map_heads import in_own_size
+from sslt.targets.map_heads import class_weights, in_own_size
+from sslt.targets.metrics.maps import class_pixels
 from sslt.targets.segmentation import Segmentation
 
 SIZES = [[24, 24], [24, 40], [33, 20]]
@@ -45,7 +46,7 @@ def made(head: str = "fpn", fit: str = "stretch", source=None):
     source = source or shapes()
     processor = ImageProcessor(24, 3, [0.5] * 3, [0.25] * 3, fit)
     encoder = ImageEncoder(processor, "resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, "small", False)
-    return encoder, processor.prepare(source, "train"), Segmentation(encoder, source.space, head, 8, 2)
+    return encoder, processor.prepare(source, "train"), Segmentation(encoder, source.space, head, 8, 2, 0.0)
 
 
 @pytest.mark.parametrize("head", ["fpn", "linear"])
@@ -64,6 +65,23 @@ def test_the_loss_is_the_mean_over_valid_pixels(head):
     assert int(target.units(batch)) == int((truth != IGNORE).sum()) < truth.numel()
     loss.value.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in target.parameters())
+
+
+def test_rare_classes_weigh_more():
+    """By their share to the power of -balance, with mean 1 over pixels; units follow, so that joined batches weigh right."""
+    encoder, samples, target = made()
+    pixels = class_pixels(samples.answers)
+    for balance, ratio in ((0.0, 1.0), (0.5, (pixels[0] / pixels[1]) ** 0.5), (1.0, pixels[0] / pixels[1])):
+        weight = class_weights(pixels, balance)
+        assert (weight[1] / weight[0]).item() == pytest.approx(ratio, rel=1e-5)
+        assert float((weight.double() * torch.from_numpy(pixels)).sum() / pixels.sum()) == pytest.approx(1, rel=1e-5)
+    assert class_weights(np.array([5, 0, 5]), 0.5).tolist() == [1, 0, 1]
+    target.balance = 0.5
+    target.prepare(encoder, samples, 4)
+    target.eval(), encoder.eval()
+    first, second, both = (Plain(1)(samples.batch(np.array(rows)), encoder) for rows in ([0], [1, 2], [0, 1, 2]))
+    parts = [(target(encoder, b).value.item(), float(target.units(b))) for b in (first, second)]
+    assert target(encoder, both).value.item() == pytest.approx(sum(v * n for v, n in parts) / sum(n for _, n in parts), rel=1e-5)
 
 
 def test_a_batch_without_a_valid_pixel_teaches_nothing():
@@ -137,7 +155,7 @@ def test_one_class_is_nothing_to_learn():
     with pytest.raises(UserError, match="one class, 'ground'"):
         Segmentation.check(shapes(classes=("ground",)))
     blank = Map.of([np.zeros((4, 4), np.uint8), np.full((2, 2), IGNORE, np.uint8)], shapes().space)
-    with pytest.raises(UserError, match="of its 2 training images"):
+    with pytest.raises(UserError, match="of 2 training images"):
         Segmentation.check(shapes(), blank)
 
 

@@ -30,8 +30,9 @@ def found(rank: int | None) -> dict[str, Any]:
     source = toy_maps.Shapes(13, ["ground", "disc", "square"], [[24, 24], [24, 40]])
     processor = ImageProcessor(24, 3, [0.5] * 3, [0.25] * 3, "stretch")
     encoder = ImageEncoder(processor, "resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, "small", False)
-    target = Segmentation(encoder, source.space, "fpn", 8, 1)
+    target = Segmentation(encoder, source.space, "fpn", 8, 1, 0.5)
     samples = processor.prepare(source, "train")
+    target.prepare(encoder, samples, 8)
     for module in (encoder, target):
         distributed.span_batch_norm(module)
     answers = predicted(encoder, target, samples, torch.device("cpu"), 2)
