@@ -46,9 +46,6 @@ class LinearMaps(nn.Module):
     def __init__(self, channels: Sequence[int], classes: int):
         super().__init__()
         self.maps = nn.ModuleList(nn.Conv2d(c, classes, 1, bias=i == 0) for i, c in enumerate(channels))
-        for layer in self.maps:
-            nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
-        nn.init.zeros_(self.maps[0].bias)  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return sum(resized(layer(m), maps[0]) for layer, m in zip(self.maps, maps, strict=True))  # type: ignore[return-value]
@@ -57,16 +54,15 @@ class LinearMaps(nn.Module):
 class Pyramid(nn.Module):
     """A small feature pyramid (Lin et al., 2017): each map in `width` channels, added from coarse to fine, and a 3×3 convolution.
 
-    Scores [B, C, H, W] have the size of the finest map. The norm is over one image's numbers, so that batches play no part in it.
+    Scores [B, C, H, W] have the size of the finest map. Each map is normalised before they are added, since those of a network differ in
+    scale by far. Scores start as large as layers usually do: from tiny ones, it stays with the background for long.
     """
 
     def __init__(self, channels: Sequence[int], classes: int, width: int):
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
-        self.smooth = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(1, width), nn.ReLU())
+        self.lateral = nn.ModuleList(nn.Sequential(nn.Conv2d(c, width, 1, bias=False), nn.BatchNorm2d(width)) for c in channels)
+        self.smooth = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.scores = nn.Conv2d(width, classes, 1)
-        nn.init.normal_(self.scores.weight, std=0.01)
-        nn.init.zeros_(self.scores.bias)  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         *finer, x = (layer(m) for layer, m in zip(self.lateral, maps, strict=True))

@@ -54,7 +54,7 @@ class Segmentation(Target[Map]):
         truth = Map.moved(batch)["map"]
         logits = resized(wide(self.scores(encoder, inputs)), truth)
         weight = self.weight.to(logits.dtype)
-        loss = F.cross_entropy(logits, truth, weight, ignore_index=IGNORE, reduction="sum") / self._weighed(truth).clamp(min=1e-6)
+        loss = F.cross_entropy(logits, truth, weight, ignore_index=IGNORE, reduction="sum") / self.units(batch).clamp(min=1e-6)
         with torch.no_grad():  # no prediction is `IGNORE`
             accuracy = (logits.argmax(1) == truth).sum() / (truth != IGNORE).sum().clamp(min=1)
         return Loss(loss, {"accuracy": accuracy})
@@ -65,9 +65,7 @@ class Segmentation(Target[Map]):
 
     def units(self, batch: dict) -> Tensor:
         """Pixels that have a class, by their weights."""
-        return self._weighed(Map.moved(batch)["map"])
-
-    def _weighed(self, truth: Tensor) -> Tensor:
+        truth = Map.moved(batch)["map"]
         return self.weight[truth[truth != IGNORE]].sum()
 
     def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
@@ -110,8 +108,8 @@ class Segmentation(Target[Map]):
         found = range(len(names)) if answers is None else np.flatnonzero(class_pixels(answers))
         if len(found) < 2:
             of = f" of {len(answers)} training images" if answers is not None else ""
-            one = ", ".join(names[int(c)] for c in found) or "none"
-            raise UserError(f"all pixels{of} in {source.name} are of one class, '{one}': there is nothing to tell apart")
+            one = "".join(f", '{names[int(c)]}'" for c in found)
+            raise UserError(f"all pixels{of} in {source.name} are of one class{one}: there is nothing to tell apart")
 
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap | None:
         return map_baselines.strongest(train, val, test, self.space)
