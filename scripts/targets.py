@@ -59,11 +59,13 @@ SETS = {
         [Regime("10 %", ["label_fraction=0.1", "trainer.max_time=00:01:00"]), Regime("all", ["trainer.max_time=00:03:00"])],
         "Entity-level micro F1, as seqeval's strict one. Baseline: the dictionary of the training entities. BERT-base: 79.6 as published."),
     "nuclei": Set(
-        "miou", ["+target=nuclei"], ["+task=simclr", "data=nuclei", "encoder.stem=standard", "max_image_size=128", "batch_size=64", "trainer.max_time=00:01:30"],
+        "miou", ["+target=nuclei"],
+        ["+task=simclr", "data=nuclei", "encoder.stem=standard", "max_image_size=128", "batch_size=64", "trainer.max_time=00:01:30"],
         [of_images(n, 240, "00:00:40") for n in (10, 20, 100)],
         "Mean intersection over union of nucleus and ground, in the images' own pixels. Baseline: Otsu's threshold."),
     "scenes": Set(
-        "miou", ["+target=scenes", "data.answer=map"], ["+task=simclr", "data=scenes", "encoder.stem=standard", "trainer.max_time=00:02:00"],
+        "miou", ["+target=scenes", "data.answer=map"],
+        ["+task=simclr", "data=scenes", "encoder.stem=standard", "trainer.max_time=00:02:00"],
         [Regime("10 %", ["label_fraction=0.1", "trainer.max_time=00:01:00"]), Regime("all", ["trainer.max_time=00:01:30"])],
         "Mean intersection over union of the ten digits and the ground. Baseline: logistic regression on colour and position."),
 }  # fmt: skip
