@@ -202,7 +202,7 @@ POINTS: dict[str, Callable[[Callable[[], None]], None]] = {
     "before the last validation": _at("sslt.callbacks.probes.Validation", "on_train_end"),
     "the last validation": _at("sslt.callbacks.probes.Validation", "on_train_end", after=True),
     "the last checkpoint": _at("sslt.callbacks.checkpoint.Checkpoint", "on_train_end", after=True),
-    "measuring": _at("sslt.stages.measure", "classifier", lambda *args: args[5] == "test"),
+    "measuring": _at("sslt.stages.measure", "measured", lambda *args: args[5] == "test"),
     "the weights of the result": _at("sslt.encoders.image.ImageEncoder", "save_weights", after=True),
     "the metrics": _at("sslt.runs.Run", "add_metrics", after=True),
     "the plots": _at("sslt.report.plots", "curves", after=True),

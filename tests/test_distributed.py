@@ -83,7 +83,7 @@ class Aligned(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.encoder = Vectors()
-        self.task = (Classification(self.encoder, 3, 0.0, 0.0),)  # type: ignore[arg-type]
+        self.task = (Classification(self.encoder, {"classes": ["a", "b", "c"]}, 0.0, 0.0),)  # type: ignore[arg-type]
         given: Any = {"encoder": self.encoder, "width": 5, "task": self.task[0], "layer": None}
         nn.init.normal_(self.task[0].head.weight)
         critic: Any = {"hidden": 6, "dropout": 0.0, "gamma": 10.0, "ceiling": 1.0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
@@ -15,7 +17,7 @@ SHIPPED = [(p.parent.name, p) for p in sorted(groups.CONFIG_DIR.glob("*/*.yaml")
 def test_everything_shipped_may_stand_where_it_does(group, path):
     """Otherwise a run with it could not be gone on with."""
     node = {k: v for k, v in (yaml.safe_load(path.read_text()) or {}).items() if k != "defaults"}
-    node = yaml.safe_load(yaml.safe_dump(node).replace("${", "{"))  # a run stores what they resolve to
+    node = yaml.safe_load(re.sub(r"\$\{[^}]*\}", "x", yaml.safe_dump(node)))  # a run stores what they resolve to
     trusted.check_trusted(node if "@package _global_" in path.read_text() else {group: node}, [], "run")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from sslt.adaptation.base import Full
 from sslt.data.prepare.image_processor import ImageProcessor
-from sslt.encoders import adapters
+from sslt.encoders import inserted
 from sslt.encoders.conv4 import Conv4
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.lenet import LeNet
@@ -88,7 +88,7 @@ def test_adapters_are_on_the_way(name, kind):
     encoder = ENCODERS[name][0]().eval()
     image = {"image": torch.randn(1, 3, 32, 32)}
     before = [m.detach().clone() for m in encoder.pyramid(image)]
-    adapters.inject(encoder, kind)
+    inserted.inject(encoder, kind)
     own = [p for n, p in encoder.named_parameters() if "lora_" in n or "added_bottleneck" in n]
     with torch.no_grad():
         for p in own:

@@ -92,7 +92,7 @@ def segmentation() -> tuple[Target, Answers, Answers]:
     space = {"classes": ["ground", "thing", "other"]}
     maps = [RNG.integers(0, 3, (6, 5)).astype(np.uint8) for _ in range(N)]
     image = Conv4(ImageProcessor(16, 1, [0.5], [0.25]), width=4, blocks=2, downsample="pool", pooling="mean")
-    return Segmentation(image, space, "linear", 8), Map.of(maps, space), Map.of([np.zeros((6, 5), np.uint8)] * N, space)
+    return Segmentation(image, space, "linear", 8, 1, 0.0), Map.of(maps, space), Map.of([np.zeros((6, 5), np.uint8)] * N, space)
 
 
 @pytest.fixture(params=CASES)

@@ -17,7 +17,7 @@ from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.streams.joined import Joined
 from sslt.data.views.base import Plain
 from sslt.data.views.corruptions import DroppedWords
-from sslt.encoders import adapters
+from sslt.encoders import inserted
 from sslt.encoders.bag import BagEncoder
 from sslt.encoders.lexicon import hashed_pairs
 from sslt.encoders.text import TextEncoder
@@ -174,7 +174,7 @@ def test_virtual_tokens_come_before_both_segments(tokenizer, kind):
     """A prompt or a prefix leaves segments where they are: they change what is read as without one."""
     encoder = encoder_of(tokenizer)
     batch = samples_of(encoder.processor, pairs_of(SIZES)).batch(np.arange(5))
-    adapters.inject(encoder, {"kind": kind, "length": 3})
+    inserted.inject(encoder, {"kind": kind, "length": 3})
     inputs = encoder.eval().inputs(batch)
     other = {**inputs, "segments": torch.zeros_like(inputs["segments"])}
     plain = {k: inputs[k] for k in ("tokens", "mask")}

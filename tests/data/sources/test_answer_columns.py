@@ -91,7 +91,7 @@ def test_numbers(tmp_path):
     found = source("text_csv", path=path, answer="number", label="score", test_fraction=0.34, val_fraction=0.0)
     raw = found.read("train")
     assert isinstance(raw.answers, Number) and raw.answers.values.tolist() == [1, -2.5, 1000, 4, 0, 7]
-    assert found.space == {} and found.classes is None and not found.labelled
+    assert found.space == {} and found.classes is None and not found.has_classes
     assert sorted([*found.get("train").answers.values, *found.get("test").answers.values]) == sorted(raw.answers.values)
     assert source("text_csv", path=path, answer="number", label="").space is None
 

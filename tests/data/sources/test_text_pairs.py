@@ -87,7 +87,7 @@ def test_classes_and_splits(tmp_path):
     found = source(tmp_path, answer="class")
     assert found.own_splits() == ("train", "val", "test") and found.classes == ["no", "yes"]
     answers = found.get("val").answers
-    assert isinstance(answers, Class) and answers.values.tolist() == [1, 0, 1] and found.labelled
+    assert isinstance(answers, Class) and answers.values.tolist() == [1, 0, 1] and found.has_classes
     csv(tmp_path / "test.csv", "premise,hypothesis,label", [("a", "b", "perhaps")])
     with pytest.raises(UserError, match=r"test\.csv: label 'perhaps' does not occur"):
         source(tmp_path, answer="class").read("test")
