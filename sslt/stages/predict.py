@@ -78,7 +78,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
             print("  " + "  ".join(f"{name} {n}" for name, n in sorted(counts.items()))[:200])
         if f"predict/{head.primary}" in metrics:
             share, labelled = metrics[f"predict/{head.primary}"], metrics["predict/labelled"]
-            print(f"  {head.primary} on the {labelled} whose answer is known, and one that the head knows: {100 * share:.1f}")
+            print(f"  {head.primary} on the {labelled} whose answer is known, of those that the head has: {100 * share:.1f}")
         run.add_metrics(metrics)
     return metrics
 
