@@ -48,9 +48,9 @@ SETS = {
         "spearman", ["+target=stsb", "data.language=en"],
         ["+task=simcse", "data=stsb", "data.language=en", "trainer.max_time=00:02:00"],
         [Regime("all", ["trainer.max_time=00:01:00"])],
-        "Spearman's correlation of scores. Baseline: overlap of words (the better of TF-IDF and Jaccard on validation). SimCSE trains a small "
-        "transformer here. The recipe's own encoder, a bag of words from scratch (`sslt finetune +target=stsb from=scratch`), is the better "
-        "choice on a CPU: 71.3 with one seed.", True),
+        "Spearman's correlation of scores. Baseline: overlap of words (the better of TF-IDF and Jaccard on validation). "
+        "SimCSE trains a small transformer here. The recipe's own encoder, a bag of words from scratch "
+        "(`sslt finetune +target=stsb from=scratch`), is the better choice on a CPU: 71.3 with one seed.", True),
     "stsb-zh": Set(
         "spearman", ["+target=stsb", "data.language=zh"],
         ["+task=simcse", "data=stsb", "data.language=zh", "trainer.max_time=00:02:00"],
@@ -64,8 +64,8 @@ SETS = {
         "miou", ["+target=nuclei"],
         ["+task=simclr", "data=nuclei", "encoder.stem=standard", "max_image_size=128", "batch_size=64", "trainer.max_time=00:01:30"],
         [of_images(n, 240, "00:00:40") for n in (10, 20, 100)],
-        "Mean intersection over union of nucleus and ground, in the images' own pixels. Baseline: Otsu's threshold, which is ahead at 128 pixels "
-        "and in this time. At the recipe's own 256 pixels, from scratch, with all 240 images and 90 seconds: 86.7 against 86.5, one seed."),
+        "Mean intersection over union of nucleus and ground, in the images' own pixels. Baseline: Otsu's threshold, "
+        "which is ahead at 128 pixels and in this time. At the recipe's own 256 pixels, from scratch, with all 240 images and 90 seconds: 86.7 against 86.5, one seed."),
     "scenes": Set(
         "miou", ["+target=scenes", "data.answer=map"],
         ["+task=simclr", "data=scenes", "encoder.stem=standard", "trainer.max_time=00:02:00"],
