@@ -65,7 +65,8 @@ SETS = {
         ["+task=simclr", "data=nuclei", "encoder.stem=standard", "max_image_size=128", "batch_size=64", "trainer.max_time=00:01:30"],
         [of_images(n, 240, "00:00:40") for n in (10, 20, 100)],
         "Mean intersection over union of nucleus and ground, in the images' own pixels. Baseline: Otsu's threshold, "
-        "which is ahead at 128 pixels and in this time. At the recipe's own 256 pixels, from scratch, with all 240 images and 90 seconds: 86.7 against 86.5, one seed."),
+        "which is ahead at 128 pixels and in this time. At the recipe's own 256 pixels, from scratch, with all 240 images "
+        "and 90 seconds: 86.7 against 86.5, one seed."),
     "scenes": Set(
         "miou", ["+target=scenes", "data.answer=map"],
         ["+task=simclr", "data=scenes", "encoder.stem=standard", "trainer.max_time=00:02:00"],
