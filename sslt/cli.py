@@ -95,8 +95,7 @@ def _hydra(verb: str, args: list[str]) -> int:
         from sslt.chain import rewrite
 
         overrides = rewrite(overrides, config_dir, sweep)
-    overrides = groups.to_measure(verb, overrides, config_dir)
-    overrides = [*groups.fit_recipe(verb, overrides, config_dir), *overrides]
+    overrides = groups.completed(verb, overrides, config_dir)
     if any(o.lstrip("+").startswith("resume=") for o in overrides):
         from sslt import resume
 

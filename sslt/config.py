@@ -28,8 +28,7 @@ RATE, AUTO = "optimizer.lr", "auto"
 def compose(verb: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose and check a verb's config, as the command line would; usable while another Hydra job runs."""
     groups.check_choices(verb, overrides, config_dir)
-    overrides = groups.to_measure(verb, overrides, config_dir)
-    overrides = [*groups.fit_recipe(verb, overrides, config_dir), *overrides]
+    overrides = groups.completed(verb, overrides, config_dir)
     cfg = compose_unchecked(verb, overrides, config_dir)
     note_own_rate(cfg, verb, overrides, config_dir)
     check(cfg, verb, config_dir)

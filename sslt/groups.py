@@ -228,6 +228,12 @@ def fit_recipe(verb: str, overrides: list[str], config_dir: str | None = None) -
     return [o for o in dict.fromkeys(out) if o not in overrides]
 
 
+def completed(verb: str, overrides: list[str], config_dir: str | None = None) -> list[str]:
+    """Overrides as Hydra is to have them: what a recipe's values come to with what was chosen, then those that were given."""
+    overrides = to_measure(verb, overrides, config_dir)
+    return [*fit_recipe(verb, overrides, config_dir), *overrides]
+
+
 def to_measure(verb: str, overrides: list[str], config_dir: str | None = None) -> list[str]:
     """Overrides of `sslt evaluate` in which `+target=` stands for the data and the objective that the recipe names: nothing is trained."""
     if verb != "evaluate":

@@ -6,6 +6,11 @@ SHARES = ("accuracy", "f1", "precision", "recall", "interval", "map", "miou", "a
 HEADLINES = ("accuracy", "map", "miou", "f1", "spearman", "precision", "recall", "ece", "nll")
 
 
+def of_part(name: str) -> bool:
+    """Whether a metric is of a part of a split, one class or one type of span, and not of the whole."""
+    return not {"class", "type"}.isdisjoint(name.split("/")[:-1])
+
+
 def is_share(name: str) -> bool:
     """Whether a metric or a column of this name holds shares; an accuracy may also be one of several domains (`shift/accuracy/usps`)."""
     return name.endswith(SHARES) or "accuracy" in name

@@ -56,6 +56,11 @@ class Answers(abc.ABC):
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, of kinds that have such."""
+        return self.space["classes"]
+
     def _present(self) -> list[str]:
         return [n for n in (*self.columns, "scores", "groups") if getattr(self, n) is not None]
 
@@ -120,8 +125,8 @@ class Answers(abc.ABC):
 
     @classmethod
     def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What `batch` gave, for each of the V views, [V · B, ...]: moved as `batch["frame"]` [V, B, 4] says, where that is there."""
-        raise NotImplementedError
+        """What `batch` gave, for each of the V views, [V · B, ...]; places in an image as `batch["frame"]` [V, B, 4] moves them."""
+        return {name: _repeated(batch[name], batch) for name in cls.fills}
 
     @classmethod
     def fits(cls, space: Space, other: Space | None) -> bool:
@@ -160,16 +165,8 @@ class Class(Answers):
     kind, words, learned_by = "class", "a class", ("classification",)
     fills: ClassVar = {"label": 0}
 
-    @property
-    def classes(self) -> list[str]:
-        return self.space["classes"]
-
     def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
         return {"label": torch.from_numpy(np.asarray(self.values)[index]).long()}
-
-    @classmethod
-    def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"label": _repeated(batch["label"], batch)}
 
     @property
     def strata(self) -> np.ndarray:
@@ -182,16 +179,8 @@ class Labels(Answers):
     kind, words, learned_by = "labels", "several labels", ("multilabel",)
     fills: ClassVar = {"labels": 0}
 
-    @property
-    def classes(self) -> list[str]:
-        return self.space["classes"]
-
     def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
         return {"labels": torch.from_numpy(np.asarray(self.values)[index]).float()}
-
-    @classmethod
-    def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"labels": _repeated(batch["labels"], batch)}
 
     @property
     def strata(self) -> np.ndarray:
@@ -207,10 +196,6 @@ class Number(Answers):
 
     def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
         return {"number": torch.from_numpy(np.asarray(self.values)[index]).float()}
-
-    @classmethod
-    def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"number": _repeated(batch["number"], batch)}
 
     @classmethod
     def fits(cls, space: Space, other: Space | None) -> bool:
@@ -240,16 +225,9 @@ class Tags(Answers):
         """`tags` int64 [B, M, 3], filled up with -1."""
         return {"tags": torch.from_numpy(self.values.padded(np.asarray(index), -1))}
 
-    @classmethod
-    def moved(cls, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"tags": _repeated(batch["tags"], batch)}
-
     @property
     def strata(self) -> np.ndarray:
-        present = np.zeros((len(self), len(self.types)), bool)
-        for i, row in enumerate(self.values):
-            present[i, row[:, 2]] = True
-        return _rarest(present)
+        return _strata_of([row[:, 2] for row in self.values], len(self.types))
 
 
 class Texts(Answers):
@@ -293,10 +271,6 @@ class Boxes(Answers):
     columns = ("values", "shapes")
     shapes: np.ndarray
 
-    @property
-    def classes(self) -> list[str]:
-        return self.space["classes"]
-
     def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
         """`boxes` float [B, M, 4] as shares of what is seen, and `box_class` int64 [B, M], -1 where there is none."""
         rows = torch.from_numpy(self.values.padded(np.asarray(index), -1.0))
@@ -331,10 +305,6 @@ class Map(Answers):
     shapes: np.ndarray
     outside: float = IGNORE
     key = "map"
-
-    @property
-    def classes(self) -> list[str]:
-        return self.space["classes"]
 
     @classmethod
     def of(cls, maps: Sequence[np.ndarray], space: Space, **more: Any) -> Any:

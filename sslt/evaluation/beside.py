@@ -42,7 +42,7 @@ def cheap(
     if entry.meta["method"] is None:
         return found, None
     predictions = Answers.load(entry, entry.meta["predictions"])
-    found[f"baseline/{target.primary}"] = target.measure(predictions, test.answers)[target.primary]
+    found[f"baseline/{target.primary}"] = target.score(predictions, test.answers)
     found["baseline/method"] = entry.meta["method"]
     if entry.meta["val_score"] is not None:
         found[f"baseline/val_{target.primary}"] = entry.meta["val_score"]
@@ -82,7 +82,7 @@ def compared(target: Target, ours: str, predictions: Answers, others: Mapping[st
         if theirs is None:
             continue
         mean, low, high = (100 * v for v in target.difference(predictions, theirs, answers))
-        a, b = (100 * target.measure(p, answers)[target.primary] for p in (predictions, theirs))
+        a, b = (100 * target.score(p, answers) for p in (predictions, theirs))
         unit, of = (" %", "") if target.primary == "accuracy" else ("", f" of {target.primary}")
         told = f"{a:.1f}{unit} against {b:.1f}{unit}{of}"
         if not (low > 0 or high < 0):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +18,6 @@ from sslt.evaluation.features import cached_features
 from sslt.runs import Run
 from sslt.targets import knn, linear
 from sslt.targets.classification import Classification
-
-log = logging.getLogger("sslt")
 
 
 def features_alone(run: Run, encoder: Encoder, source: Any, samples: Samples, device: torch.device, batch: int) -> dict[str, Any]:

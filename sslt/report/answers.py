@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sslt.report.end import draw, reported
 from sslt.runs import Run
-
-log = logging.getLogger("sslt")
 
 
 def answer_rows(target: Any, predictions: Any, split: str | None, names: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -56,8 +54,6 @@ def write_answers(run: Run, encoder: Any, target: Any, samples: Any, predictions
 
 def write_shown(run: Run, encoder: Any, target: Any, samples: Any, predictions: Any) -> None:
     """A few samples with truth and prediction, as pictures/NAME.png."""
-    from sslt.report.end import draw, reported
-
     with reported("answers' pictures"):
         for name, picture in target.show(encoder, samples, predictions).items():
             draw(run, encoder.processor, name, picture)

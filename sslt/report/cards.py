@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from sslt.runs import Run
+from sslt.scales import of_part
 
 
 def model_card(run: Run, encoder: Any, cfg: Any, source: Any, metrics: dict[str, Any]) -> str:
     """What the encoder is, what it was trained on and how, how it is used, in Markdown."""
     info = run.info
     command = (run / "command.txt").read_text().splitlines()[-1] if (run / "command.txt").exists() else ""
-    numbers = "\n".join(
-        f"| {k} | {v:.4g} |"
-        for k, v in sorted(metrics.items())
-        if isinstance(v, (int, float)) and not {"class", "type"} & set(k.split("/"))
-    )
+    numbers = "\n".join(f"| {k} | {v:.4g} |" for k, v in sorted(metrics.items()) if isinstance(v, (int, float)) and not of_part(k))
     name = encoder.args.get("name") or encoder.args.get("model_type") or type(encoder).__name__
     library = _usage(encoder)
     weights = f"; weights: {metrics['encoder/is']}" if "encoder/is" in metrics else ""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sslt.data.cache import write_atomic
 from sslt.report.curves import MetricsCSV
-from sslt.scales import is_share
+from sslt.scales import is_share, of_part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,7 +125,7 @@ def _panels(record: Mapping[str, tuple[list[int], list[float]]]) -> dict[str, di
     panels: dict[str, dict[str, Series]] = {}
     for name in sorted(record):
         steps, values = np.array(record[name][0]), np.array(record[name][1], dtype=float)
-        if not {"class", "type"} & set(name.split("/")[:-1]) and np.isfinite(values).any():
+        if not of_part(name) and np.isfinite(values).any():
             panels.setdefault(name.rsplit("/", 1)[-1], {})[name] = (steps, values)
 
     def place(panel: str) -> tuple[int, str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sslt.scales import HEADLINES, is_share
+from sslt.scales import HEADLINES, is_share, of_part
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +51,7 @@ def summary(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     First the headline metrics of each group (`test/f1`, …), then the rest in the order given.
     """
-    kept = {k: v for k, v in metrics.items() if not {"class", "type"} & set(k.split("/")[:-1]) and _is_number(v)}
+    kept = {k: v for k, v in metrics.items() if not of_part(k) and _is_number(v)}
     groups = list(dict.fromkeys(_group(name) for name in kept))
 
     def place(name: str) -> tuple[int, int]:

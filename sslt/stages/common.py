@@ -30,7 +30,8 @@ from sslt.learner import Learner, Term
 from sslt.loggers import log_picture
 from sslt.processes import accelerator, image_size
 from sslt.runs import Run
-from sslt.targets.base import Target, refuse_other
+from sslt.scales import of_part
+from sslt.targets.base import Target, other_answers
 
 log = logging.getLogger("sslt")
 for _name in ("pytorch_lightning", "lightning_fabric"):  # they set their own level when imported
@@ -161,9 +162,7 @@ def stream(cfg: Any, samples: Samples, batch_size: int, views: Any, *, drop_last
 
 def log_final(learner: Learner, metrics: dict[str, Any], pictures: dict[str, Path] | None = None) -> None:
     """Hand the final numbers, and pictures (name → file), to every logger and close it."""
-    numbers = {
-        k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not k.startswith(("class/", "test/class/", "test/type/"))
-    }
+    numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not of_part(k)}
     for logger in learner.loggers_used:
         for name, path in (pictures or {}).items():
             log_picture(logger, name, path, learner.batches_seen)
@@ -221,11 +220,13 @@ def label_hint(source: Any) -> str:
 def check_target(source: Any, node: Any, config_dir: str | None = None) -> None:
     """Raise `UserError` where the target of a composed `node` learns other answers than the samples have, or nothing from these."""
     kind = get_object(node["_target_"])
+    if issubclass(kind, Target) and kind.answer.kind == source.answer.kind:
+        kind.check(source)
+        return
     option = f"objective={groups.option_of('objective', node['_target_'], config_dir)}"
     if not issubclass(kind, Target):
         raise UserError(f"{option} learns without answers: it pretrains, and cannot be a target")
-    refuse_other(kind, source, option)
-    kind.check(source)
+    raise other_answers(kind, source, option)
 
 
 def build_target(node: Any, encoder: Encoder, source: Any) -> Target:

@@ -25,8 +25,8 @@ def compare(cfg: Any, run: Run, overrides: list[str]) -> None:
     ours, theirs = run.metrics, baseline.metrics
     rows = []
     primary = run.info.get("primary")
-    compared = [f"test/{primary}", *(k for k in ours if k.startswith("episodes/")), f"val/{primary}", "train/steps", "train/seconds"]
-    for key in compared:
+    episodes = [k for k in ours if k.startswith("episodes/")]
+    for key in dict.fromkeys([f"test/{primary}", *episodes, "test/f1", f"val/{primary}", "train/steps", "train/seconds"]):
         if key in ours and key in theirs:
             gain = ours[key] - theirs[key]
             rows.append({"metric": key, "from": ours[key], "scratch": theirs[key], "difference": gain})

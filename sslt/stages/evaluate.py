@@ -80,14 +80,13 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
 
 def _for_probes(cfg: Any, encoder: Encoder, source: Any) -> dict[str, Samples]:
     """The splits that probes learn from, choose by and are measured on."""
-    probed = Classification
-    if source.answer is not probed.answer:
+    if source.answer is not Classification.answer:
         named = [o for o in source.answer.learned_by if not get_object(groups.own_values("objective", o)["_target_"]).trains]
         raise UserError(
             f"the samples of {source.name} have {source.answer.words}, which probes do not tell apart: fine-tune on them, `sslt finetune`"
             + (f", or measure the encoder as it is by +objective={' or '.join(named)}" if named else "")
         )
-    probed.check(source)
+    Classification.check(source)
     splits = {s: common.prepare_labelled(encoder, source, s) for s in ("train", "val", "test")}
     splits["train"] = label_subset(splits["train"], cfg.label_fraction, cfg.labels_per_class, cfg.seed)
     return splits

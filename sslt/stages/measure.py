@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +17,6 @@ from sslt.evaluation.features import MEASURED, predicted
 from sslt.runs import Run
 from sslt.targets.base import Target
 from sslt.targets.classification import Classification
-
-log = logging.getLogger("sslt")
 
 
 class Measured(NamedTuple):

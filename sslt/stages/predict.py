@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from sslt.stages.evaluate import load
 from sslt.targets.base import Target
 from sslt.trusted import check_trusted
 
-log = logging.getLogger("sslt")
 TAG_FILES = (".jsonl", ".json", ".ndjson", ".conll", ".bio", ".iob", ".iob2", ".bioes")  # that may have tags
 FEW_NAMES = 20  # up to which each has a column of its own
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -17,9 +16,9 @@ from sslt.data.views.base import Views
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Objective, Picture
+from sslt.targets.metrics.intervals import bootstrap
 
 A = TypeVar("A", bound=Answers)
-RESAMPLED = 200  # draws of a bootstrap interval
 
 
 class Rows(NamedTuple):
@@ -72,6 +71,10 @@ class Target(Objective, abc.ABC, Generic[A]):
     def measure(self, predictions: A, answers: A) -> dict[str, float]:
         """Metrics over a whole split. Those of a part of it have more than one `/` in their names."""
 
+    def score(self, predictions: A, answers: A) -> float:
+        """The primary metric alone."""
+        return self.measure(predictions, answers)[self.primary]
+
     @abc.abstractmethod
     def errors(self, predictions: A, answers: A) -> np.ndarray:
         """How wrong each row is, float [N], 0 where nothing is: rows are shown in this order, the worst first."""
@@ -121,16 +124,12 @@ class Target(Objective, abc.ABC, Generic[A]):
 
     def difference(self, a: A, b: A, answers: A) -> tuple[float, float, float]:
         """By how much `a` is ahead of `b` in the primary metric, with its 95 % interval: paired bootstrap over rows, seeded."""
-        rng, n = np.random.default_rng(0), len(answers)
-        found = [self._ahead(a, b, answers)]
-        for _ in range(RESAMPLED):
-            index = rng.integers(0, n, n)
-            found.append(self._ahead(a.take(index), b.take(index), answers.take(index)))
-        low, high = np.nanquantile(found[1:], [0.025, 0.975])
-        return found[0], float(low), float(high)
 
-    def _ahead(self, a: A, b: A, answers: A) -> float:
-        return self.sign * (self.measure(a, answers)[self.primary] - self.measure(b, answers)[self.primary])
+        def ahead(index: np.ndarray) -> float:
+            ours, theirs, truth = (part.take(index) for part in (a, b, answers))
+            return self.sign * (self.score(ours, truth) - self.score(theirs, truth))
+
+        return bootstrap(len(answers), ahead)
 
     # ---------------------------------------------------------------- what is watched and shown
     @property
@@ -144,7 +143,7 @@ class Target(Objective, abc.ABC, Generic[A]):
 
     def loss(self, predictions: A, answers: A) -> float:
         """What a search over settings makes small on validation."""
-        return -self.sign * self.measure(predictions, answers)[self.primary]
+        return -self.sign * self.score(predictions, answers)
 
     def columns(self, predictions: A) -> dict[str, list[str]] | None:
         """`predictions` as columns of a table; None where they are no flat things."""
@@ -166,15 +165,13 @@ _READS = {"tokens": "each word or patch by itself", "maps": "maps of features"}
 _OTHERS = {"tokens": "a transformer, encoder=bert_tiny or vit_small", "maps": "another encoder=, such as resnet_small or vit_small"}
 
 
-def refuse_other(target: type[Target], source: Source, option: str) -> None:
-    """Raise `UserError` where the answers of `source` are not what the target learns."""
-    if issubclass(source.answer, target.answer) and target.answer.kind == source.answer.kind:
-        return
+def as_tensors(part: tuple[Tensor, Answers]) -> tuple[Tensor, Tensor]:
+    """Features and answers of a split, the latter as a tensor, too."""
+    return part[0], torch.from_numpy(np.asarray(part[1].values))
+
+
+def other_answers(target: type[Target], source: Source, option: str) -> UserError:
+    """What to say where the answers of `source` are not what the target of `option` learns."""
     fits = " or ".join(f"objective={name}" for name in source.answer.learned_by)
     advice = f"choose {fits}" if fits else "no target learns these yet"
-    raise UserError(f"the samples of {source.name} have {source.answer.words}, and {option} learns {target.answer.words}: {advice}")
-
-
-def finite(value: float) -> float:
-    """A metric that could not be computed as NaN, whatever a library made of it."""
-    return float(value) if math.isfinite(value) else math.nan
+    return UserError(f"the samples of {source.name} have {source.answer.words}, and {option} learns {target.answer.words}: {advice}")

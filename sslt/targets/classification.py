@@ -19,7 +19,7 @@ from sslt.errors import UserError
 from sslt.objectives.base import Loss, encode_views, wide
 from sslt.ranges import Share
 from sslt.targets import baselines, fusion, linear
-from sslt.targets.base import Cheap, Rows, Target
+from sslt.targets.base import Cheap, Rows, Target, as_tensors
 from sslt.targets.metrics.classes import classification_metrics, confusion_matrix
 
 log = logging.getLogger("sslt")
@@ -130,7 +130,7 @@ class Classification(Target[Class]):
 
         The problem is convex: an optimizer's rate, steps and start play no part in the result (`targets/linear.py`).
         """
-        (x, y), held = (None if part is None else (part[0], torch.from_numpy(np.asarray(part[1].values)).long()) for part in (train, val))  # type: ignore[misc]
+        (x, y), held = as_tensors(train), val and as_tensors(val)
         strengths = linear.L2_GRID if held else WITHOUT_VALIDATION
         weight, bias, l2 = linear.probe_weights(x, y, held, self.head.out_features, strengths)
         with torch.no_grad():

@@ -18,7 +18,7 @@ from sslt.errors import UserError
 from sslt.objectives.base import Loss, encode_views, wide
 from sslt.ranges import Share
 from sslt.targets import cheap_scores, linear
-from sslt.targets.base import Cheap, Rows, Target
+from sslt.targets.base import Cheap, Rows, Target, as_tensors
 from sslt.targets.metrics.multilabel import best_thresholds, mean_average_precision, multilabel_metrics
 
 log = logging.getLogger("sslt")
@@ -66,8 +66,8 @@ class Multilabel(Target[Labels]):
     def measure(self, predictions: Labels, answers: Labels) -> dict[str, float]:
         return multilabel_metrics(_logits(predictions), predictions.values, answers.values, answers.classes)
 
-    def _ahead(self, a: Labels, b: Labels, answers: Labels) -> float:
-        return mean_average_precision(_logits(a), answers.values) - mean_average_precision(_logits(b), answers.values)
+    def score(self, predictions: Labels, answers: Labels) -> float:
+        return mean_average_precision(_logits(predictions), answers.values)
 
     def errors(self, predictions: Labels, answers: Labels) -> np.ndarray:
         """-log p of a row's labels and of the others not being there, summed."""
@@ -107,7 +107,7 @@ class Multilabel(Target[Labels]):
 
     def solve(self, train: tuple[Tensor, Labels], val: tuple[Tensor, Labels] | None) -> bool:
         """Set the head to logistic regression of each label against the rest, of the strength with the best `map` on `val`."""
-        (x, y), held = (None if part is None else (part[0], torch.from_numpy(np.asarray(part[1].values))) for part in (train, val))  # type: ignore[misc]
+        (x, y), held = as_tensors(train), val and as_tensors(val)
         weight, bias, l2 = _one_against_rest(x, y, held, linear.L2_GRID if held else WITHOUT_VALIDATION)
         with torch.no_grad():
             self.head.weight.copy_(weight)

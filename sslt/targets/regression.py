@@ -17,7 +17,7 @@ from sslt.errors import UserError
 from sslt.objectives.base import Loss, encode_views, wide
 from sslt.ranges import Positive, Share
 from sslt.targets import cheap_scores, linear
-from sslt.targets.base import Cheap, Rows, Target
+from sslt.targets.base import Cheap, Rows, Target, as_tensors
 from sslt.targets.metrics.numbers import number_metrics, spearman
 
 log = logging.getLogger("sslt")
@@ -71,8 +71,8 @@ class Regression(Target[Number]):
     def measure(self, predictions: Number, answers: Number) -> dict[str, float]:
         return number_metrics(predictions.values, answers.values)
 
-    def _ahead(self, a: Number, b: Number, answers: Number) -> float:
-        return spearman(np.asarray(a.values), np.asarray(answers.values)) - spearman(np.asarray(b.values), np.asarray(answers.values))
+    def score(self, predictions: Number, answers: Number) -> float:
+        return spearman(np.asarray(predictions.values), np.asarray(answers.values))
 
     def errors(self, predictions: Number, answers: Number) -> np.ndarray:
         """How far off each number is."""
@@ -101,7 +101,7 @@ class Regression(Target[Number]):
     def solve(self, train: tuple[Tensor, Number], val: tuple[Tensor, Number] | None) -> bool:
         """Set the head to ridge regression on features [N, D] of `train`, its strength chosen on `val`."""
         self._standardise(train[1])
-        (x, y), held = (None if part is None else (part[0], torch.from_numpy(np.asarray(part[1].values))) for part in (train, val))  # type: ignore[misc]
+        (x, y), held = as_tensors(train), val and as_tensors(val)
         weight, bias, l2 = linear.ridge_weights(x, y, held, linear.L2_GRID if held else WITHOUT_VALIDATION)
         with torch.no_grad():
             self.head.weight.copy_(weight / self.std)

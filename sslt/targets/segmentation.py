@@ -18,9 +18,9 @@ from sslt.errors import UserError
 from sslt.objectives.base import Loss, Picture, wide
 from sslt.ranges import Count, Share
 from sslt.targets import map_baselines, map_pictures
-from sslt.targets.base import RESAMPLED, Cheap, Rows, Target
+from sslt.targets.base import Cheap, Rows, Target
 from sslt.targets.map_heads import class_weights, head_of, in_own_size, resized
-from sslt.targets.metrics.maps import agreement, bootstrap, class_pixels, map_metrics, mean_iou
+from sslt.targets.metrics.maps import agreement, class_pixels, iou_difference, map_metrics, mean_iou
 
 SHOWN = 8  # images in the picture of the answers
 
@@ -84,7 +84,7 @@ class Segmentation(Target[Map]):
         return np.nan_to_num(1 - mean_iou(agreement(predictions, answers)))
 
     def difference(self, a: Map, b: Map, answers: Map) -> tuple[float, float, float]:
-        return bootstrap(agreement(a, answers), agreement(b, answers), RESAMPLED)
+        return iou_difference(agreement(a, answers), agreement(b, answers))
 
     def rows(self, predictions: Map) -> list[dict[str, Any]]:
         return map_pictures.described(predictions)

@@ -17,7 +17,7 @@ from sslt.errors import UserError
 from sslt.objectives.base import Loss, encode_views, n_views, wide
 from sslt.ranges import Share
 from sslt.targets import bio, dictionary
-from sslt.targets.base import RESAMPLED, Cheap, Rows, Target
+from sslt.targets.base import Cheap, Rows, Target
 from sslt.targets.metrics.tags import f1_difference, row_counts, tag_metrics
 
 CUT = 0.01  # share of training spans with an end inside a word, above which words may be cut
@@ -96,7 +96,7 @@ class Tagging(Target[Tags]):
         return (ours + theirs - 2 * right).astype(float)
 
     def difference(self, a: Tags, b: Tags, answers: Tags) -> tuple[float, float, float]:
-        return f1_difference(a.values, b.values, answers.values, RESAMPLED)
+        return f1_difference(a.values, b.values, answers.values)
 
     def rows(self, predictions: Tags) -> list[dict[str, Any]]:
         """A list of spans for each text, with how probable each is."""

@@ -10,9 +10,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from vector_encoder import VectorEncoder
 
 from sslt.data.answers import Labels
-from sslt.encoders.base import Features
 from sslt.errors import UserError
 from sslt.targets import linear
 from sslt.targets.base import Rows
@@ -21,16 +21,9 @@ from sslt.targets.multilabel import Multilabel
 SPACE = {"classes": ["a", "b", "c"]}
 
 
-class Toy(nn.Module):
-    """An encoder of vectors: its features are its inputs."""
-
-    dim = 5
-
-    def forward(self, inputs):
-        return Features(inputs["x"], inputs["x"].unsqueeze(1))
-
-    def inputs(self, batch):
-        return {"x": batch["x"]}
+def Toy() -> VectorEncoder:
+    """Its features are its inputs."""
+    return VectorEncoder(nn.Identity(), 5)
 
 
 def target(dropout: float = 0.0) -> Multilabel:

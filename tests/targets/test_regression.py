@@ -10,25 +10,18 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 from torch import nn
+from vector_encoder import VectorEncoder
 
 from sslt.data.answers import Number
-from sslt.encoders.base import Features
 from sslt.errors import UserError
 from sslt.targets import linear
 from sslt.targets.base import Rows
 from sslt.targets.regression import Regression
 
 
-class Toy(nn.Module):
-    """An encoder of vectors: its features are its inputs."""
-
-    dim = 5
-
-    def forward(self, inputs):
-        return Features(inputs["x"], inputs["x"].unsqueeze(1))
-
-    def inputs(self, batch):
-        return {"x": batch["x"]}
+def Toy() -> VectorEncoder:
+    """Its features are its inputs."""
+    return VectorEncoder(nn.Identity(), 5)
 
 
 def target(huber: float | None = None) -> Regression:

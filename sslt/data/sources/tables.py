@@ -298,30 +298,21 @@ def read_rows(table: Table, text: str, label: str | None, on_error: str) -> tupl
 
 def read_labels(table: Table, text: str, label: str | None, on_error: str, *, every: bool) -> tuple[list[str], list[str | None], list[str]]:
     """As `read_rows`; every: whether a row must have a label. Otherwise that of one without is None."""
-    names = table.class_names(label) if label else None
-    texts: list[str] = []
-    labels: list[str | None] = []
-    skipped: list[str] = []
-    for row in table.rows([text, label] if label else [text]):
-        values = [decoded(v) for v in row.values]
-        problem = row.problem or text_problem(values[0])
-        name = None
-        if not problem and label:
-            name = label_name(values[1], names)
-            problem = "" if name is not None or not every else label_problem(values[1], label)
-        if problem:
-            refuse(f"{table.path}, {row.where}: {problem}", on_error, skipped)
-            continue
-        texts.append(str(values[0]))
-        labels.append(name)
-    return texts, labels, skipped
+
+    def parse(values: Sequence[Any], names: list[str] | None) -> tuple[str | None, str]:
+        if not label:
+            return None, ""
+        name = label_name(values[0], names)
+        return name, "" if name is not None or not every else label_problem(values[0], label)
+
+    return read_answers(table, text, [label] if label else [], parse, on_error)
 
 
 def read_answers(
     table: Table, text: str, columns: Sequence[str], parse: Callable[..., tuple[Any, str]], on_error: str
 ) -> tuple[list[str], list[Any], list[str]]:
     """All (texts, answers, what was skipped); parse: values of `columns` and names of their classes → answer, what is wrong with it."""
-    names = table.class_names(columns[0])
+    names = table.class_names(columns[0]) if columns else None
     texts, answers, skipped = list[str](), list[Any](), list[str]()
     for row in table.rows([text, *columns]):
         problem, answer, values = row.problem, None, [decoded(v) for v in row.values]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from sslt.data.answers import IGNORE, Map
+from sslt.targets.metrics.intervals import bootstrap
 
 
 def agreement(predictions: Map, answers: Map) -> np.ndarray:
@@ -48,13 +47,9 @@ def map_metrics(predictions: Map, answers: Map) -> dict[str, float]:
     return found | {f"class/{name}/iou": float(v) for name, v in zip(answers.classes, class_iou(counts), strict=True)}
 
 
-def bootstrap(first: np.ndarray, second: np.ndarray, draws: int) -> tuple[float, float, float]:
-    """By how much the mean IoU of the first counts [N, 3, C] is ahead of the second's, with the 95 % interval over images."""
-    rng, n = np.random.default_rng(0), len(first)
-    rows: Sequence[np.ndarray] = [np.arange(n), *(rng.integers(0, n, n) for _ in range(draws))]
-    ahead = [float(mean_iou(first[index].sum(0)) - mean_iou(second[index].sum(0))) for index in rows]
-    low, high = np.nanquantile(ahead[1:], [0.025, 0.975])
-    return ahead[0], float(low), float(high)
+def iou_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """By how much the mean IoU of the first counts [N, 3, C] is ahead of the second's, with its 95 % interval over images."""
+    return bootstrap(len(first), lambda index: float(mean_iou(first[index].sum(0)) - mean_iou(second[index].sum(0))))
 
 
 def class_pixels(answers: Map) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from sslt.data.answers import IGNORE, Map
-from sslt.targets.metrics.maps import agreement, bootstrap, class_pixels, map_metrics, mean_iou
+from sslt.targets.metrics.maps import agreement, class_pixels, iou_difference, map_metrics, mean_iou
 
 SPACE = {"classes": [f"c{i}" for i in range(5)]}
 SIZES = [(7, 9), (12, 4), (1, 1), (20, 3)]
@@ -97,9 +97,9 @@ def test_differences_have_an_interval():
     truth = random_maps(5, [0, 1, 2], ignored=0.0)
     many = truth.take(np.arange(40) % 4)
     good, bad = agreement(many, many), agreement(random_maps(6, [0, 1, 2]).take(np.arange(40) % 4), many)
-    mean, low, high = bootstrap(good, bad, 50)
-    assert low > 0 and low <= mean <= high and bootstrap(good, good, 50) == (0.0, 0.0, 0.0)
-    assert bootstrap(bad, good, 50)[0] == -mean
+    mean, low, high = iou_difference(good, bad)
+    assert low > 0 and low <= mean <= high and iou_difference(good, good) == (0.0, 0.0, 0.0)
+    assert iou_difference(bad, good)[0] == -mean
 
 
 def test_pixels_of_each_class():
