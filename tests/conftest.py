@@ -73,6 +73,7 @@ def here(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSLT_CACHE", str(cache))
+    monkeypatch.setattr("sslt.data.cache._root", None)  # not where a command of an earlier test put its own
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("SSLT_DEBUG", raising=False)
     return tmp_path
