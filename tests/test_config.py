@@ -25,7 +25,7 @@ NAMES = [f"{p.parent.name}/{p.stem}" for p in FILES]
 VERBS = ("pretrain", "finetune", "evaluate", "predict", "run", "merge")
 # What the code gives, not the config: an objective's encoder and classes, an alignment's features and the task beside it, a logger's
 # folder, weights that exist already
-GIVEN = {"encoder", "n_classes", "space", "lexicon", "save_dir", "model", "params", "width", "task", "layer"}
+GIVEN = {"words", "encoder", "n_classes", "space", "lexicon", "save_dir", "model", "params", "width", "task", "layer"}
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from sslt.errors import UserError
 FILE = "sslt.json"
 ADAPTER = "adapter.safetensors"
 FORMAT = 1
+_WRITERS = {"masked": "bert_tiny", "causal": "gpt_tiny", "seq2seq": "t5_tiny"}
+_CANNOT = {"masked": "reads no hidden words out", "causal": "writes no next word", "seq2seq": "has no decoder to write with"}
 _ADAPTER_PARTS = ("lora_", "ia3_", "added_bottleneck", "virtual_tokens")  # what names of their parts begin with
 
 
@@ -43,6 +45,7 @@ class Encoder(nn.Module, abc.ABC):
     Processor: ClassVar[Any]
     fixed: ClassVar[bool] = False  # whether labels have nothing to teach it: fine-tuning solves for a head on its features
     offers: frozenset[str] = frozenset({"pooled", "tokens"})  # what of its features a target may read: pooled, tokens, maps
+    writes: str | None = None  # how words are read out of it: "masked" (hidden ones), "causal" (the next), "seq2seq" (a text after a text)
     side_models: ClassVar[tuple[str, ...]] = ()  # cheap methods that can stand beside it in a classifier (`targets/fusion.py`)
     adapter: dict[str, Any] | None = None  # what an adapter in it is rebuilt from (`encoders/inserted.py`)
     origin: str | None = None  # where its weights can be found again: a folder or a published name
@@ -102,6 +105,38 @@ class Encoder(nn.Module, abc.ABC):
     def in_rows(self, output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """What a block gave in a forward of `inputs`, in the rows of `inputs`: tokens [B, T, D] where a text was read in parts."""
         return output
+
+    # ---------------------------------------------------------------- words that are read out, of encoders that write
+    def require_writing(self, *kinds: str) -> None:
+        """Raise `UserError` where words cannot be read out of it in one of these ways."""
+        if self.writes not in kinds:
+            name = self.args.get("name") or self.args.get("model_type") or type(self).__name__
+            which = " or ".join(f"encoder={_WRITERS[kind]}" for kind in kinds)
+            raise UserError(f"{name} {_CANNOT[kinds[0]]}: choose {which}")
+
+    def keep_words(self) -> None:
+        """Have what reads hidden words out, for "masked": fresh where there was none; it is saved with the encoder from then on."""
+        raise NotImplementedError
+
+    def word_states(self, inputs: dict[str, Tensor], positions: Tensor | None = None, outputs: Tensor | None = None) -> Tensor:
+        """What is multiplied with the matrix of `output_layer` to give logits of words.
+
+        "masked": of the tokens at `positions` int64 [B, K] → [B, K, D]. "causal": [B, T, D], the state at t is that of token t + 1.
+        "seq2seq": of `outputs` int64 [B, M], what is written with the mark of its end → [B, M, D], the state at j is that of outputs[:, j].
+        """
+        raise NotImplementedError
+
+    def reply_states(self, inputs: dict[str, Tensor], outputs: Tensor, outputs_mask: Tensor) -> Tensor:
+        """[B, M, D], the state at j is that of `outputs` [B, M] at j, written after the text of `inputs`; for "causal" and "seq2seq"."""
+        raise NotImplementedError
+
+    def output_layer(self) -> tuple[Tensor, Tensor | None]:
+        """The matrix [V, D] and the bias [V] (None: there is none) that make logits of `word_states`."""
+        raise NotImplementedError
+
+    def unread(self) -> list[str]:
+        """Names of the parameters that its features do not go through: what only reads words out."""
+        return []
 
     # ---------------------------------------------------------------- maps, for image encoders that offer them
     def pyramid(self, inputs: dict[str, Tensor]) -> list[Tensor]:

@@ -64,11 +64,20 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def fill(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into `module`. Raises `UserError` where it is not whole or of another network."""
+    """Load a safetensors file into `module`. Raises `UserError` where it is not whole or of another network.
+
+    Of names that share a tensor (a matrix that reads words in and out) the file has one.
+    """
+    tensors = read_tensors(path)
     try:
-        module.load_state_dict(read_tensors(path))
+        found = module.load_state_dict(tensors, strict=False)
     except RuntimeError as e:
         raise UserError(f"{shown(path.parent)}: the weights do not fit the config beside them ({stored.first_line(e)})") from e
+    own = module.state_dict()
+    filled = {own[name].data_ptr() for name in tensors if name in own}
+    missing = [name for name in found.missing_keys if own[name].data_ptr() not in filled and own[name].numel()]
+    if wrong := [*missing, *found.unexpected_keys]:
+        raise UserError(f"{shown(path.parent)}: the weights do not fit the config beside them ({wrong[0]})")
 
 
 def check_folder(folder: Path) -> None:

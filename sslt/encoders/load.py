@@ -87,7 +87,7 @@ def _load(what: str, modality: str | None, trust: list[str] | None, max_length: 
     if what.startswith((".", "/", "~")) or what.count("/") > 1 or not what.isprintable():
         raise UserError(f"from={what[:200]}: there is no such folder (`sslt list runs` shows your runs)")
     if modality == "text":
-        return _text().from_hub(what, max_length)
+        return _published_text(what, max_length)
     if modality == "image":
         return _published_image(what)
     raise UserError(f"from={what} is no folder; to take a published model by name, say which data it is for: data=…")
@@ -183,7 +183,7 @@ def _foreign(path: Path, max_length: int | None) -> Encoder:
     file = path / "config.json"
     about = stored.json_object(file) if stored.is_file(file) else {}
     if "model_type" in about:
-        return _text().from_hub(str(path), max_length)
+        return _published_text(str(path), max_length)
     if "architecture" in about:
         check_folder(path)
         p = stored.value(about, "pretrained_cfg", dict, file) if "pretrained_cfg" in about else about
@@ -238,7 +238,7 @@ def _image() -> Any:
     return ImageEncoder
 
 
-def _text() -> Any:
-    from sslt.encoders.text import TextEncoder
+def _published_text(name: str, max_length: int | None) -> Encoder:
+    from sslt.encoders.published import published_text
 
-    return TextEncoder
+    return published_text(name, max_length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -52,10 +53,14 @@ class Windows:
         out = y.new_zeros(self.rows * self.count, self.span, y.shape[2]).index_copy(0, self.kept, y[:, -self.span :])
         return out.view(self.rows, -1, y.shape[2])[:, : self.width]
 
-    def pool_first(self, tokens: Tensor) -> Tensor:
-        """Mean of the windows' first tokens, each weighted by the tokens in its window: tokens [B, T, D] → [B, D]."""
+    def pool_one(self, tokens: Tensor, last: bool) -> Tensor:
+        """Mean of the windows' first (or last) tokens, each weighted by the tokens in its window: tokens [B, T, D] → [B, D]."""
         weight = self.sizes.view(self.rows, self.count, 1).to(tokens.dtype)
-        return (tokens[:, :: self.span] * weight).sum(1) / weight.sum(1).clamp(min=1)
+        place = torch.arange(self.count, device=tokens.device) * self.span
+        if last:
+            place = place + self.sizes.view(self.rows, self.count).clamp(min=1) - 1
+        chosen = tokens.gather(1, place.expand(self.rows, -1).unsqueeze(2).expand(-1, -1, tokens.shape[2]))
+        return (chosen * weight).sum(1) / weight.sum(1).clamp(min=1)
 
     def _cut(self, x: Tensor, fill: int) -> Tensor:
         return F.pad(x, (0, self.count * self.span - self.width), value=fill).view(-1, self.span)

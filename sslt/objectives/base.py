@@ -44,6 +44,7 @@ class Objective(nn.Module, abc.ABC):
     least_views = 1  # of a sample
     needs_labels = False  # True where pretraining reads `label`
     modality: str | None = None  # "image" or "text" where it knows one only
+    writes = False  # whether it trains what reads words out of the encoder
     evaluated = "student"  # which of `encoders` its authors evaluate
     advice = "try a lower learning rate, a longer schedule.warmup or a longer training"  # where its features say little
     # Set by the learner before every step:
@@ -86,7 +87,7 @@ class Objective(nn.Module, abc.ABC):
 
     def leaves_out(self, encoder: Encoder) -> bool:
         """Whether some weights of the encoder that move get no gradient from this loss, which several processes have to know."""
-        return False
+        return not self.writes and bool(encoder.unread())
 
     def units(self, batch: dict) -> int | Tensor:
         """Over how many samples (or tokens) of `batch` the loss is a mean.

@@ -100,7 +100,7 @@ class Target(Objective, abc.ABC, Generic[A]):
             raise UserError(f"views={type(views).__name__} do not say which part of an image they show: choose views=plain, light or crop")
 
     def leaves_out(self, encoder: Encoder) -> bool:
-        return self.reads == "maps" and bool(encoder.unread_by_maps())
+        return super().leaves_out(encoder) or (self.reads == "maps" and bool(encoder.unread_by_maps()))
 
     def solve(self, train: tuple[Tensor, A], val: tuple[Tensor, A] | None) -> bool:
         """Set the head to the best one on features [N, D] as they are, chosen on `val`; False where it cannot be solved for."""

@@ -80,9 +80,9 @@ def test_padding_does_not_change_features(text_encoder):
     assert torch.allclose(alone, beside, atol=1e-5)
 
 
-def test_another_pooling_than_the_two_is_refused(text_encoder):
+def test_another_pooling_is_refused(text_encoder):
     """With the nearest that there is."""
-    with pytest.raises(UserError, match=r"encoder\.pooling=meen; did you mean 'mean'"):
+    with pytest.raises(UserError, match=r"encoder\.pooling=meen: give mean, cls, last; did you mean 'mean'"):
         TextEncoder(text_encoder.processor, "bert", {}, "meen", model=text_encoder.model)
 
 

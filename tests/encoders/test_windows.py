@@ -207,7 +207,7 @@ def test_masked_words_count_once(tokenizer):
             part = slice(w * LENGTH, (w + 1) * LENGTH)
             places = chosen[i, part].bool()
             hidden = encoder({"tokens": batch["inputs"]["tokens"][i : i + 1, part], "mask": batch["mask"][i : i + 1, part]}).tokens[0]
-            scores = objective.transform(hidden[places]) @ encoder.token_embeddings.weight.T + objective.bias
+            scores = encoder.words(hidden[places][None])[0] @ encoder.token_embeddings.weight.T + encoder.words.bias
             total -= float(scores.log_softmax(1).gather(1, batch["tokens"][i, part][places].unsqueeze(1)).sum())
         assert float(objective(encoder, batch).value) == pytest.approx(total / int(chosen.sum()), rel=1e-5)
 

@@ -227,15 +227,15 @@ def test_single_tokens_are_drawn_one_by_one(processor):
 
 
 # -------------------------------------------------------------------- the loss
-def full_logits_loss(encoder: TextEncoder, head: MaskedLM, made: dict) -> tuple[float, float]:
+def full_logits_loss(encoder: TextEncoder, made: dict) -> tuple[float, float]:
     """Loss and accuracy as transformers' BertForMaskedLM computes them: all logits, labels -100 off the chosen places."""
     labels = torch.full_like(made["tokens"], -100)
     for row, (places, targets) in enumerate(zip(made["positions"], made["targets"], strict=True)):
         for place, target in zip(places.tolist(), targets.tolist(), strict=True):
             if target != -100:
                 labels[row, place] = target
-    hidden = encoder(made["inputs"]).tokens
-    scores = head.transform(hidden) @ encoder.model.get_input_embeddings().weight.T + head.bias
+    with encoder.words.whole(encoder.model) as model:
+        scores = model(input_ids=made["inputs"]["tokens"], attention_mask=made["inputs"].get("mask")).logits
     loss = F.cross_entropy(scores.reshape(-1, scores.shape[-1]), labels.reshape(-1))
     counted = labels != -100
     return loss.item(), (scores.argmax(-1) == labels)[counted].float().mean().item()
@@ -246,23 +246,23 @@ def test_value_is_that_of_full_logits(processor, kind):
     """Logits at the K chosen places give the loss, the gradient and the accuracy of logits everywhere."""
     encoder = encoder_for(processor)
     head = MaskedLM(encoder)
-    torch.nn.init.normal_(head.bias)
+    torch.nn.init.normal_(encoder.words.bias)
     batch = packed(processor, 4, 32) if kind == "packed" else padded(processor, [32, 20, 11, 5], 32)
     made = views()(batch, encoder)
     loss = head(encoder, made)
-    expected, accuracy = full_logits_loss(encoder, head, made)
+    expected, accuracy = full_logits_loss(encoder, made)
     assert loss.value.item() == pytest.approx(expected, rel=1e-5)
     assert loss.logs["masked_accuracy"].item() == pytest.approx(accuracy, abs=1e-6)
     assert head.units(made) == int((made["targets"] != -100).sum())
 
 
 def test_output_matrix_is_the_token_embedding(processor):
-    """The head owns no second vocabulary matrix, and the embedding gets the gradient of both its uses."""
+    """There is no second vocabulary matrix, and the embedding gets the gradient of both its uses."""
     encoder = encoder_for(processor)
     head = MaskedLM(encoder)
     embedding = encoder.token_embeddings.weight
-    assert all(p is not embedding for p in head.parameters())
-    assert all(p.shape != embedding.shape for p in head.parameters())
+    assert not list(head.parameters())
+    assert all(p.shape != embedding.shape for p in encoder.words.parameters())
     made = views(mask_share=1.0, random_share=0.0)(packed(processor, 4, 32), encoder)
     head(encoder, made).value.backward()
     seen = torch.zeros(processor.vocab_size, dtype=torch.bool)
@@ -287,5 +287,5 @@ def test_an_image_encoder_is_refused():
     """There are no words to predict in an image: one clear line."""
     args = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
     encoder = ImageEncoder(ImageProcessor(8, 1, [0.5], [0.5]), "resnet18", args, "small", False)
-    with pytest.raises(UserError, match="text encoder"):
+    with pytest.raises(UserError, match="reads no hidden words out: choose encoder=bert_tiny"):
         MaskedLM(encoder)

@@ -120,24 +120,26 @@ def one_row(parts: Sequence[Mapping[str, Tensor]], processor: Any) -> dict[str, 
     """
     p, texts = processor, [_text(batch, processor) for batch in parts]
     sizes = torch.stack([size for _, size in texts], 1)
-    between = p.marks_between
-    kept = shares(sizes, p.max_length - 2 - between * (len(parts) - 1))
-    ends = kept.sum(1) + 2 + between * (len(parts) - 1)
+    before = int(p.cls_id is not None)
+    marks = before + 1 + p.marks_between * (len(parts) - 1)
+    kept = shares(sizes, p.max_length - marks)
+    ends = kept.sum(1) + marks
     width = min(-(-int(ends.max()) // 8) * 8, p.max_length)
     place = torch.arange(width, device=sizes.device)
     tokens = torch.full((len(sizes), width), p.pad_id, device=sizes.device)
     segments = torch.zeros_like(tokens)
-    tokens[:, 0] = p.cls_id
-    start = torch.ones_like(ends)
+    if before:
+        tokens[:, 0] = p.cls_id
+    start = torch.full_like(ends, before)
     for i, (text, _) in enumerate(texts):
         text, own = F.pad(text, (0, max(width - text.shape[1], 0))), kept[:, i]
         at = place - start[:, None]
         inside = (at >= 0) & (at < own[:, None])
         tokens = torch.where(inside, text.gather(1, at.clamp(0, text.shape[1] - 1)), tokens)
-        marks = 1 if i == len(parts) - 1 else between
-        tokens = tokens.masked_fill((at >= own[:, None]) & (at < own[:, None] + marks), p.sep_id)
-        segments = torch.where((at >= 0) & (at < own[:, None] + marks), i, segments)
-        start = start + own + marks
+        after = 1 if i == len(parts) - 1 else p.marks_between
+        tokens = tokens.masked_fill((at >= own[:, None]) & (at < own[:, None] + after), p.sep_id)
+        segments = torch.where((at >= 0) & (at < own[:, None] + after), i, segments)
+        start = start + own + after
     return {"tokens": tokens, "mask": place < ends[:, None], "segments": segments}
 
 
@@ -163,7 +165,7 @@ def _text(batch: Mapping[str, Tensor], processor: Any) -> tuple[Tensor, Tensor]:
     mask = batch["mask"]
     place, last = torch.arange(tokens.shape[1], device=tokens.device), mask.sum(1, keepdim=True) - 1
     within = place % processor.max_length  # rows of several windows have marks inside, at places where nothing else ends
-    starts = (within == 0) & (tokens == processor.cls_id)
+    starts = (within == 0) & (tokens == (-1 if processor.cls_id is None else processor.cls_id))
     ends = (within == processor.max_length - 1) & (tokens == processor.sep_id)
     inner = mask & ~starts & ~ends & (place != last)
     order = inner.int().argsort(dim=1, descending=True, stable=True)

@@ -21,10 +21,12 @@ import torch
 
 from sslt import stored
 from sslt.data import cache, copies
-from sslt.data.answers import Answers
+from sslt.data.answers import Answers, Texts
 from sslt.data.base import Samples, Source
 from sslt.data.prepare.parts import PartView, prepared
-from sslt.data.prepare.tokenizers import backend_spec, continues_word, inside_words, special_ids, train_tokenizer
+from sslt.data.prepare.reversible import require_reversible, train_reversible
+from sslt.data.prepare.tokenizers import backend_spec, continues_word, inside_words, marks_of, special_ids, train_tokenizer
+from sslt.data.ragged import Ragged
 from sslt.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ SPLITS_FORMAT = 3  # of the tokens of a split: raise it when what is written, or
 CHUNK = 1000  # texts tokenized at a time
 TRAINING_CHARACTERS = 50_000_000  # a tokenizer learned from more text than this is no better
 SETTINGS = "text_processor.json"
+_SETTINGS: dict[str, Any] = {"max_length": None, "windows": 1, "max_output": None}
 
 
 class TokenProcessor(abc.ABC):
@@ -49,6 +52,7 @@ class TokenProcessor(abc.ABC):
     modality = "text"
     max_length: int
     windows: int | None = 1
+    max_output: int | None = None
     digest: str
     special: tuple[int | None, int | None, int]
     unknown_id: int  # what a word is replaced by that must not be read
@@ -92,6 +96,8 @@ class TokenProcessor(abc.ABC):
             skipped=len(skipped),
             windows=self.windows,
             places=entry["places"] if source.answer.in_text else None,
+            outputs=Ragged.from_flat(entry["outputs"], np.array(entry["outputs_sizes"])) if "outputs" in entry else None,
+            max_output=self.max_output or self.max_length,
         )
 
     def _tokenize(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
@@ -110,6 +116,10 @@ class TokenProcessor(abc.ABC):
         if places is not None:
             np.save(folder / "places.npy", np.concatenate(places))
         answers = None if raw.answers is None else raw.answers.save(folder)
+        if isinstance(raw.answers, Texts):
+            written = [ids for chunk in self.encode([row[0] for row in raw.answers.values]) for ids in chunk]
+            np.save(folder / "outputs.npy", np.fromiter(chain.from_iterable(written), dtype=np.int32))
+            np.save(folder / "outputs_sizes.npy", np.array([len(ids) for ids in written], np.int64))
         np.save(folder / "contents.npy", copies.contents_of(raw.items) if raw.contents is None else raw.contents)
         return {"answers": answers, "skipped": raw.skipped, "remarks": raw.remarks}
 
@@ -125,22 +135,23 @@ class TokenProcessor(abc.ABC):
 class TextProcessor(TokenProcessor):
     """Turns a source's splits into `TextSamples` of one tokenizer, which are read in windows of `max_length` tokens.
 
-    Attributes: `cls_id`, `sep_id`, `pad_id`; `mask_id` (None where there is no mask token); `special_ids` (sorted ids
-    of tokens that stand for no text); `vocab_size` (largest id + 1). Raises `UserError` for a tokenizer without a
-    fast backend, or without tokens to start and end a text with.
+    Attributes: `cls_id` (None where nothing starts a text), `sep_id`, `pad_id`; `mask_id` (None where there is no mask token);
+    `special_ids` (sorted ids of tokens that stand for no text); `vocab_size` (largest id + 1); `max_output` (tokens of a text that is to
+    be written, its end among them; None: `max_length`). Raises `UserError` for a tokenizer without a fast backend, or without a token to
+    end a text with.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, windows: int | None = 1):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, windows: int | None = 1, max_output: int | None = None):
         if max_length < 3:
             raise UserError(f"max_length={max_length}: give at least 3, a text's start, one token and its end")
         if windows is not None and windows < 1:
             raise UserError(f"windows={windows}: give at least 1, or null for all of a text")
-        self.tokenizer, self.max_length, self.windows = tokenizer, max_length, windows
+        if max_output is not None and max_output < 2:
+            raise UserError(f"max_output={max_output}: give at least 2, a token and its end, or null for max_length")
+        self.tokenizer, self.max_length, self.windows, self.max_output = tokenizer, max_length, windows, max_output
         self.digest = cache.digest(backend_spec(tokenizer))
         tokenizer.model_max_length = max_length
-        self.cls_id = _first_id(tokenizer, "cls", "bos")
-        self.sep_id = _first_id(tokenizer, "sep", "eos")
-        self.pad_id = _first_id(tokenizer, "pad", "eos")
+        self.cls_id, self.sep_id, self.pad_id = marks_of(tokenizer)
         self.special = self.cls_id, self.sep_id, self.pad_id
         # RoBERTa and its like put two ends between a pair
         self.marks_between = max(1, cast(Any, tokenizer).backend_tokenizer.num_special_tokens_to_add(True) - 2)
@@ -150,8 +161,12 @@ class TextProcessor(TokenProcessor):
         self.vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
 
     @classmethod
-    def fit(cls, source: Source, vocab_size: int, max_length: int, lowercase: bool) -> TextProcessor:
-        """A processor with a WordPiece tokenizer trained on the source's unlabeled (or training) texts.
+    def fit(
+        cls, source: Source, vocab_size: int, max_length: int, lowercase: bool,
+        tokenizer: str = "wordpiece", sentinels: int = 0, max_output: int | None = None,
+    ) -> TextProcessor:  # fmt: skip
+        """A processor with a tokenizer trained on the source's unlabeled (or training) texts: "wordpiece" (Devlin et al., 2019), or one of
+        `reversible.KINDS`, with so many `sentinels` at its end.
 
         Kept in the cache by content and settings. Of very much text a seeded sample is used.
         """
@@ -159,16 +174,23 @@ class TextProcessor(TokenProcessor):
         def train(folder: Path) -> dict[str, Any]:
             texts = some_texts(source.get("unlabeled").items, TRAINING_CHARACTERS)
             log.info("training a tokenizer on %d texts", len(texts))
-            train_tokenizer(texts, vocab_size, lowercase).save_pretrained(str(folder))
+            if tokenizer == "wordpiece":
+                made = train_tokenizer(texts, vocab_size, lowercase)
+            else:
+                made = train_reversible(tokenizer, texts, vocab_size, lowercase, sentinels)
+            made.save_pretrained(str(folder))
             return {"texts": len(texts)}
 
-        key = cache.digest(content_of(source), vocab_size, lowercase, TRAINING_CHARACTERS, FORMAT)
-        return cls(_load_tokenizer(cache.get_or_make("tokenizers", key, train).path), max_length)
+        if tokenizer == "wordpiece" and sentinels:
+            raise UserError("encoder.processor.sentinels are for texts that are written: choose encoder.processor.tokenizer=unigram or bpe")
+        more = [] if tokenizer == "wordpiece" else [tokenizer, sentinels]
+        key = cache.digest(content_of(source), vocab_size, lowercase, TRAINING_CHARACTERS, FORMAT, *more)
+        return cls(_load_tokenizer(cache.get_or_make("tokenizers", key, train).path), max_length, max_output=max_output)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer as transformers does, and how much of a text is read beside it."""
         self.tokenizer.save_pretrained(str(folder))
-        cache.write_atomic(Path(folder) / SETTINGS, json.dumps({"max_length": self.max_length, "windows": self.windows}))
+        cache.write_atomic(Path(folder) / SETTINGS, json.dumps({name: getattr(self, name) for name in _SETTINGS}))
 
     @classmethod
     def load(cls, folder: Path) -> TextProcessor:
@@ -178,16 +200,24 @@ class TextProcessor(TokenProcessor):
         if missing:
             raise UserError(f"{stored.shown(folder)}: no text processor saved there ({', '.join(missing)} missing)")
         stored.require_plain(folder)  # transformers reads whichever it knows
-        settings = {"windows": 1, **stored.json_object(folder / SETTINGS)}  # folders of before there were windows do not name them
-        length = stored.value(settings, "max_length", int, folder / SETTINGS)
-        windows = None if settings["windows"] is None else stored.value(settings, "windows", int, folder / SETTINGS)
+        settings = {**_SETTINGS, **stored.json_object(folder / SETTINGS)}  # folders of before there were all of them do not name them
+        read: dict[str, Any] = {
+            name: None if settings[name] is None else stored.value(settings, name, int, folder / SETTINGS) for name in _SETTINGS
+        }
+        if read["max_length"] is None:
+            raise UserError(f"{stored.shown(folder / SETTINGS)}: max_length is missing")
         stored.json_object(folder / "tokenizer.json")
         with stored.blaming(folder / "tokenizer.json"):
-            return cls(_load_tokenizer(folder), length, windows)
+            return cls(_load_tokenizer(folder), **read)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens among it."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """The text that ids were made of. Raises `UserError` for a tokenizer that loses some of it (`reversible.require_reversible`)."""
+        require_reversible(self.tokenizer)
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def continues_word(self) -> np.ndarray:
         """bool [vocab_size]: entries that continue the word before them (see `tokenizers.continues_word`)."""
@@ -224,7 +254,8 @@ class TextSamples(Samples):
     `tokens` int32 [T]; row i is `tokens[starts[i] : starts[i] + sizes[i]]`, without special tokens and not cut;
     `special`: the ids that start a text, end it (None: nothing does), and pad it; `max_length`: tokens of a window, its own start
     and end among them (None: a text is one window of any length); `windows`: how many of a text are read (None: all); `places` int32
-    [T, 2]: where in its text each token stands, in characters, where answers are such places.
+    [T, 2]: where in its text each token stands, in characters, where answers are such places; `outputs`: the tokens of what is to be
+    written after each text, of which a batch has `max_output` at most, the mark of the end among them.
     """
 
     def __init__(
@@ -239,10 +270,13 @@ class TextSamples(Samples):
         skipped: int,
         windows: int | None = 1,
         places: np.ndarray | None = None,
+        outputs: Ragged | None = None,
+        max_output: int | None = None,
     ):
         self.tokens, self.starts, self.sizes, self.places = tokens, starts, sizes, places
         self.answers, self.fingerprint, self.skipped = answers, fingerprint, skipped
         self.special, self.max_length, self.windows = special, max_length, windows
+        self.outputs, self.max_output = outputs, max_output
         self.marks = sum(mark is not None for mark in special[:2])  # tokens of a window that are not the text's
 
     def __len__(self) -> int:
@@ -259,14 +293,23 @@ class TextSamples(Samples):
 
     @property
     def padding(self) -> dict[str, int]:
-        return {"tokens": self.special[2], "places": -1}
+        return {"tokens": self.special[2], "places": -1, "outputs": self.special[2]}
+
+    @property
+    def output_lengths(self) -> np.ndarray | None:
+        """Tokens per row [N] of what is to be written, the mark of the end among them; None where nothing is."""
+        if self.outputs is None:
+            return None
+        sizes = np.asarray(self.outputs.sizes) + 1
+        return sizes if self.max_output is None else np.minimum(sizes, self.max_output)
 
     def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
         """`tokens` int64 [B, L], `mask` bool [B, L] (False on padding), `index` int64 [B], what there is of the answers.
 
         A row is one window after the other, each `max_length` tokens with its own start and end, but for the last, which is as long as
         what is left of the text. L is the longest row of the batch rounded up to a multiple of 8, but no further than to a window's end.
-        With `places`: `places` int64 [B, L, 2], -1 where nothing of the text stands.
+        With `places`: `places` int64 [B, L, 2], -1 where nothing of the text stands. With `outputs`: `outputs` int64 [B, M], each cut to
+        `max_output` (and then without the mark of an end), and `outputs_mask` bool [B, M].
         """
         index = np.asarray(index, dtype=np.int64)
         cls, sep, pad = self.special
@@ -294,11 +337,26 @@ class TextSamples(Samples):
         if self.places is not None:
             result["places"] = np.full((*tokens.shape, 2), -1, dtype=np.int64)
             result["places"][inner] = self.places[(self.starts[index, None] + number)[inner]]
+        if self.outputs is not None:
+            result |= self._written(index)
         found = {name: torch.from_numpy(array) for name, array in result.items()}
         return found if self.answers is None else found | self.answers.batch(index)
 
+    def _written(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        assert self.outputs is not None and self.output_lengths is not None
+        end, pad = self.special[1:]
+        sizes, lengths = self.outputs.sizes[index, None], self.output_lengths[index, None]
+        place = np.arange(int(lengths.max(initial=1)))
+        mask = place < lengths
+        text = mask & (place < sizes)
+        rows = np.full(mask.shape, pad, dtype=np.int64)
+        rows[text] = self.outputs.values[(self.outputs.starts[index, None] + place)[text]]
+        rows[mask & ~text] = cast(int, end)
+        return {"outputs": rows, "outputs_mask": mask}
+
     def subset(self, index: np.ndarray) -> TextSamples:
         part = copy.copy(self)
+        part.outputs = None if self.outputs is None else self.outputs.take(np.asarray(index))
         part.starts, part.sizes = self.starts[index], self.sizes[index]
         part.answers = None if self.answers is None else self.answers.take(np.asarray(index))
         part.fingerprint = cache.digest(self.fingerprint, np.asarray(index))
@@ -312,7 +370,7 @@ class TextSamples(Samples):
     def packed(self, length: int) -> PackedSamples:
         """All texts one after the other, in rows of exactly `length` tokens (see `PackedSamples`)."""
         cls, sep, _ = self.special
-        if cls is None or sep is None:
+        if sep is None:
             raise UserError("pack=true joins texts into rows for a transformer, and this encoder reads each text whole: set pack=false")
         key = cache.digest(self.fingerprint, "packed", sep, FORMAT)
         stream = cache.get_or_make("packed", key, self._write_stream)["stream"]
@@ -338,14 +396,14 @@ class TextSamples(Samples):
 class PackedSamples(Samples):
     """Running text in full rows: texts joined by the token that ends one, cut every `length` - 1 tokens.
 
-    A row is the token that starts a text and the next `length` - 1 of the stream; nothing is padding, and the last
-    partial row is dropped. Raises `UserError` where the stream does not fill one row.
+    A row is the token that starts a text and the next `length` - 1 of the stream (all `length` where nothing starts a text); nothing is
+    padding, and the last partial row is dropped. Raises `UserError` where the stream does not fill one row.
     """
 
     answers = None
 
-    def __init__(self, stream: np.ndarray, length: int, cls_id: int, fingerprint: str, rows: np.ndarray | None = None):
-        step = length - 1
+    def __init__(self, stream: np.ndarray, length: int, cls_id: int | None, fingerprint: str, rows: np.ndarray | None = None):
+        step = length - (cls_id is not None)
         count = len(stream) // step if step > 0 else 0
         if count == 0:
             raise UserError(f"the texts have {len(stream)} tokens in all, less than one row of length {length}")
@@ -359,8 +417,8 @@ class PackedSamples(Samples):
     def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
         """`tokens` int64 [B, length] and `index` int64 [B]."""
         index = np.asarray(index, dtype=np.int64)
-        tokens = np.full((len(index), self.length), self.cls_id, dtype=np.int64)
-        tokens[:, 1:] = self.grid[self.rows[index]]
+        tokens = np.full((len(index), self.length), -1 if self.cls_id is None else self.cls_id, dtype=np.int64)
+        tokens[:, self.length - self.grid.shape[1] :] = self.grid[self.rows[index]]
         return {"tokens": torch.from_numpy(tokens), "index": torch.from_numpy(index)}
 
     def subset(self, index: np.ndarray) -> PackedSamples:
@@ -380,13 +438,6 @@ def _without_spaces(places: Sequence[tuple[int, int]], text: str) -> np.ndarray:
 def content_of(source: Source) -> list[Any]:
     """What the rows of a split depend on: the content, and how much of train is held out."""
     return [source.fingerprint(), source.val_fraction, source.test_fraction]
-
-
-def _first_id(tokenizer: PreTrainedTokenizerBase, *roles: str) -> int:
-    for role in roles:
-        if (token_id := getattr(tokenizer, f"{role}_token_id")) is not None:
-            return token_id
-    raise UserError(f"the tokenizer has neither a {' nor a '.join(roles)} token; choose an encoder whose has one")
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -158,6 +158,32 @@ def backend_spec(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     if backend is None:
         raise UserError(f"{type(tokenizer).__name__} has no fast (tokenizers) version; choose an encoder that has one")
     return {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+
+
+def marks_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int, int]:
+    """The ids that start a text (None: nothing does), end it, and pad a batch, as the tokenizer itself lays a text out.
+
+    Raises `UserError` where it has nothing to end a text with.
+    """
+    backend = cast(Any, tokenizer).backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    found = backend.encode("a", add_special_tokens=True)
+    marks = np.array(found.special_tokens_mask, bool)
+    own = np.flatnonzero(~marks)
+    before, after = (found.ids[: own[0]], found.ids[own[-1] + 1 :]) if len(own) else ([], [])
+    end = after[0] if len(after) == 1 else _first_id(tokenizer, "sep", "eos")
+    if end is None:
+        raise UserError("the tokenizer has neither a sep nor an eos token; choose an encoder whose has one")
+    start = None
+    if before or not after:  # a layout of neither leaves it to whoever reads: GPT-2 has a mark of a beginning, and does not use it
+        start = before[0] if len(before) == 1 else _first_id(tokenizer, "cls", "bos")
+    pad = _first_id(tokenizer, "pad")
+    return start, end, end if pad is None else pad
+
+
+def _first_id(tokenizer: PreTrainedTokenizerBase, *roles: str) -> int | None:
+    return next((i for role in roles if (i := getattr(tokenizer, f"{role}_token_id")) is not None), None)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -305,10 +305,10 @@ def test_continues_word_of_sentencepiece():
 
 
 def test_tokenizer_without_ends_is_refused():
-    """A tokenizer with no token to start a text cannot serve an encoder."""
+    """A tokenizer with no token to end a text cannot serve an encoder."""
     from tokenizers import Tokenizer, models
 
-    with pytest.raises(UserError, match="neither a cls nor a bos token"):
+    with pytest.raises(UserError, match="neither a sep nor an eos token"):
         TextProcessor(wrap(Tokenizer(models.WordLevel({"a": 0, "u": 1}, unk_token="u")), unk_token="u"), 8)
 
 
