@@ -21,7 +21,7 @@ class CausalLM(Objective):
     """
 
     modality = "text"
-    writes = True
+    writes = holds_out = True
     advice = "train for longer: the next word teaches late what a whole text means; where time is short, +task=crops compares whole texts"
 
     def __init__(self, encoder: Encoder, apart: bool):

@@ -16,7 +16,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.encoders.windows import set_windows
 from sslt.errors import UserError, nearest
-from sslt.evaluation import probes
+from sslt.evaluation import language, probes
 from sslt.evaluation.beside import cheap, compared
 from sslt.report.answers import row_names, write_answers
 from sslt.report.end import say_next
@@ -73,6 +73,10 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         metrics, remarks = probes.encoder_probes(cfg, run, encoder, source, splits, device, batch)
         if metrics:
             metrics |= labels.saved(cfg, run, data, source, metrics)
+    if head is None and encoder.writes == "causal":
+        train, held, what = language.streams(encoder, source, cfg.split)
+        log.info("perplexity on %s", what)
+        metrics |= language.language_metrics(encoder, train, held, device, batch)
     run.add_metrics(metrics)
     say_next(run, metrics, [], remarks=remarks)
     return metrics

@@ -11,9 +11,11 @@ from sslt.callbacks.budget import seconds
 from sslt.callbacks.probes import OnlineProbe
 from sslt.config import build
 from sslt.data.base import Samples
+from sslt.data.prepare.text_processor import PackedSamples
 from sslt.data.streams.joined import Joined
 from sslt.data.views.base import Views
 from sslt.errors import UserError
+from sslt.evaluation.language import divided
 from sslt.learner import Term
 from sslt.processes import accelerator
 from sslt.report.end import say_next, write_map, write_pictures, write_plots
@@ -57,7 +59,9 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     samples = _samples(encoder, source, objective.needs_labels)
     _say_what_to_expect(cfg, source.modality, len(samples))
     if cfg.pack:
-        samples = samples.packed(encoder.processor.max_length)
+        samples = packed = samples.packed(encoder.processor.max_length)
+        if isinstance(packed, PackedSamples) and objective.holds_out and not {"val", "test"} & set(source.splits()):
+            samples, _ = divided(packed)
     stream = common.stream(cfg, samples, cfg.batch_size, views, drop_last=True)
     probes: list[OnlineProbe] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
@@ -78,15 +79,30 @@ def _bpe(texts: list[str], size: int, lowercase: bool) -> Any:
 def _unigram(texts: list[str], size: int, lowercase: bool) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = _lower(lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    def blank(model: Any) -> Any:
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = _lower(lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+        return tokenizer
+
+    tokenizer = blank(models.Unigram())
     trainer = trainers.UnigramTrainer(
         vocab_size=size, show_progress=False, special_tokens=list(SPECIAL.values()), unk_token=SPECIAL["unk"]
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
-    return tokenizer
+    entries = _settled(json.loads(tokenizer.to_str())["model"]["vocab"][len(SPECIAL) :])
+    return blank(models.Unigram([*((token, 0.0) for token in SPECIAL.values()), *entries], unk_id=1))
+
+
+def _settled(entries: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Entries and scores as every process finds them: the trainer sums in the order of a hash map, and in that order gives the characters
+    that it would not have kept ever lower scores below the lowest."""
+    lowest = min((score for token, score in entries if len(token) > 1), default=0.0)
+    rare = sorted(token for token, score in entries if len(token) == 1 and score < lowest + 1e-3)
+    scores = {token: round(score, 6) for token, score in entries}
+    scores |= {token: round(lowest, 6) - 1e-3 - 1e-6 * i for i, token in enumerate(rare)}
+    return sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
 def _characters(texts: list[str], size: int, lowercase: bool) -> Any:
@@ -110,11 +126,15 @@ def _lower(lowercase: bool) -> Any:
     return normalizers.Lowercase() if lowercase else None
 
 
+def is_reversible(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether spaces are kept, as BERT's WordPiece does not."""
+    return type(cast(Any, tokenizer).backend_tokenizer.model).__name__ not in ("WordPiece", "WordLevel")
+
+
 def require_reversible(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `UserError` for a tokenizer that loses where spaces were, such as BERT's WordPiece."""
-    backend = cast(Any, tokenizer).backend_tokenizer
-    kind = type(backend.model).__name__
-    if kind in ("WordPiece", "WordLevel"):
+    """Raise `UserError` for a tokenizer that no text can be written with."""
+    if not is_reversible(tokenizer):
+        kind = type(cast(Any, tokenizer).backend_tokenizer.model).__name__
         raise UserError(
             f"the tokenizer of this encoder ({kind}) loses spaces, so that no text can be written with it: train one with "
             f"encoder.processor.tokenizer=bpe, unigram or characters"
