@@ -33,7 +33,8 @@ def writer(family: str, spread: float = 0.3, length: int = 32) -> Any:
     kind: Any = CausalEncoder if causal else Seq2SeqEncoder
     made = kind(TextProcessor(tokenizer, length), family, CAUSAL[family] if causal else SEQ2SEQ[family], "last" if causal else "mean")
     for p in made.parameters():
-        torch.nn.init.normal_(p, std=spread)
+        if p.dim() > 1:  # norms as they are: noise there drowns what was read
+            torch.nn.init.normal_(p, std=spread)
     return made.eval()
 
 
