@@ -172,9 +172,8 @@ def mae(ours: Pretraining) -> Method:
 # ---------------------------------------------------------------- text
 def mlm(ours: Pretraining) -> Callable[[Watch], None]:
     """BERT on tokens that are masked already, logits at the masked positions only, AdamW, clipped gradients."""
-    model, head = _copies(ours.encoder.model, ours.objective.transform)
-    bias = nn.Parameter(torch.zeros(model.config.vocab_size, device=device()))
-    parameters = [*model.parameters(), *head.parameters(), bias]
+    model, head = _copies(ours.encoder.model, ours.encoder.words)
+    parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
     batches, precision = _cycle([_flat_mlm(ours.views(i, device())) for i in range(_READY)]), ours.precision
 
@@ -183,7 +182,7 @@ def mlm(ours: Pretraining) -> Callable[[Watch], None]:
         optimizer.zero_grad()
         with autocast(precision):
             hidden = model(input_ids=tokens).last_hidden_state.flatten(0, 1)[index]
-            logits = F.linear(head(hidden), model.get_input_embeddings().weight, bias)
+            logits = F.linear(head(hidden[None])[0], model.get_input_embeddings().weight, head.bias)
         F.cross_entropy(logits.float(), targets).backward()
         nn.utils.clip_grad_norm_(parameters, _CLIP)
         optimizer.step()

@@ -21,6 +21,7 @@ class CausalEncoder(TextEncoder):
 
     writes = "causal"
     poolings = ("last", "mean")
+    _known = False  # whether its logits are what `output_layer` makes of states
     auto: ClassVar[str] = "AutoModelForCausalLM"
 
     @classmethod
@@ -70,6 +71,9 @@ class CausalEncoder(TextEncoder):
 
     def require_writing(self, *kinds: str) -> None:
         super().require_writing(*kinds)
+        if self._known:
+            return
+        self._known = True
         tokens = torch.tensor([[self.processor.sep_id, self.processor.unknown_id, self.processor.sep_id]], device=self.model.device)
         as_logits(self, lambda: self.word_states({"tokens": tokens}), lambda: self.model(input_ids=tokens).logits)
 

@@ -21,6 +21,7 @@ class Seq2SeqEncoder(TextEncoder):
 
     writes = "seq2seq"
     poolings = ("mean", "cls", "last")
+    _known = False  # whether its logits are what `output_layer` makes of states
     auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
 
     @classmethod
@@ -72,6 +73,9 @@ class Seq2SeqEncoder(TextEncoder):
 
     def require_writing(self, *kinds: str) -> None:
         super().require_writing(*kinds)
+        if self._known:
+            return
+        self._known = True
         end = self.processor.sep_id
         tokens = torch.tensor([[end, self.processor.unknown_id, end]], device=self.model.device)
         decoder = F.pad(tokens[:, :-1], (1, 0), value=self.start_id)
