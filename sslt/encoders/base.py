@@ -228,7 +228,9 @@ class Encoder(nn.Module, abc.ABC):
             else:
                 about["processor"] = self.processor_config(folder)
             tensors = adapter_state(self) if self.origin is not None else self.state_dict()
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / ADAPTER)
+            once = {v.data_ptr(): k for k, v in reversed(tensors.items())}  # a matrix that has two names is kept under the first
+            kept = {k: v for k, v in tensors.items() if not v.numel() or once[v.data_ptr()] == k}
+            save_file({k: v.detach().cpu().contiguous() for k, v in kept.items()}, folder / ADAPTER)
         seal(folder, FILE, about)
         (folder / "README.md").write_text(card or f"# {cls.__name__}\n")
 
