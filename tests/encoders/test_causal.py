@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 from writers import CAUSAL, rows, writer
 
+from sslt.encoders import inserted
 from sslt.encoders.causal import CausalEncoder
 from sslt.encoders.load import load_encoder
 from sslt.errors import UserError
@@ -109,3 +110,23 @@ def test_who_writes_what():
     """Names the encoders that could."""
     with pytest.raises(UserError, match="gpt2 has no decoder to write with: choose encoder=t5_tiny"):
         writer("gpt2").require_writing("seq2seq")
+
+
+@pytest.mark.parametrize("spec", [{"kind": "adapter", "size": 3}, {"kind": "prompt", "length": 2}])
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_an_adapter_over_shared_matrices_comes_back(family, spec, tmp_path):
+    """Where one matrix reads words in and out a file has it once."""
+    encoder = writer(family)
+    batch = rows(encoder, [9, 5])
+    inserted.inject(encoder, spec)
+    with torch.no_grad():
+        known = encoder.eval()(batch).pooled
+        encoder.save(tmp_path)
+        assert torch.equal(load_encoder(str(tmp_path)).eval()(batch).pooled, known)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_a_prefix_is_for_who_reads_both_ways(family):
+    """Its mask would let a word see those that follow."""
+    with pytest.raises(UserError, match=f"reads both ways, and {family} does not: choose adaptation=prompt"):
+        inserted.inject(writer(family), {"kind": "prefix", "length": 2})
