@@ -299,6 +299,10 @@ class Samples(abc.ABC):
         """What fills up the shorter rows of a batch, by the tensor's name; 0 where it is not named."""
         return {}
 
+    def text(self, i: int) -> str | None:
+        """The text of row i as it was read, where answers are places in it."""
+        return None
+
     @abc.abstractmethod
     def subset(self, index: np.ndarray) -> Samples:
         """The rows `index`, sharing storage."""

@@ -13,13 +13,22 @@ from sslt.report.end import draw, reported
 from sslt.runs import Run
 
 
-def answer_rows(target: Any, predictions: Any, split: str | None, names: Sequence[str] | None) -> list[dict[str, Any]]:
+def answer_rows(target: Any, predictions: Any, samples: Any, split: str | None, names: Sequence[str] | None) -> list[dict[str, Any]]:
     """`row`, `split` and `name` where they are given, and what the target says of each prediction."""
     found = []
-    for i, said in enumerate(target.rows(predictions)):
+    for i, said in enumerate(said_of(target, predictions, samples)):
         about = ({} if split is None else {"split": split}) | ({} if names is None else {"name": names[i]})
         found.append({"row": i, **about, **said})
     return found
+
+
+def said_of(target: Any, answers: Any, samples: Any) -> list[dict[str, Any]]:
+    """What the target says of each answer, with the words that it points to, where it is places in texts."""
+    rows = target.rows(answers)
+    for i, row in enumerate(rows):
+        if (text := samples.text(i)) is not None:
+            row["prediction"] = target.quote(row["prediction"], text)
+    return rows
 
 
 def row_names(source: Any, split: str, samples: Any) -> list[str] | None:
@@ -43,8 +52,8 @@ def write_answers(run: Run, encoder: Any, target: Any, samples: Any, predictions
     """`predictions.jsonl` of a split whose answers are known: `truth` and `error` beside, the worst first. And some to look at."""
     if not run.is_main or samples.answers is None or len(samples) != len(predictions):
         return
-    rows, errors = answer_rows(target, predictions, None, names), target.errors(predictions, samples.answers)
-    for row, truth, error in zip(rows, target.rows(samples.answers), errors.tolist(), strict=True):
+    rows, errors = answer_rows(target, predictions, samples, None, names), target.errors(predictions, samples.answers)
+    for row, truth, error in zip(rows, said_of(target, samples.answers, samples), errors.tolist(), strict=True):
         row |= {"truth": truth["prediction"], "error": round(error, 4)}
     write_files(run.path, target, predictions, rows, "prediction", "predictions")
     write_files(run.path, target, samples.answers, rows, "truth", "truths")

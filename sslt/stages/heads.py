@@ -19,9 +19,10 @@ from sslt.encoders.side import SideModel
 from sslt.errors import UserError
 from sslt.runs import Run
 from sslt.targets.base import Target
+from sslt.targets.linear_tagger import LinearTagger
 from sslt.trusted import check_trusted
 
-SIDE_MODELS: dict[str, type[SideModel]] = {kind.kind: kind for kind in (Lexicon, Described)}
+SIDE_MODELS: dict[str, type[SideModel | LinearTagger]] = {kind.kind: kind for kind in (Lexicon, Described, LinearTagger)}
 
 
 def save(run: Run, target: Target, node: Any) -> None:

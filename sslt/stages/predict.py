@@ -18,7 +18,7 @@ from sslt.data.answers import Answers, Class, Tags
 from sslt.encoders.base import require
 from sslt.errors import UserError
 from sslt.evaluation.features import encode, predicted
-from sslt.report.answers import answer_rows, row_names, write_files, write_rows
+from sslt.report.answers import answer_rows, row_names, said_of, write_files, write_rows
 from sslt.runs import RUN_FILE, Run, display
 from sslt.stages import common
 from sslt.stages.evaluate import load
@@ -55,7 +55,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         return {}
     predictions = [predicted(encoder, head, samples, device, batch) for samples in parts.values()]
     rows = [row for (split, samples), found in zip(parts.items(), predictions, strict=True)
-            for row in answer_rows(head, found, split if len(parts) > 1 else None, row_names(source, split, samples))]  # fmt: skip
+            for row in answer_rows(head, found, samples, split if len(parts) > 1 else None, row_names(source, split, samples))]  # fmt: skip
     truths = [name for split, samples in parts.items() for name in _truth(cfg, head, source, split, samples)]
     metrics: dict[str, Any] = {"predict/rows": len(rows)} | _measured(head, parts, predictions, rows, truths)
     if run.is_main:
@@ -114,7 +114,7 @@ def _flat(value: Any) -> str:
 def _truth(cfg: Any, head: Target, source: Any, split: str, samples: Any) -> list[Any]:
     """What the rows really are, as `predictions.jsonl` writes it; None where that is not known: folders of classes, a column of a table."""
     if samples.answers is not None and samples.answers.kind == head.answer.kind:
-        return [row["prediction"] for row in head.rows(samples.answers)]
+        return [row["prediction"] for row in said_of(head, samples.answers, samples)]
     if head.answer is not Class:  # a file that is given as it is tells of its rows by names of classes alone
         return [None] * len(samples)
     column = None if cfg.input is None else _data_of_run(cfg).get("label")

@@ -83,6 +83,10 @@ class Target(Objective, abc.ABC, Generic[A]):
     def rows(self, predictions: A) -> list[dict[str, Any]]:
         """What `predictions.jsonl` says of each row: `prediction`, and `score` where there is one."""
 
+    def quote(self, prediction: Any, text: str) -> Any:
+        """A `prediction` of `rows` with the words that it points to, of an answer that is places in `text`."""
+        return prediction
+
     # ---------------------------------------------------------------- before training
     @classmethod
     def check(cls, source: Source, answers: A | None = None) -> None:

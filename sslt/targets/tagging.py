@@ -16,7 +16,7 @@ from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, encode_views, n_views, wide
 from sslt.ranges import Share
-from sslt.targets import bio, dictionary
+from sslt.targets import bio, dictionary, linear_tagger, tag_fusion
 from sslt.targets.base import Cheap, Rows, Target
 from sslt.targets.metrics.tags import f1_difference, row_counts, tag_metrics
 
@@ -30,12 +30,14 @@ class Tagging(Target[Tags]):
     Reads `views` [V, B, ...], `places` [B, L, 2] of tokens in their text and `tags` [B, M, 3]. Answers with the most probable sequence of
     tags that is one of spans. A word of several tokens is in a span or not as a whole, where training spans end between words
     (`cuts_words` 0). Tokens that were not read, of a text cut short, are in no span: what is tagged there counts as missed.
-    dropout: on the tokens' features.
+    dropout: on the tokens' features. beside: a linear tagger whose log-probabilities are added where it answers, and that training does
+    not see (late fusion).
     """
 
     answer, reads, primary = Tags, "tokens", "f1"
     watched = ("precision", "recall")
     called = "this tagger"
+    fuses = True
     entries: Tensor
     cuts_words: Tensor
 
@@ -48,6 +50,7 @@ class Tagging(Target[Tags]):
         self.check_encoder(encoder)
         self.register_buffer("entries", torch.from_numpy(encoder.processor.inside_words()), persistent=False)  # the tokenizer's own
         self.register_buffer("cuts_words", torch.zeros(()))
+        self.beside = nn.ModuleList()
 
     def check_views(self, views: Views) -> None:
         if not isinstance(views, Plain):
@@ -81,11 +84,17 @@ class Tagging(Target[Tags]):
 
     # ---------------------------------------------------------------- answers
     def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Tags:
-        tokens = encoder(encoder.inputs(batch)).tokens
-        scores = self.head(tokens.to(self.head.weight.dtype)).float().log_softmax(-1)
-        whole = bio.continuing(batch["places"], batch["tokens"], self.entries) & (self.cuts_words == 0)
+        scores, whole = self.scores(encoder, batch)
+        for tagger in self.beside:
+            scores = tagger.add(scores, batch)  # type: ignore[operator]
         spans, sure = bio.decode(scores, batch["places"], whole)
         return Tags(spans, self.space, scores=sure)
+
+    def scores(self, encoder: Encoder, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The head's log-probabilities of tags [B, L, K], and which tokens are in the span of the one before or in none as it is [B, L]."""
+        tokens = encoder(encoder.inputs(batch)).tokens
+        scores = self.head(tokens.to(self.head.weight.dtype)).float().log_softmax(-1)
+        return scores, bio.continuing(batch["places"], batch["tokens"], self.entries) & (self.cuts_words == 0)
 
     def measure(self, predictions: Tags, answers: Tags) -> dict[str, float]:
         return tag_metrics(predictions.values, answers.values, answers.types)
@@ -109,14 +118,23 @@ class Tagging(Target[Tags]):
             found.append({"prediction": spans})
         return found
 
+    def quote(self, prediction: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+        return [{**span, "text": text[span["start"] : span["end"]]} for span in prediction]
+
     # ---------------------------------------------------------------- before training, and beside it
     @classmethod
     def check(cls, source: Source, answers: Tags | None = None) -> None:
         if answers is not None and not answers.values.sizes.sum():
             raise UserError(f"none of the {len(answers)} training texts of {source.name} has a tag: there is nothing to learn")
 
+    def fuse(self, encoder: Encoder, predictions: Tags, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:
+        tagger, found = tag_fusion.beside(self, encoder, train, val, device)
+        self.beside.append(tagger)
+        return found
+
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
-        return dictionary.strongest(train, val, test)
+        """The better one on `val` of a linear tagger and a dictionary; the former without."""
+        return max((tagger.strongest(train, val, test) for tagger in (linear_tagger, dictionary)), key=lambda found: found.val_score)
 
     def trivial(self, train: Tags, test: Tags) -> dict[str, float]:
         return {"untagged/f1": 0.0}

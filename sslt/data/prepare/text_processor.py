@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sslt")
 
 FORMAT = 1
-SPLITS_FORMAT = 3  # of the tokens of a split: raise it when what is written, or how splits are drawn, changes
+SPLITS_FORMAT = 4  # of the tokens of a split: raise it when what is written, or how splits are drawn, changes
 CHUNK = 1000  # texts tokenized at a time
 TRAINING_CHARACTERS = 50_000_000  # a tokenizer learned from more text than this is no better
 SETTINGS = "text_processor.json"
@@ -98,6 +98,7 @@ class TokenProcessor(abc.ABC):
             places=entry["places"] if source.answer.in_text else None,
             outputs=Ragged.from_flat(entry["outputs"], np.array(entry["outputs_sizes"])) if "outputs" in entry else None,
             max_output=self.max_output or self.max_length,
+            characters=Ragged.from_flat(entry["characters"], np.asarray(entry["lengths"])) if source.answer.in_text else None,
         )
 
     def _tokenize(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
@@ -115,6 +116,9 @@ class TokenProcessor(abc.ABC):
         np.save(folder / "offsets.npy", np.cumsum([0, *sizes], dtype=np.int64))
         if places is not None:
             np.save(folder / "places.npy", np.concatenate(places))
+            characters = [as_characters(text) for text in raw.items]
+            np.save(folder / "characters.npy", np.concatenate(characters))
+            np.save(folder / "lengths.npy", np.array([len(text) for text in characters], np.int64))
         answers = None if raw.answers is None else raw.answers.save(folder)
         if isinstance(raw.answers, Texts):
             written = [ids for chunk in self.encode([row[0] for row in raw.answers.values]) for ids in chunk]
@@ -254,8 +258,9 @@ class TextSamples(Samples):
     `tokens` int32 [T]; row i is `tokens[starts[i] : starts[i] + sizes[i]]`, without special tokens and not cut;
     `special`: the ids that start a text, end it (None: nothing does), and pad it; `max_length`: tokens of a window, its own start
     and end among them (None: a text is one window of any length); `windows`: how many of a text are read (None: all); `places` int32
-    [T, 2]: where in its text each token stands, in characters, where answers are such places; `outputs`: the tokens of what is to be
-    written after each text, of which a batch has `max_output` at most, the mark of the end among them.
+    [T, 2]: where in its text each token stands, in characters, where answers are such places, and then `characters`, ragged int32: the texts
+    themselves; `outputs`: the tokens of what is to be written after each text, of which a batch has `max_output` at most, the mark of the
+    end among them.
     """
 
     def __init__(
@@ -272,8 +277,9 @@ class TextSamples(Samples):
         places: np.ndarray | None = None,
         outputs: Ragged | None = None,
         max_output: int | None = None,
+        characters: Ragged | None = None,
     ):
-        self.tokens, self.starts, self.sizes, self.places = tokens, starts, sizes, places
+        self.tokens, self.starts, self.sizes, self.places, self.characters = tokens, starts, sizes, places, characters
         self.answers, self.fingerprint, self.skipped = answers, fingerprint, skipped
         self.special, self.max_length, self.windows = special, max_length, windows
         self.outputs, self.max_output = outputs, max_output
@@ -293,7 +299,7 @@ class TextSamples(Samples):
 
     @property
     def padding(self) -> dict[str, int]:
-        return {"tokens": self.special[2], "places": -1, "outputs": self.special[2]}
+        return {"tokens": self.special[2], "places": -1, "text": -1, "outputs": self.special[2]}
 
     @property
     def output_lengths(self) -> np.ndarray | None:
@@ -309,7 +315,8 @@ class TextSamples(Samples):
         A row is one window after the other, each `max_length` tokens with its own start and end, but for the last, which is as long as
         what is left of the text. L is the longest row of the batch rounded up to a multiple of 8, but no further than to a window's end.
         With `places`: `places` int64 [B, L, 2], -1 where nothing of the text stands. With `outputs`: `outputs` int64 [B, M], each cut to
-        `max_output` (and then without the mark of an end), and `outputs_mask` bool [B, M].
+        `max_output` (and then without the mark of an end), and `outputs_mask` bool [B, M]. With `characters`: `text` int32 [B, C], the
+        code points of whole texts, -1 behind each.
         """
         index = np.asarray(index, dtype=np.int64)
         cls, sep, pad = self.special
@@ -339,6 +346,8 @@ class TextSamples(Samples):
             result["places"][inner] = self.places[(self.starts[index, None] + number)[inner]]
         if self.outputs is not None:
             result |= self._written(index)
+        if self.characters is not None:
+            result["text"] = self.characters.padded(index, -1)
         found = {name: torch.from_numpy(array) for name, array in result.items()}
         return found if self.answers is None else found | self.answers.batch(index)
 
@@ -354,10 +363,14 @@ class TextSamples(Samples):
         rows[mask & ~text] = cast(int, end)
         return {"outputs": rows, "outputs_mask": mask}
 
+    def text(self, i: int) -> str | None:
+        return None if self.characters is None else as_text(self.characters[i])
+
     def subset(self, index: np.ndarray) -> TextSamples:
         part = copy.copy(self)
         part.outputs = None if self.outputs is None else self.outputs.take(np.asarray(index))
         part.starts, part.sizes = self.starts[index], self.sizes[index]
+        part.characters = None if self.characters is None else self.characters.take(np.asarray(index))
         part.answers = None if self.answers is None else self.answers.take(np.asarray(index))
         part.fingerprint = cache.digest(self.fingerprint, np.asarray(index))
         return part
@@ -424,6 +437,16 @@ class PackedSamples(Samples):
     def subset(self, index: np.ndarray) -> PackedSamples:
         fingerprint = cache.digest(self.fingerprint, np.asarray(index))
         return PackedSamples(self.stream, self.length, self.cls_id, fingerprint, self.rows[index])
+
+
+def as_characters(text: str) -> np.ndarray:
+    """The code points of a text, int32 [n]."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<i4")
+
+
+def as_text(characters: np.ndarray) -> str:
+    """The text of code points; those below 0, which fill up a batch, stand for nothing."""
+    return np.asarray(characters)[characters >= 0].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def _without_spaces(places: Sequence[tuple[int, int]], text: str) -> np.ndarray:
