@@ -258,9 +258,9 @@ class TextSamples(Samples):
     `tokens` int32 [T]; row i is `tokens[starts[i] : starts[i] + sizes[i]]`, without special tokens and not cut;
     `special`: the ids that start a text, end it (None: nothing does), and pad it; `max_length`: tokens of a window, its own start
     and end among them (None: a text is one window of any length); `windows`: how many of a text are read (None: all); `places` int32
-    [T, 2]: where in its text each token stands, in characters, where answers are such places, and then `characters`, ragged int32: the texts
-    themselves; `outputs`: the tokens of what is to be written after each text, of which a batch has `max_output` at most, the mark of the
-    end among them.
+    [T, 2]: where in its text each token stands, in characters, where answers are such places, and then `characters`, ragged int32: the
+    texts themselves; `outputs`: the tokens of what is to be written after each text, of which a batch has `max_output` at most, the mark
+    of the end among them.
     """
 
     def __init__(
