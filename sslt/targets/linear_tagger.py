@@ -30,7 +30,8 @@ ALIKE = 16  # batches among which texts are ordered by length
 RATE = 0.1
 LEFT_OUT = 0.3  # share of a word's features that a step does not see
 STEPS, EPOCHS = 900, (3, 10)  # at least so many steps, within so many epochs
-MOST_WORDS = 1_000_000  # that are learned from
+MOST_WORDS = 600_000  # that are learned from
+CHAIN = 200  # words of a longer text that are tagged together
 COMMON = 2  # words that have a feature, of which others are forgotten
 INSIDE = 0.1  # share of training spans that begin or end inside words, above which each character is one
 LEAST = 1e-9  # probability
@@ -94,6 +95,11 @@ class LinearTagger(nn.Module):
     def _made(cls, texts: Sequence[str], answers: Tags, folder: Path) -> dict[str, Any]:
         log.info("training a linear tagger on %d texts", len(texts))
         words, characters = words_of(texts, False), False
+        if words.sizes.sum() > MOST_WORDS:
+            some = np.random.default_rng(0).permutation(len(texts))
+            some = some[np.cumsum(words.sizes[some]) <= MOST_WORDS]
+            texts, answers = [texts[i] for i in some], answers.take(some)
+            words = words_of(texts, False)
         inside = len(words.of_spans(answers.values)) < (1 - INSIDE) * answers.values.sizes.sum()
         if inside:
             words, characters = words_of(texts, True), True
@@ -103,7 +109,7 @@ class LinearTagger(nn.Module):
         terms = terms[(counts >= COMMON) & (terms > 0)]
         tagger = cls(len(answers.types), characters, len(terms), 0)
         tagger.terms = torch.from_numpy(terms.view(np.int64).copy())
-        _train(tagger, Ragged.from_flat(_places(terms, found), words.sizes), words, answers.values)
+        _train(tagger, _places(terms, found), _labels(words, answers.values), pieces(words.sizes))
         arrays = {"terms": tagger.terms, "table": tagger.table, "follows": tagger.follows}
         for name, array in {**{k: v.numpy() for k, v in arrays.items()}, **entries._asdict()}.items():
             np.save(folder / f"{name}.npy", array.view(np.int64) if array.dtype == np.uint64 else array)
@@ -115,12 +121,12 @@ class LinearTagger(nn.Module):
         words, device = words_of(texts, self.characters), self.table.device
         entries = Entries(self.hashes.cpu().numpy().view(np.uint64), self.tagged.cpu().numpy(), self.found.cpu().numpy())
         found = np.concatenate([context(words), entries.marks(words, None)], 1)
-        x = Ragged.from_flat(_places(self.terms.cpu().numpy().view(np.uint64), found), words.sizes)
-        rows = np.arange(len(texts))
-        places = torch.from_numpy(Ragged.from_flat(words.places, words.sizes).padded(rows, -1)).to(device)
-        known = torch.from_numpy(x.padded(rows, 0)).to(device)
-        p = chances(_summed(self.table, known), self.follows, torch.from_numpy(words.sizes).to(device)).tags
-        return p.clamp(min=LEAST).log(), places
+        known = torch.from_numpy(_places(self.terms.cpu().numpy().view(np.uint64), found)).to(device)
+        sizes = torch.from_numpy(pieces(words.sizes)).to(device)
+        p, there = chances(*padded(_summed(self.table, known), sizes), self.follows).tags, _there(sizes)
+        scores, _ = padded(p[there].clamp(min=LEAST).log(), torch.from_numpy(words.sizes).to(device))
+        places = Ragged.from_flat(words.places, words.sizes).padded(np.arange(len(texts)), -1)
+        return scores, torch.from_numpy(places).to(device)
 
     def tag(self, texts: Sequence[str], demand: float) -> tuple[Ragged, Ragged]:
         """Spans and their probabilities, as `bio.decode` gives them. demand: by how much the log-probability of no span is lowered."""
@@ -183,15 +189,15 @@ class Chances(NamedTuple):
     follows: Tensor
 
 
-def chances(scores: Tensor, follows: Tensor, sizes: Tensor) -> Chances:
-    """By the forward-backward algorithm (Rabiner, 1989), each step normalised. scores [B, W, K], follows [K + 1, K], sizes [B] words.
+def chances(scores: Tensor, there: Tensor, follows: Tensor) -> Chances:
+    """By the forward-backward algorithm (Rabiner, 1989), each step normalised. scores [B, W, K], follows [K + 1, K].
 
-    I-x stands behind B-x or I-x alone. Behind a text's end probabilities are 0.
+    I-x stands behind B-x or I-x alone. there [B, W]: words; behind a text's end probabilities are 0.
     """
     n, k = scores.shape[1:]
     step = (follows.clamp(max=30.0).exp() * allowed(k).to(scores)).clamp(max=1e12)
     emit = (scores - scores.amax(2, keepdim=True)).clamp(min=-50.0).exp()
-    there = (torch.arange(n, device=scores.device) < sizes[:, None]).unsqueeze(2)
+    there = there.unsqueeze(2)
     forward, backward = [_to_one(emit[:, 0] * step[-1])], [torch.ones_like(emit[:, 0])]
     for t in range(1, n):
         forward.append(_to_one((forward[-1] @ step[:-1]) * emit[:, t]))
@@ -217,31 +223,63 @@ def _to_one(x: Tensor) -> Tensor:
     return x / x.sum(-1, keepdim=True).clamp(min=1e-30)
 
 
-def _train(tagger: LinearTagger, x: Ragged, words: Words, spans: Ragged) -> None:
-    rng, places = np.random.default_rng(0), Ragged.from_flat(words.places, words.sizes)
-    rows = np.flatnonzero(words.sizes > 0)
-    if words.sizes.sum() > MOST_WORDS:
-        rows = rng.permutation(rows)
-        rows = rows[np.cumsum(words.sizes[rows]) <= MOST_WORDS]
-    a_pass = -(-len(rows) // BATCH)
+def pieces(sizes: np.ndarray) -> np.ndarray:
+    """Sizes [N] of texts as those of what is tagged together, at most `CHAIN` words each and of one text; texts without words are none."""
+    numbers = -(-sizes // CHAIN)
+    cut = np.full(int(numbers.sum()), CHAIN, np.int64)
+    cut[np.cumsum(numbers)[numbers > 0] - 1] = (sizes - CHAIN * (numbers - 1))[numbers > 0]
+    return cut
+
+
+def padded(flat: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of words one after the other [n, K] as [B, W, K], W at least 1, and where there is a word, bool [B, W]."""
+    there = _there(sizes)
+    made = flat.new_zeros(*there.shape, flat.shape[1])
+    made[there] = flat
+    return made, there
+
+
+def _there(sizes: Tensor) -> Tensor:
+    longest = max(int(sizes.max()), 1) if len(sizes) else 1
+    return torch.arange(longest, device=sizes.device) < sizes[:, None]
+
+
+def _labels(words: Words, spans: Ragged) -> np.ndarray:
+    """Tags of all words, int64 [n]; at the start of a piece a span begins."""
+    places, made = Ragged.from_flat(words.places, words.sizes), []
+    for i in range(0, len(places), GROUP):
+        rows = np.arange(i, min(i + GROUP, len(places)))
+        labels, text = bio.labels(torch.from_numpy(places.padded(rows, -1)), torch.from_numpy(spans.padded(rows, -1)))
+        made.append(labels[text].numpy())
+    found, sizes = np.concatenate(made), pieces(words.sizes)
+    first = np.cumsum(sizes) - sizes
+    found[first] -= (found[first] > 0) & (found[first] % 2 == 0)
+    return found
+
+
+def _train(tagger: LinearTagger, features: np.ndarray, tags: np.ndarray, sizes: np.ndarray) -> None:
+    """features int32 [n, F] and tags [n] of words, `sizes` of them together."""
+    rng, k, done = np.random.default_rng(0), tagger.table.shape[1], 0
+    x, y = Ragged.from_flat(features, sizes), Ragged.from_flat(tags, sizes)
+    a_pass = -(-len(sizes) // BATCH)
     total = a_pass * int(np.clip(-(-STEPS // a_pass), *EPOCHS))
-    k, done = tagger.table.shape[1], 0
     squares, follow_squares = torch.full_like(tagger.table, 1e-2), torch.full_like(tagger.follows, 1e-2)
     may = allowed(k)
     while done < total:
-        for index in _batches(rng.permutation(rows), words.sizes, rng):
+        for index in _batches(rng.permutation(len(sizes)), sizes, rng):
             rate = RATE * (1 - done / total)
             done += 1
-            found = x.padded(index, 0)
+            found = x.take(index).flat()
             known = torch.from_numpy(np.where(rng.random(found.shape, np.float32) < LEFT_OUT, 0, found))
-            labels, text = bio.labels(torch.from_numpy(places.padded(index, -1)), torch.from_numpy(spans.padded(index, -1)))
-            p = chances(_summed(tagger.table, known), tagger.follows, torch.from_numpy(words.sizes[index]))
-            wrong = p.tags - F.one_hot(labels, k) * text.unsqueeze(2)
-            before = torch.cat([torch.full_like(labels[:, :1], k), labels[:, :-1]], 1)
-            seen = torch.zeros_like(p.follows).index_put_((before[text], labels[text]), torch.ones(()), accumulate=True)
+            true = torch.from_numpy(y.take(index).flat())
+            scores, there = padded(_summed(tagger.table, known), torch.from_numpy(sizes[index]))
+            p = chances(scores, there, tagger.follows)
+            wrong = p.tags[there] - F.one_hot(true, k)
+            labels = torch.full(there.shape, k).masked_scatter(there, true)
+            before = torch.cat([torch.full_like(labels[:, :1], k), labels[:, :-1]], 1)[there]
+            seen = torch.zeros_like(p.follows).index_put_((before, true), torch.ones(()), accumulate=True)
             terms, place = known.flatten().unique(return_inverse=True)
-            gradient = torch.zeros(len(terms), k)
-            gradient.index_add_(0, place, wrong.unsqueeze(2).expand(-1, -1, known.shape[2], -1).reshape(-1, k))
+            gradient = torch.zeros(len(terms), k).index_add_(0, place, wrong.repeat_interleave(known.shape[1], 0))
             squares[terms] += gradient.square()
             tagger.table[terms] -= rate * gradient / squares[terms].sqrt()
             tagger.table[0] = 0.0
@@ -261,9 +299,8 @@ def _batches(order: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> 
 
 
 def _summed(table: Tensor, known: Tensor) -> Tensor:
-    """Scores [B, W, K] of the features `known` [B, W, F]."""
-    b, w, f = known.shape
-    return F.embedding_bag(known.reshape(-1, f).long(), table, mode="sum", padding_idx=0).view(b, w, -1)
+    """Scores [n, K] of words by their features `known` [n, F]."""
+    return F.embedding_bag(known.long(), table, mode="sum", padding_idx=0)
 
 
 def _places(terms: np.ndarray, found: np.ndarray) -> np.ndarray:

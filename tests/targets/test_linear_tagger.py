@@ -62,10 +62,11 @@ def test_probabilities_against_all_taggings(size):
         ]
         total = total + torch.stack(each).logsumexp(0)
     expected = torch.autograd.grad(total, (scores, follows))
-    found = chances(scores.detach(), follows.detach(), sizes)
+    there = torch.arange(4) < sizes[:, None]
+    found = chances(scores.detach(), there, follows.detach())
     torch.testing.assert_close(found.tags, expected[0], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.follows, expected[1], atol=1e-6, rtol=1e-5)
-    assert torch.isfinite(chances(1e4 * scores.detach().float(), follows.detach().float(), sizes).tags).all()
+    assert torch.isfinite(chances(1e4 * scores.detach().float(), there, follows.detach().float()).tags).all()
 
 
 def test_which_tags_follow():
@@ -87,9 +88,23 @@ def test_learns_and_is_known_again():
     together, _ = tagger.read(test.items)
     alone, _ = tagger.read(test.items[7:8])
     torch.testing.assert_close(alone[0], together[7, : alone.shape[1]])
-    assert [len(row) for row in tagger.tag(["", "  "], 0.0)[0]] == [0, 0]
+    assert [len(row) for row in tagger.tag(["", "  "], 0.0)[0]] == [0, 0] and len(tagger.tag([], 0.0)[0]) == 0
     few = LinearTagger.solve(train.items[:3], train.answers.take(np.arange(3)))
     assert f1(few, test, 5.0)["recall"] > f1(few, test, -9.0)["recall"]  # what is demanded of being in no span
+
+
+def test_long_texts_are_cut(monkeypatch):
+    """Into pieces of one text each: names are found in all of them, whatever stands between; texts without words have none."""
+    rows = sentences(90, 0)
+    text, tags = "", []
+    for sentence, spans in zip(rows.items, rows.answers.values, strict=True):
+        tags += [(a + len(text), b + len(text), k) for a, b, k in spans.tolist()]
+        text += sentence + " "
+    joined = Rows(["", text, "nobody"], Tags(Ragged.of([[], tags, []], np.int64, 3), SPACE))
+    assert linear_tagger.pieces(np.array([0, 450, 1])).tolist() == [200, 200, 50, 1]
+    monkeypatch.setattr(linear_tagger, "CHAIN", 9)  # a sentence has six words
+    assert linear_tagger.pieces(np.array([0, 18, 1])).tolist() == [9, 9, 1]
+    assert f1(LinearTagger.solve(*joined), joined)["f1"] > 0.95
 
 
 def test_names_that_end_inside_words():
@@ -156,6 +171,15 @@ def test_beside_an_encoder():
     target.beside = torch.nn.ModuleList()
     assert target.fuse(encoder, None, train, None, torch.device("cpu")) == {}  # type: ignore[arg-type]
     assert target.beside[0].mix.tolist() == list(tag_fusion.EQUAL)
+
+
+def test_of_much_text_some_is_learned_from(monkeypatch):
+    """Whole texts, and no more words than are allowed."""
+    rows, seen = sentences(40, 0), []
+    monkeypatch.setattr(linear_tagger, "MOST_WORDS", 50)
+    monkeypatch.setattr(linear_tagger, "_train", lambda tagger, features, tags, sizes: seen.append(sizes.tolist()))
+    LinearTagger.solve(*rows)
+    assert seen == [[6] * 8]
 
 
 def test_training_follows_the_likelihood(monkeypatch):
