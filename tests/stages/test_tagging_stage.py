@@ -48,6 +48,14 @@ def test_from_files_to_spans(sslt, own, here, capsys):
     assert [r["error"] for r in rows] == sorted((r["error"] for r in rows), reverse=True) and sorted(r["row"] for r in rows) == list(
         range(12)
     )
+    assert metrics["baseline/method"] == "linear tagger" and metrics["val/f1"] >= max(
+        metrics["val/encoder_f1"], metrics["val/linear_tagger_f1"]
+    )
+    for r in rows:
+        text = str(row(48 + r["row"])["text"])
+        assert [s["text"] for s in r["truth"]] == [text[s["start"] : s["end"]] for s in r["truth"]] and all(
+            "text" in s for s in r["prediction"]
+        )
     sslt("evaluate", "from=run", CPU, "hydra.run.dir=measured")
     assert Run(Path("measured")).metrics["test/f1"] == metrics["test/f1"] and predictions("measured") == rows
     sslt("evaluate", "from=run", CPU, "windows=1", "hydra.run.dir=short")
