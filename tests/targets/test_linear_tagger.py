@@ -12,7 +12,7 @@ from test_tagging import SPACE, Toy, surely, tagging
 
 from sslt.data import cache
 from sslt.data.answers import Tags
-from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.text_processor import TextProcessor, as_text
 from sslt.data.ragged import Ragged
 from sslt.targets import bio, linear_tagger, tag_fusion
 from sslt.targets.base import Rows
@@ -82,6 +82,7 @@ def test_learns_and_is_known_again():
     train, test = sentences(150, 0), sentences(60, 1)
     tagger = LinearTagger.solve(*train)
     assert f1(tagger, test)["f1"] > 0.95 and not tagger.characters
+    assert tagger.follows[1, 0] > max(0, float(tagger.follows[1, 1:].max()))  # names have one word, and none stand together
     again, copy = LinearTagger.solve(*train), LinearTagger.beside(None, tagger.settings)  # type: ignore[arg-type]
     copy.load_state_dict(tagger.state_dict())
     for other in (again, copy):
@@ -153,6 +154,7 @@ def test_beside_an_encoder():
     samples = processor.prepare(source, "train")
     assert [samples.text(i) for i in range(3)] == [text for text, _ in source.rows[:3]]
     train, val = samples.subset(np.arange(60)), samples.subset(np.arange(60, 90))
+    assert val.text(0) == made.items[60] == as_text(val.batch(np.array([0]))["text"][0].numpy())
     for knows in (False, True):
         target, encoder = tagging(processor)
 
