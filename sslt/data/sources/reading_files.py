@@ -99,10 +99,10 @@ def _answer(asked: Asked, qa: dict[str, Any]) -> str:
             place = f" (it is at {elsewhere})" if elsewhere >= 0 else ""
             return f"the answer '{text[:60]}' is not in its context at character {start}{place}"
         asked.moved |= found != start
-        if not _begins_word(asked.context, found):  # "10" in "2010": where it was found first, and not what was meant
-            continue
         if (found, found + len(text)) not in asked.places:
             asked.places.append((found, found + len(text)))
+    words = [place for place in asked.places if _begins_word(asked.context, place[0])]
+    asked.places = words or asked.places  # "10" in "2010" is where it was found first, and not what was meant
     return ""
 
 
