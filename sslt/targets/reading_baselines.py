@@ -33,7 +33,7 @@ class Overlap:
         self.n, self.counts = len(texts), counts
 
     def weight(self, word: str) -> float:
-        return math.log((1 + self.n) / (1 + self.counts[word]))
+        return math.log((1 + self.n) / (0.5 + self.counts[word]))
 
     def places(self, items: Sequence[Any], length: int | None) -> list[tuple[int, int]]:
         return [self.place(question, context, length) for question, context, *_ in items]
