@@ -17,8 +17,9 @@ from sslt.objectives.base import wide
 from sslt.targets.passages import Passages, Text, text_of
 
 WIDTHS = (5, 15, 45)  # tokens around one in which words of the question are counted
+NEAR = 8  # tokens before one, and after it
 LOOKED_AT = 2000  # contexts in which it is counted how common a word is
-FEATURES = 6 + len(WIDTHS)
+FEATURES = 10 + len(WIDTHS)
 
 
 class Matches(nn.Module):
@@ -63,20 +64,40 @@ class Matches(nn.Module):
         """Of each token of a context, [B, T, FEATURES]: in the question or not, its rarity if so, with a neighbour of it in the question,
         rarity around it as shares of the question's, capital letter, digit, start of a word."""
         question, sizes = asked
+        start = context.places[..., 0].clamp(min=0)
+        letter = characters.gather(1, start.clamp(max=characters.shape[1] - 1)).long()
         inside = torch.arange(question.shape[1], device=sizes.device) < sizes[:, None]
         same = (context.tokens[:, :, None] == question[:, None]) & (context.inside[:, :, None] & inside[:, None])
         rare = self.idf[context.tokens] * same.any(2)
         two = (same[:, :-1, :-1] & same[:, 1:, 1:]).any(2)
         pairs = (F.pad(two, (0, 1)) | F.pad(two, (1, 0))).to(rare.dtype) * (rare > 0)
         whole = (self.idf[question] * inside).sum(1, keepdim=True).clamp(min=1e-3)
+        sides = [beside(rare, NEAR, left) / whole for left in (True, False)]
+        in_sentence = sentences(rare, letter, context) / whole
+        best = (in_sentence >= in_sentence.amax(1, keepdim=True)) & (in_sentence > 0)
         around = [F.avg_pool1d(rare[:, None], n, 1, n // 2)[:, 0] * n / whole for n in WIDTHS]
-        start = context.places[..., 0].clamp(min=0)
-        letter = characters.gather(1, start.clamp(max=characters.shape[1] - 1)).long()
         capital = ((letter >= 65) & (letter <= 90)) | ((letter >= 192) & (letter <= 222)) | ((letter >= 1040) & (letter <= 1071))
         digit = ((letter >= 48) & (letter <= 57)) | ((letter >= 0xFF10) & (letter <= 0xFF19))
         begins = start != F.pad(context.places[:, :-1, 1], (1, 0), value=-1)
-        flags = [x.to(rare.dtype) for x in (capital, digit, begins)]
-        return torch.stack([(rare > 0).to(rare.dtype), rare, pairs, *around, *flags], 2) * context.inside[..., None]
+        flags = [x.to(rare.dtype) for x in (capital, digit, begins, best)]
+        return torch.stack([(rare > 0).to(rare.dtype), rare, pairs, *around, *flags, *sides, in_sentence], 2) * context.inside[..., None]
+
+
+def beside(x: Tensor, n: int, left: bool) -> Tensor:
+    """Sum of x [B, T] over the n tokens before each one, or after it."""
+    total = F.pad(x.cumsum(1), (n + 1, n), mode="constant")
+    total[:, -n:] = total[:, -n - 1 : -n]
+    at = torch.arange(x.shape[1], device=x.device) + n + 1  # of a token's own sum
+    return total[:, at - 1] - total[:, at - 1 - n] if left else total[:, at + n] - total[:, at]
+
+
+def sentences(x: Tensor, letter: Tensor, context: Text) -> Tensor:
+    """Sum of x [B, T] over the sentence of each token; a full stop ends one where something else than a letter follows."""
+    after = F.pad(context.places[:, 1:, 0], (0, 1), value=-1) != context.places[..., 1]
+    ends = torch.isin(letter, torch.tensor([46, 33, 63], device=x.device)) & after
+    ends |= torch.isin(letter, torch.tensor([0x3002, 0xFF01, 0xFF1F], device=x.device))
+    number = F.pad(ends[:, :-1].long().cumsum(1), (1, 0))
+    return torch.zeros_like(x).scatter_add(1, number, x).gather(1, number)
 
 
 @contextlib.contextmanager
