@@ -77,7 +77,7 @@ class ExtractiveQA(Target[Spans]):
         """Of beginnings and ends [N, W], and of kinds of answers [B, 1 + words], None where there is one kind."""
         extra = None if self.match is None else self.match(windows, context, asked, batch["characters"])
         row = {"tokens": windows.tokens, "mask": windows.mask, "segments": windows.segments}
-        with added(encoder.token_embeddings, extra):  # type: ignore[arg-type]
+        with added(encoder.network.get_input_embeddings(), extra):  # type: ignore[operator, union-attr]
             features = encoder(encoder.of_row(row, 2))  # type: ignore[operator]
         start, end = wide(self.ends(self.dropout(features.tokens.to(self.ends.weight.dtype)))).unbind(-1)
         kinds = None

@@ -88,25 +88,26 @@ def passages(question: tuple[Tensor, Tensor], context: Text, processor: Any, ove
     last. Of a context that fits into one window there is one.
     """
     p, (asked, asked_sizes) = processor, question
-    between = p.marks_between
-    room = p.max_length - 2 - between - asked_sizes  # tokens of the context in a window
+    before, between = int(p.cls_id is not None), p.marks_between
+    room = p.max_length - before - 1 - between - asked_sizes  # tokens of the context in a window
     step = (room - (room * overlap).long()).clamp(min=1)
     count = 1 + (context.sizes - room).clamp(min=0).add(step - 1).div(step, rounding_mode="floor")
     row = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
     number = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     first = number * step[row]
     size = torch.minimum(context.sizes[row] - first, room[row])
-    start = 1 + asked_sizes[row] + between  # of the context in its row
+    start = before + asked_sizes[row] + between  # of the context in its row
     ends = start + size
     width = min(-(-int(ends.max() + 1) // 8) * 8, p.max_length)
     place = torch.arange(width, device=row.device)
-    in_question = (place >= 1) & (place < 1 + asked_sizes[row][:, None])
+    in_question = (place >= before) & (place < before + asked_sizes[row][:, None])
     in_context = (place >= start[:, None]) & (place < ends[:, None])
-    at = torch.where(in_context, place - start[:, None] + first[:, None], torch.where(in_question, place - 1, -1))
+    at = torch.where(in_context, place - start[:, None] + first[:, None], torch.where(in_question, place - before, -1))
     mask = place <= ends[:, None]
     made = Passages(mask.long(), mask, (place >= start[:, None]).long() * mask, row, at, in_context, in_question)
     tokens = made.gathered(context.tokens, asked, p.sep_id).masked_fill(~mask, p.pad_id)
-    tokens[:, 0] = p.cls_id
+    if before:
+        tokens[:, 0] = p.cls_id
     return made._replace(tokens=tokens)
 
 

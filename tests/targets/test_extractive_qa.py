@@ -13,6 +13,8 @@ from sslt.data.ragged import Ragged
 from sslt.data.sources.reading import Reading
 from sslt.data.spans import Spans
 from sslt.data.views.base import Plain
+from sslt.encoders.causal import CausalEncoder
+from sslt.encoders.seq2seq import Seq2SeqEncoder
 from sslt.encoders.text import TextEncoder
 from sslt.errors import UserError
 from sslt.evaluation.features import predicted
@@ -20,10 +22,19 @@ from sslt.targets import reading_answers, reading_baselines
 from sslt.targets.base import Rows
 from sslt.targets.extractive_qa import ExtractiveQA
 from sslt.targets.metrics.reading import answer_scores, reading_metrics
-from sslt.targets.passages import gold
+from sslt.targets.passages import Text, gold
+from sslt.targets.question_matches import FEATURES, beside, sentences
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
          "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+MODELS = {
+    "bert": (TextEncoder, SMALL, "mean"),
+    "distilbert": (TextEncoder, {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "dropout": 0.0, "attention_dropout": 0.0}, "mean"),
+    "gpt2": (CausalEncoder, {"n_embd": 16, "n_layer": 1, "n_head": 2, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}, "last"),
+    "t5": (Seq2SeqEncoder, {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}, "mean"),
+    "bart": (Seq2SeqEncoder, {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+                              "encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0}, "mean"),
+}  # fmt: skip
 CPU = torch.device("cpu")
 
 
@@ -35,8 +46,8 @@ def made(folder, kind: str = "squad", max_length: int = 24, model: str = "bert",
     processor = TextProcessor.fit(source, vocab_size=120, max_length=max_length, lowercase=True)
     processor.windows = None
     torch.manual_seed(0)
-    config = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "dropout": 0.0, "attention_dropout": 0.0}
-    encoder = TextEncoder(processor, model, SMALL if model == "bert" else config, "mean")
+    kind_of, config, pooling = MODELS[model]
+    encoder = kind_of(processor, model, config, pooling)
     target = ExtractiveQA(encoder, source.space, 0.0, 0.25, 0.5, 8, None, match, history)
     samples = processor.prepare(source, "train")
     target.prepare(encoder, samples, 4)
@@ -94,15 +105,18 @@ def test_questions_without_a_certain_place_cost_nothing_and_are_answered(here):
 
 
 @pytest.mark.parametrize("kind", ["squad2", "coqa"])
-@pytest.mark.parametrize("model", ["bert", "distilbert"])
+@pytest.mark.parametrize("model", MODELS)
 def test_a_row_alone_is_answered_as_in_a_batch(here, kind, model):
-    """With segments and without; windows of different rows do not meet."""
+    """By every family of encoders, with segments and without; windows of different rows do not meet; what matches is read."""
     encoder, target, samples = made(here, kind, model=model)
     whole = answered(encoder, target, samples.batch(np.arange(12)))
     for i in range(12):
         alone = answered(encoder, target, samples.batch(np.array([i])))
         assert alone.first == whole.first[i : i + 1] and alone.values[0].tolist() == whole.values[i].tolist()
         assert np.allclose(alone.scores, whole.scores[i : i + 1], atol=1e-4)
+    with torch.no_grad():
+        target.match.weight.weight.zero_()
+    assert not np.allclose(answered(encoder, target, samples.batch(np.arange(12))).scores, whole.scores, atol=1e-4)
 
 
 def test_answers_are_cut_from_the_original_characters(here):
@@ -124,7 +138,7 @@ def test_matches_tell_tokens_of_the_question(here):
     for word, f, inside, place in zip(words, features, context.inside[0], context.places[0], strict=True):
         assert float(f[0]) == float(inside and word in question and target.match.idf[encoder.processor.tokenizer.convert_tokens_to_ids(word)] > 0)
         letter = samples.answers.contexts[0][place[0]] if inside else "x"
-        assert float(f[6]) == float(letter.isupper())
+        assert float(f[FEATURES - 7]) == float(letter.isupper())
     extra = target.match(windows, context, asked, batch["characters"])
     assert (extra[~(windows.in_context | windows.in_question)] == 0).all()
     with torch.no_grad():
@@ -132,6 +146,21 @@ def test_matches_tell_tokens_of_the_question(here):
         plain = ExtractiveQA(encoder, target.space, 0.0, 0.25, 0.5, 8, None, False, "gold")
         plain.ends.load_state_dict(target.ends.state_dict())
         assert torch.allclose(target(encoder, batch).value, plain(encoder, batch).value, atol=1e-6)
+
+
+def test_words_are_counted_beside_a_token_and_in_its_sentence():
+    """Against plain loops; "3.5" and "U.S" are no ends of sentences."""
+    x = torch.rand(2, 13)
+    for n, left in ((1, True), (4, False), (8, True), (8, False)):
+        for i in range(13):
+            wanted = x[:, max(0, i - n) : i] if left else x[:, i + 1 : i + 1 + n]
+            assert torch.allclose(beside(x, n, left)[:, i], wanted.sum(1), atol=1e-5)
+    text = "a . b 3 .5 c ! d 。e f"
+    places = [(i, i + 1) for i, c in enumerate(text) if c != " "]
+    letters = torch.tensor([[ord(text[a]) for a, _ in places]])
+    context = Text(letters, torch.tensor([len(places)]), torch.tensor([places]))
+    counts = sentences(torch.ones(1, len(places)), letters, context)[0].tolist()
+    assert counts == [2.0] * 2 + [6.0] * 6 + [2.0] * 2 + [2.0] * 2
 
 
 def test_later_turns_are_read_with_answers_given_before(here):

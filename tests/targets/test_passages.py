@@ -36,20 +36,23 @@ def given(p: TextProcessor, asked: list[int], shown: list[int]) -> tuple[tuple, 
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.9])
-@pytest.mark.parametrize("between", [1, 2])
-def test_windows_are_those_of_a_plain_loop(overlap, between):
+@pytest.mark.parametrize("between, cls", [(1, True), (2, True), (1, False)], ids=["bert", "roberta", "t5"])
+def test_windows_are_those_of_a_plain_loop(overlap, between, cls):
     """[CLS] question [SEP] window [SEP]; the next window begins a step later, until the last token was read."""
     p = processor(16)
     p.marks_between = between
+    if not cls:
+        p.cls_id = None
+    first_marks = [p.cls_id] if cls else []
     sizes = [(3, 5), (8, 40), (1, 1), (4, 16 - 2 - between - 4), (4, 16 - 1 - between - 4), (2, 23)]
     asked, context = given(p, [a for a, _ in sizes], [b for _, b in sizes])
     found = passages(asked, context, p, overlap)
     made = []
     for i, (a, b) in enumerate(sizes):
-        room, first = 16 - 2 - between - a, 0
+        room, first = 15 - cls - between - a, 0
         while True:
             window = list(range(5000 + first, 5000 + min(first + room, b)))
-            made.append((i, [p.cls_id, *range(1000, 1000 + a), *[p.sep_id] * between, *window, p.sep_id], a, first))
+            made.append((i, [*first_marks, *range(1000, 1000 + a), *[p.sep_id] * between, *window, p.sep_id], a, first))
             if first + room >= b:
                 break
             first += max(room - int(room * overlap), 1)
@@ -57,7 +60,7 @@ def test_windows_are_those_of_a_plain_loop(overlap, between):
     for k, (_, row, a, first) in enumerate(made):
         assert found.tokens[k][found.mask[k]].tolist() == row
         assert (found.tokens[k][~found.mask[k]] == p.pad_id).all() and int(found.mask[k].sum()) <= 16
-        assert found.segments[k][: len(row)].tolist() == [0] * (1 + a + between) + [1] * (len(row) - 1 - a - between)
+        assert found.segments[k][: len(row)].tolist() == [0] * (cls + a + between) + [1] * (len(row) - cls - a - between)
         shown = found.in_context[k].nonzero()[:, 0]
         assert found.at[k][shown].tolist() == list(range(first, first + len(shown))) and (found.tokens[k][shown] >= 5000).all()
 
