@@ -65,7 +65,9 @@ def coqa(file: Path, n: int = 16, additional: bool = False, answers: bool = True
         if answers:
             made["answers"] = replies
         if additional:
-            made["additional_answers"] = {str(k): [{**r, "input_text": r["input_text"].replace("in ", "")} for r in replies] for k in range(2)}
+            made["additional_answers"] = {
+                str(k): [{**r, "input_text": r["input_text"].replace("in ", "")} for r in replies] for k in range(2)
+            }
         stories.append(made)
     file.write_text(json.dumps({"version": "1.0", "data": stories}), encoding="utf-8")
     return file

@@ -7,22 +7,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslt.data.base import Samples, Source
 from sslt.data.spans import Spans
 from sslt.data.views.base import Plain, Views
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError, nearest
-from sslt.objectives.base import Loss, full_precision, wide
+from sslt.objectives.base import Loss, full_precision
 from sslt.ranges import Count, Share
 from sslt.targets import baselines, reading_answers, reading_baselines
 from sslt.targets.base import Cheap, Rows, Target
 from sslt.targets.dialogues import Dialogues
 from sslt.targets.metrics.reading import answer_scores, check_scorer, reading_metrics
-from sslt.targets.passages import Passages, gold, joined, marked, passages, text_of
-from sslt.targets.question_matches import Matches, added
-from sslt.targets.span_decoding import NEVER, best_spans, over_row, some_windows
+from sslt.targets.passages import beside, gold, marked
+from sslt.targets.span_decoding import best_spans, over_row, some_windows
+from sslt.targets.span_heads import SpanHeads, not_found
 
 HISTORIES = ("predicted", "gold")
 
@@ -52,59 +52,33 @@ class ExtractiveQA(Target[Spans]):
         if history not in HISTORIES:
             raise UserError(f"objective.history={history}: give predicted or gold{nearest(history, HISTORIES)}")
         self.check_encoder(encoder)
-        self.dropout, self.overlap, self.question_share = nn.Dropout(dropout), overlap, question_share
-        self.longest_answer, self.train_windows = longest_answer, train_windows
-        self.ends = nn.Linear(encoder.dim, 2)
-        self.kind = nn.Linear(encoder.dim, 1 + len(space["words"])) if space["words"] else None
-        self.match = Matches(encoder) if match else None
-        self.dialogues = Dialogues(history == "predicted")
+        self.overlap, self.question_share, self.longest_answer = overlap, question_share, longest_answer
+        self.train_windows, self.dialogues = train_windows, Dialogues(history == "predicted")
+        self.heads = SpanHeads(encoder, len(space["words"]), dropout, match)
         self.register_buffer("threshold", torch.zeros(()))
 
     def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
         super().prepare(encoder, samples, batch_size)
-        if self.match is not None:
-            self.match.fit(encoder, samples)
+        if self.heads.match is not None:
+            self.heads.match.fit(encoder, samples)
 
-    # ---------------------------------------------------------------- scores
-    def windows(self, encoder: Encoder, batch: dict[str, Tensor], pieces: list[tuple[Tensor, Tensor]]) -> tuple[Any, Any, Passages]:
-        """What is asked, after what was asked before it; the context; and windows of it beside the question."""
-        p = encoder.processor
-        asked = joined(pieces, max(1, int(p.max_length * self.question_share)), p)
-        context = text_of(batch, "context", p)
-        return asked, context, passages(asked, context, p, self.overlap)
-
-    def scores(self, encoder: Encoder, batch: dict, windows: Passages, context: Any, asked: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of beginnings and ends [N, W], and of kinds of answers [B, 1 + words], None where there is one kind."""
-        extra = None if self.match is None else self.match(windows, context, asked, batch["characters"])
-        row = {"tokens": windows.tokens, "mask": windows.mask, "segments": windows.segments}
-        with added(encoder.network.get_input_embeddings(), extra):  # type: ignore[operator, union-attr]
-            features = encoder(encoder.of_row(row, 2))  # type: ignore[operator]
-        start, end = wide(self.ends(self.dropout(features.tokens.to(self.ends.weight.dtype)))).unbind(-1)
-        kinds = None
-        if self.kind is not None:
-            each = wide(self.kind(self.dropout(features.pooled.to(self.ends.weight.dtype))))
-            kinds = each.new_full((len(context.sizes), each.shape[1]), NEVER)
-            kinds = kinds.scatter_reduce(0, windows.row[:, None].expand_as(each), each, "amax")
-        outside = ~windows.in_context
-        return start.masked_fill(outside, NEVER), end.masked_fill(outside, NEVER), kinds
+    def windows(self, encoder: Encoder, batch: dict[str, Tensor], told: bool) -> Any:
+        """What is asked, the contexts, and windows of them; `told`: read with true answers to earlier turns."""
+        pieces = self.dialogues.pieces(encoder, batch, told)
+        return beside(batch, pieces, encoder.processor, self.overlap, self.question_share)
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
-        asked, context, windows = self.windows(encoder, batch, self.dialogues.pieces(encoder, batch, told=True))
+        asked, context, windows = self.windows(encoder, batch, told=True)
         begins, ends = marked(windows, gold(context, batch["spans"]))
         if self.train_windows is not None:
             kept = some_windows(windows, begins.any(1), self.train_windows)
             windows, begins, ends = windows.take(kept), begins[kept], ends[kept]
-        start, end, kinds = self.scores(encoder, batch, windows, context, asked)
-        rows, true = len(context.sizes), batch["answer_kind"]
+        start, end, kinds = self.heads(encoder, batch, asked, context, windows)
         with full_precision():
-            lost = -sum(
-                over_row(x.masked_fill(~right, NEVER), windows, rows) - over_row(x, windows, rows)
-                for x, right in ((start, begins), (end, ends))
-            )
-            placed = torch.zeros_like(true, dtype=torch.bool).index_put((windows.row[begins.any(1)],), torch.tensor(True, device=true.device))
-            total = torch.where(placed, lost, 0.0).sum()
+            lost, placed = not_found(start, end, begins, ends, windows, len(context.sizes))
+            total = lost.sum()
             if kinds is not None:
-                total = total + F.cross_entropy(kinds, true, ignore_index=-1, reduction="sum")
+                total = total + F.cross_entropy(kinds, batch["answer_kind"], ignore_index=-1, reduction="sum")
         return Loss(total / self.units(batch), {"placed": placed.float().mean()})
 
     def units(self, batch: dict) -> Tensor:
@@ -113,8 +87,8 @@ class ExtractiveQA(Target[Spans]):
 
     # ---------------------------------------------------------------- answers
     def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Spans:
-        asked, context, windows = self.windows(encoder, batch, self.dialogues.pieces(encoder, batch, told=False))
-        start, end, kinds = self.scores(encoder, batch, windows, context, asked)
+        asked, context, windows = self.windows(encoder, batch, told=False)
+        start, end, kinds = self.heads(encoder, batch, asked, context, windows)
         best = best_spans(start, end, windows, len(context.sizes), self.longest_answer)
         sure = (best.score - over_row(start, windows, len(best.score)) - over_row(end, windows, len(best.score))).exp()
         return reading_answers.answered(best, sure, kinds, float(self.threshold), context, batch, self.space)

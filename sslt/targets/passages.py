@@ -1,4 +1,4 @@
-"""Questions and the contexts they are asked about as rows of a transformer: overlapping windows over a context, each beside its question."""
+"""Questions and their contexts as rows of a transformer: overlapping windows over a context, each beside its question."""
 
 from __future__ import annotations
 
@@ -109,6 +109,13 @@ def passages(question: tuple[Tensor, Tensor], context: Text, processor: Any, ove
     if before:
         tokens[:, 0] = p.cls_id
     return made._replace(tokens=tokens)
+
+
+def beside(batch: Mapping[str, Tensor], pieces: Sequence[tuple[Tensor, Tensor]], processor: Any, overlap: float, share: float) -> Any:
+    """What is asked (`joined` pieces, at most this `share` of a row), the context of each row, and `passages` of both."""
+    asked = joined(pieces, max(1, int(processor.max_length * share)), processor)
+    context = text_of(batch, "context", processor)
+    return asked, context, passages(asked, context, processor, overlap)
 
 
 def gold(context: Text, spans: Tensor) -> Tensor:

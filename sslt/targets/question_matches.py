@@ -23,7 +23,7 @@ FEATURES = 10 + len(WIDTHS)
 
 
 class Matches(nn.Module):
-    """A vector that is added to a token's embedding: whether it is in the question too, how rare it is, what is around it, how it is written.
+    """A vector for each token that is added to its embedding: whether it is in the question, how rare, what is around, how it is written.
 
     "Exact match" is what small readers live on (Chen et al., 2017, section 3.2). The map starts at 0, so that a pretrained encoder
     reads at first what it always did.

@@ -47,7 +47,9 @@ def best_threshold(predictions: Spans, answers: Spans) -> float:
     """
     known, lead = answers.known, predictions.scores[:, 1]
     assert answers.contexts is not None
-    cut = [context[span[0, 0] : span[0, 1]] if len(span) else "" for context, span in zip(answers.contexts, predictions.values, strict=True)]
+    cut = [
+        context[span[0, 0] : span[0, 1]] if len(span) else "" for context, span in zip(answers.contexts, predictions.values, strict=True)
+    ]
     some, none = (_f1([[text] for text in texts], predictions, answers)[known] for texts in (cut, [""] * len(cut)))
     order = np.argsort(-lead[known], kind="stable")  # "" to the first k of these
     leads, gained = lead[known][order], np.concatenate([[0.0], np.cumsum((none - some)[order])])

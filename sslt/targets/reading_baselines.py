@@ -74,7 +74,7 @@ def trivial(test: Spans) -> dict[str, float]:
     """F1 of the whole context and, where questions may have none, of no answer."""
     assert test.contexts is not None
     whole = [(0, len(context)) for context in test.contexts]
-    found = {"whole_context/f1": _f1(_placed(whole, test.contexts, test), test)}
+    found = {"whole_context/f1": _f1(_placed(whole, list(test.contexts), test), test)}
     if "" in test.space["words"]:
         found["no_answer/f1"] = _f1(always(test, 1 + test.space["words"].index("")), test)
     return found

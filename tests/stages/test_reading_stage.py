@@ -25,9 +25,18 @@ def test_from_a_file_to_answers(sslt, here, capsys):
     sslt("finetune", "+target=qa", f"data.path={file}", *TINY, "from=scratch", "trainer.max_steps=80", "optimizer.lr=0.005",
          "encoder.processor.max_length=24", "hydra.run.dir=run")  # fmt: skip
     found, rows = Run(Path("run")).metrics, predictions("run")
-    assert {"test/exact_match", "test/part/has_answer/f1", "test/part/no_answer/f1", "baseline/f1", "whole_context/f1", "no_answer/f1"} <= set(found)
+    assert {
+        "test/exact_match",
+        "test/part/has_answer/f1",
+        "test/part/no_answer/f1",
+        "baseline/f1",
+        "whole_context/f1",
+        "no_answer/f1",
+    } <= set(found)
     assert found["test/f1"] > 0.55 and found["val/f1"] > 0.5
-    assert [r["error"] for r in rows] == sorted((r["error"] for r in rows), reverse=True) and {"prediction", "truth", "score"} <= set(rows[0])
+    assert [r["error"] for r in rows] == sorted((r["error"] for r in rows), reverse=True) and {"prediction", "truth", "score"} <= set(
+        rows[0]
+    )
     sslt("evaluate", "from=run", CPU, "hydra.run.dir=again")
     assert Run(Path("again")).metrics["test/f1"] == found["test/f1"] and predictions("again") == rows
 

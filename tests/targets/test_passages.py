@@ -71,7 +71,7 @@ def test_a_question_keeps_its_beginning_and_loses_its_history():
     pieces = [(torch.tensor([[1, 2, 3], [1, 2, 3]]), torch.tensor([3, 0])), (torch.tensor([[4, 5], [4, 5]]), torch.tensor([2, 1])),
               (torch.arange(10, 20).expand(2, -1), torch.tensor([3, 10]))]  # fmt: skip
     tokens, sizes = joined(pieces, 7, p)
-    assert sizes.tolist() == [7, 7] and tokens[0, :7].tolist() == [3, p.sep_id, 4, 5, p.sep_id, 10, 11, 12][1:] 
+    assert sizes.tolist() == [7, 7] and tokens[0, :7].tolist() == [3, p.sep_id, 4, 5, p.sep_id, 10, 11, 12][1:]
     assert tokens[1, :7].tolist() == list(range(10, 17))
     tokens, sizes = joined(pieces, 20, p)
     assert tokens[0, : sizes[0]].tolist() == [1, 2, 3, p.sep_id, 4, 5, p.sep_id, 10, 11, 12]

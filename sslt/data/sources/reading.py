@@ -119,7 +119,9 @@ class ReadingSource(Source):
         if moved := sum(row.moved for row in rows):
             found.append(f"{self.files[split]}: {moved} answers stand a few characters beside their answer_start, and were found there")
         if lost := sum(row.kind == 0 and not row.places for row in rows):
-            found.append(f"{self.files[split]}: {lost} of {len(rows)} questions have no certain place of an answer: they count, none learns")
+            found.append(
+                f"{self.files[split]}: {lost} of {len(rows)} questions have no certain place of an answer: they count, none learns"
+            )
         return found
 
     def get(self, split: str) -> Raw:
@@ -179,7 +181,9 @@ class _Distributed(ReadingSource):
                 return {"train": train, "test": files[0]}
             if files:
                 return dict(zip(("train", "test"), files, strict=False))
-        raise UserError(f"no {self.name} data in {self.root / self.folders[0]}: put {self.train}.json, {self.held[0]}.json there ({self.needs})")
+        raise UserError(
+            f"no {self.name} data in {self.root / self.folders[0]}: put {self.train}.json, {self.held[0]}.json there ({self.needs})"
+        )
 
 
 def _there(folder: Path, stem: str) -> Path | None:

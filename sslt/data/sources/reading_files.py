@@ -22,7 +22,10 @@ _SIGNS = " \t\n.,;:!?\"'()[]“”‘’—-"
 @dataclasses.dataclass
 class Asked:
     """A question. kind: as `Spans.kinds`, by `words` of its format. places: (start, end) in the context to learn from; texts: all answers
-    that would do; turn: in a dialogue, from 1; history: its earlier (question, answer), the last one first. problem: why it cannot be used."""
+    that would do; turn: in a dialogue, from 1; history: its earlier (question, answer), the last one first.
+
+    moved: an answer stood beside its place. problem: why the question cannot be used.
+    """
 
     name: str
     question: str
@@ -162,7 +165,7 @@ def _answer_turn(asked: Asked, columns: list[list[dict[str, Any]]], i: int) -> s
 
 
 def closest(context: str, answer: str, start: int, end: int) -> tuple[int, int]:
-    """The words of context[start:end] that come closest to a free answer by F1, the first and shortest of equals (Reddy et al., 2019, 5.2)."""
+    """The words of context[start:end] closest to a free answer by F1, the first and shortest of equals (Reddy et al., 2019, 5.2)."""
     found = context.lower().find(answer.strip().lower(), start, end) if answer.strip() and len(context.lower()) == len(context) else -1
     if found >= 0:
         return found, found + len(answer.strip())

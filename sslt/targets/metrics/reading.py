@@ -16,7 +16,9 @@ from sslt.errors import UserError
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CHINESE = re.compile("[\u4e00-\u9fa5]")
-_SIGNS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")  # what CMRC's script leaves out; it names "……", which is no character
+_SIGNS = frozenset(
+    "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"
+)  # what CMRC's script leaves out; it names "……", which is no character
 
 Score = tuple[float, float]  # exact match and F1
 
@@ -39,10 +41,11 @@ def reading_metrics(predictions: Spans, answers: Spans) -> dict[str, float]:
     if not known.any():
         raise UserError("there is nothing to evaluate: none of the questions has an answer")
     parts: dict[str, np.ndarray] = {}
+    kinds = np.asarray(answers.kinds)
     if "" in answers.space["words"]:
-        parts = {"part/has_answer": answers.kinds == 0, "part/no_answer": answers.kinds == 1}
+        parts = {"part/has_answer": kinds == 0, "part/no_answer": kinds == 1}
     for i, name in enumerate(answers.space.get("domains", ())):
-        parts[f"domain/{name}"] = answers.domains == i
+        parts[f"domain/{name}"] = np.asarray(answers.domains) == i
     found = _means(scores[known], "")
     for name, rows in parts.items():
         if (rows & known).any():

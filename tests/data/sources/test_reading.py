@@ -44,7 +44,9 @@ def test_an_uncertain_place_counts_and_does_not_teach(here):
         toy.qa("4", "?", ("Rome", 17)),
     ).read("train")
     assert raw.answers.values.sizes.tolist() == [0, 0, 1, 1] and raw.answers.values.flat().tolist() == [[12, 19], [15, 19]]
-    assert [list(t) for t in raw.answers.texts] == [["Ada"], ["Roman"], ["ome", "in Rome"], ["Rome"]] and raw.answers.kinds.tolist() == [0] * 4
+    assert [list(t) for t in raw.answers.texts] == [["Ada"], ["Roman"], ["ome", "in Rome"], ["Rome"]] and raw.answers.kinds.tolist() == [
+        0
+    ] * 4
     assert any("1 answers stand a few characters beside" in r for r in raw.remarks) and any("2 of 4 questions" in r for r in raw.remarks)
 
 
@@ -79,7 +81,7 @@ def test_another_json_is_refused(here, content):
 def test_rows_that_are_no_questions_are_named(here):
     with pytest.raises(UserError, match="question 1: there is no question"):
         one(here, {"id": "1", "answers": []}).read("train")
-    with pytest.raises(UserError, match="question 1: answer_start '3' is no number"):
+    with pytest.raises(UserError, match=r"question 1: answer_start '3' is no number"):
         one(here, {"id": "1", "question": "?", "answers": [{"text": "Ada", "answer_start": "3"}]}).read("train")
 
 
@@ -133,7 +135,7 @@ def test_coqa_of_its_own_files_and_mistakes_in_them(here):
     (here / "coqa-dev-v1.0.json").write_text(json.dumps(found))
     with pytest.raises(UserError, match=r"question s0, turn 1: span_start 0 and span_end 10000 are no place in a story of \d+ characters"):
         Coqa(str(here), 1, "fail", 0.2, 0.2).read("train")
-    with pytest.raises(UserError, match="data.history=-1: give how many earlier turns"):
+    with pytest.raises(UserError, match=r"data.history=-1: give how many earlier turns"):
         Coqa(str(here), -1, "fail", 0.2, 0.2)
 
 

@@ -18,7 +18,8 @@ from sslt.targets.metrics import reading
 STRINGS = [
     "", " ", "the", "The  cat", "a cat", "an", "the the", "cat.", "(cat)", "“cat”", "U.S.", "US", "re-enter", "reenter", "a-b", "ab",
     "1,000", "1000", "$12", "cat cat dog", "cat dog dog", "dog cat", "Été", "e\u0301te\u0301", "İstanbul", "naïve the café", "tab\tcat\n",
-    "theatre", "cannot", "yes", "Yes.", "no", "unknown", "\u00a0cat\u00a0", "???", "…", "the……end", "ａｂｃ", "王·小明", "《三国志》", "三国志",
+    "theatre", "cannot", "yes", "Yes.", "no", "unknown",
+    "\u00a0cat\u00a0", "???", "…", "the……end", "ａｂｃ", "王·小明", "《三国志》", "三国志",
     "光荣和ω-force", "光荣与Omega Force", "2018年9月", "2018 年", "NBA 总决赛", "don't 走", "「乌石」", "一二三四", "二三", "四三二一",
 ]  # fmt: skip
 
@@ -59,7 +60,31 @@ def coqa(text: str, golds: list[str]) -> tuple[float, float]:
     return exact, f1
 
 
-LEFT_OUT = [*"-:_*^/\\~`+=", "，", "。", "：", "？", "！", "“", "”", "；", "’", "《", "》", "……", "·", "、", "「", "」", "（", "）", "－", "～", "『", "』"]
+LEFT_OUT = [
+    *"-:_*^/\\~`+=",
+    "，",
+    "。",
+    "：",
+    "？",
+    "！",
+    "“",
+    "”",
+    "；",
+    "’",
+    "《",
+    "》",
+    "……",
+    "·",
+    "、",
+    "「",
+    "」",
+    "（",
+    "）",
+    "－",
+    "～",
+    "『",
+    "』",
+]
 
 
 def cmrc(text: str, golds: list[str]) -> tuple[float, float]:
@@ -68,7 +93,8 @@ def cmrc(text: str, golds: list[str]) -> tuple[float, float]:
     def pieces(s: str) -> list[str]:
         found: list[str] = []
         for chinese, run in itertools.groupby((c for c in s.lower().strip() if c not in LEFT_OUT), lambda c: "\u4e00" <= c <= "\u9fa5"):
-            found += list(run) if chinese else tokenize("".join(run))
+            characters = list(run)
+            found += characters if chinese else tokenize("".join(characters))
         return found
 
     def f1(a: list[str], b: list[str]) -> float:
