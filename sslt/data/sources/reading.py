@@ -36,8 +36,13 @@ class ReadingSource(Source):
     parts: tuple[str, ...] = ("question", "context")
     scorer: str = "squad"  # by whose rules an answer is right
 
-    def __init__(self, on_error: str, history: int = 0):
+    history = 0  # earlier turns that a question is read with
+
+    def __init__(self, on_error: str):
         self.on_error = check_on_error(on_error)
+
+    def read_before(self, history: int) -> None:
+        """Have so many earlier turns among the parts of a sample."""
         if isinstance(history, bool) or not isinstance(history, int) or history < 0:
             raise UserError(f"data.history={history}: give how many earlier turns a question is read with, 0 or more")
         before = [f"{what}_{i + 1}" for i in range(history) for what in ("question", "answer")]
@@ -145,9 +150,10 @@ class Reading(ReadingSource):
         self.path, self.scorer = stored.located(path), scorer
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.name = name_of(self.path)
-        super().__init__(on_error, history)
+        super().__init__(on_error)
+        self.read_before(history)
         if not is_dialogues(next(iter(self.content.values()))):
-            self.history, self.parts = 0, ("question", "context")
+            self.read_before(0)
 
     def find(self) -> dict[str, Path]:
         found = find_tables(self.path, "", "json")
@@ -169,8 +175,8 @@ class _Distributed(ReadingSource):
     held: tuple[str, ...]
     needs: str
 
-    def __init__(self, root: str, on_error: str, val_fraction: float, test_fraction: float, history: int = 0):
-        super().__init__(on_error, history)
+    def __init__(self, root: str, on_error: str, val_fraction: float, test_fraction: float):
+        super().__init__(on_error)
         self.root, self.val_fraction, self.test_fraction = stored.located(root), val_fraction, test_fraction
 
     def find(self) -> dict[str, Path]:
@@ -230,4 +236,5 @@ class Coqa(_Distributed):
     needs = "https://stanfordnlp.github.io/coqa; .xz, .gz too"
 
     def __init__(self, root: str, history: int, on_error: str, val_fraction: float, test_fraction: float):
-        super().__init__(root, on_error, val_fraction, test_fraction, history)
+        super().__init__(root, on_error, val_fraction, test_fraction)
+        self.read_before(history)
