@@ -52,6 +52,15 @@ def test_from_a_file_to_answers(sslt, here, capsys):
     assert Run(Path("known")).metrics["predict/f1"] > 0.5 and "truth" in predictions("known")[0]
 
 
+def test_texts_to_read_are_texts_to_pretrain_on(sslt, here):
+    """Contexts and questions, each once, without their answers; what was learned is where reading starts from."""
+    file = toy.squad(here / "own.json", n=24)
+    sslt("pretrain", "+task=mlm", "data=qa", f"data.path={file}", *TINY_TEXT, "batch_size=8", "pack=false", "trainer.max_steps=2",
+         "hydra.run.dir=pre")  # fmt: skip
+    sslt("finetune", "+target=qa", f"data.path={file}", "from=pre", CPU, "trainer.max_steps=2", "adaptation=lora", "hydra.run.dir=run")
+    assert 0 <= Run(Path("run")).metrics["test/f1"] <= 1
+
+
 def test_dialogues_are_answered_turn_by_turn(sslt, here):
     """Places, yes, no and unknown; a file of dialogues without answers is read with the reader's own."""
     file = toy.coqa(here / "own.json", n=40, additional=True)

@@ -1,4 +1,8 @@
-"""Files of questions about texts: SQuAD's JSON, 1.1 and 2.0 (Rajpurkar et al., 2016, 2018), and CoQA's (Reddy et al., 2019)."""
+"""Files of questions about texts: SQuAD's JSON, 1.1 and 2.0 (Rajpurkar et al., 2016, 2018), and CoQA's (Reddy et al., 2019).
+
+SQuAD's may also be flat, a row for each question, as Hugging Face's examples have it: {"data": [{"id", "title", "context", "question",
+"answers": {"text": […], "answer_start": […]}}]}; a question with empty lists there has no answer.
+"""
 
 from __future__ import annotations
 
@@ -60,9 +64,16 @@ def is_dialogues(articles: list[Any]) -> bool:
 
 
 def questions_of(articles: list[Any]) -> Iterator[Asked]:
-    """All questions, in the order of the file."""
+    """All questions, in the order of the file. Of rows of one question each, those of a title or a context are an article."""
+    known: dict[Any, int] = {}
     for i, article in enumerate(articles):
-        yield from (_of_story if is_dialogues(articles) else _of_article)(article, i)
+        if is_dialogues(articles):
+            yield from _of_story(article, i)
+        elif "question" in article:
+            number = known.setdefault(str(article.get("title") or article.get("context")), len(known))
+            yield from _of_article({"paragraphs": [{"context": article.get("context"), "qas": [article]}]}, number)
+        else:
+            yield from _of_article(article, i)
 
 
 # -------------------------------------------------------------------- SQuAD
@@ -84,6 +95,12 @@ def _answer(asked: Asked, qa: dict[str, Any]) -> str:
         asked.kind = 1
         return ""
     answers = qa.get("answers")
+    if isinstance(answers, dict):  # a column of each, as tables have them
+        columns = (answers.get("text"), answers.get("answer_start"))
+        if not all(isinstance(c, list) for c in columns) or len(columns[0] or ()) != len(columns[1] or ()):
+            return 'the answers are no {"text": […], "answer_start": […]} of equal length'
+        answers = [{"text": t, "answer_start": s} for t, s in zip(*columns, strict=True)]  # type: ignore[arg-type]
+        asked.kind = -1 if answers else 1
     if not answers:  # a question to be answered
         return ""
     if not isinstance(answers, list) or not all(isinstance(a, dict) and isinstance(a.get("text"), str) for a in answers):

@@ -94,6 +94,20 @@ def test_an_article_is_on_one_side_and_pretraining_reads_each_text_once(here):
     assert sorted(texts) == sorted({t for row in train.items for t in row}) and source.get("unlabeled").answers is None
 
 
+def test_rows_of_one_question_each_are_read_too(here):
+    """As Hugging Face's examples write them; what shares a title, or a context, stays together."""
+
+    def row(name: str, title: str, texts: list[str], starts: list[int]) -> dict:
+        return {"id": name, "title": title, "context": CONTEXT, "question": "?", "answers": {"text": texts, "answer_start": starts}}
+
+    rows = [row("1", "a", ["met"], [4]), row("2", "b", [], []), row("3", "a", ["Rome", "in Rome"], [15, 12])]
+    raw = reading(toy.write(here / "flat.json", rows)).read("train")
+    assert raw.answers.groups.tolist() == [0, 1, 0] and raw.answers.kinds.tolist() == [0, 1, 0]
+    assert raw.answers.values[2].tolist() == [[15, 19], [12, 19]] and raw.answers.space["words"] == [""]
+    with pytest.raises(UserError, match=r"question 9: the answers are no .* of equal length"):
+        reading(toy.write(here / "flat.json", [row("9", "a", ["met"], [])])).read("train")
+
+
 def test_a_folder_has_the_splits_of_its_files(here):
     for i, name in enumerate(("train-v2.0.json", "dev-v2.0.json")):
         toy.squad(here / name, n=6 + i, impossible=True)
