@@ -126,6 +126,17 @@ def test_answers_are_cut_from_the_original_characters(here):
         assert len(text.split()) <= 8
 
 
+def test_what_is_cut_away_is_a_miss_and_no_question_is_lost(here):
+    """With `windows=1` a place after what was read teaches nothing, and the question is answered all the same."""
+    encoder, target, samples = made(here)
+    first, whole = samples.parts["context"].subset(np.arange(12)), samples.batch(np.arange(12))
+    first.windows, first.max_length = 1, 12
+    cut = {**whole, **{f"context.{k}": x for k, x in first.batch(np.arange(12)).items()}}
+    found = [gold(target.windows(encoder, batch, True)[1], batch["spans"])[..., 0] >= 0 for batch in (whole, cut)]
+    assert found[0].all() and 0 < found[1].sum() < 12
+    assert len(answered(encoder, target, cut)) == 12 and target(encoder, cut).value.isfinite()
+
+
 def test_matches_tell_tokens_of_the_question(here):
     """Without them a token embedding is the encoder's own; with them only tokens of the pair have more, and padding has none."""
     encoder, target, samples = made(here)
