@@ -195,6 +195,9 @@ def test_later_turns_are_read_with_answers_given_before(here):
         target.hear(found)
     whole = predicted(encoder, target, samples, CPU, 3)
     assert whole.first == [seen[i] for i in range(len(samples))]
+    target.dialogues.heard = {(0, 1): "ada", (0, 2): "rome"}
+    pieces = target.dialogues.pieces(encoder, samples.batch(np.array([2])), told=False)
+    assert [told(t[0, : n[0]].tolist()) for t, n in pieces][1::2] == ["ada", "rome"]  # the last turn stands last
     _, gold_target, _ = made(here, "coqa", max_length=48, history="gold")
     assert gold_target.rounds(samples) is None
     pieces = gold_target.dialogues.pieces(encoder, samples.batch(np.array([2])), told=False)
