@@ -234,7 +234,9 @@ def _inject_virtual(encoder: Encoder, kind: str, length: int) -> None:
     family = encoder.args.get("model_type")
     reads_both_ways = encoder.writes not in ("causal", "seq2seq")  # the prefix comes with a mask by which every word sees all of them
     if kind == "prefix" and (cache_keyword(encoder.model) is None or not reads_both_ways):
-        raise UserError(f"adaptation=prefix needs a model that takes past keys and values and reads both ways, and {family} does not: choose adaptation=prompt")
+        raise UserError(
+            f"adaptation=prefix needs a model that takes past keys and values and reads both ways, and {family} does not: choose adaptation=prompt"
+        )
     longest = getattr(encoder.model.config, "max_position_embeddings", None)  # type: ignore[union-attr]
     if kind == "prompt" and longest is not None and encoder.processor.max_length + length > longest:
         raise UserError(

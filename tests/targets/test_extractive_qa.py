@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,24 @@ def test_matches_tell_tokens_of_the_question(here):
         plain = ExtractiveQA(encoder, target.space, 0.0, 0.25, 0.5, 8, None, False, "gold")
         plain.heads.ends.load_state_dict(target.heads.ends.state_dict())
         assert torch.allclose(target(encoder, batch).value, plain(encoder, batch).value, atol=1e-6)
+
+
+def test_neighbours_that_the_question_has_as_neighbours_are_told(here):
+    """Both of two tokens that follow one another in either text, against a loop; what is padding in either is nothing."""
+    encoder, target, _ = made(here)
+    ids = next(iter(encoder.processor.encode(["ada lived in rome"])))[0][:3]
+    draw = torch.Generator().manual_seed(0)
+    shown, told = (torch.tensor(ids)[torch.randint(0, 3, (3, n), generator=draw)] for n in (20, 4))
+    sizes, asked = torch.tensor([20, 13, 20]), torch.tensor([4, 3, 0])
+    places = torch.stack([torch.arange(20), torch.arange(1, 21)], 1).expand(3, -1, -1)
+    target.heads.match.idf.fill_(1.0)
+    found = target.heads.match.of_context(Text(shown, sizes, places), (told, asked), torch.full((3, 21), 97))[..., 2]
+    for row in range(3):
+        words, question = shown[row, : sizes[row]].tolist(), told[row, : asked[row]].tolist()
+        pairs = {*itertools.pairwise(question)}
+        follows = [pair in pairs for pair in itertools.pairwise(words)]
+        wanted = [float(any(follows[max(0, i - 1) : i + 1])) for i in range(len(words))]
+        assert found[row].tolist() == wanted + [0.0] * (20 - len(words)) and (row or 0 < sum(wanted) < len(words))
 
 
 def test_words_are_counted_beside_a_token_and_in_its_sentence():
