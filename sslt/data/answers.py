@@ -39,6 +39,7 @@ class Answers(abc.ABC):
     learned_by: ClassVar[tuple[str, ...]]  # options of `objective=`; the first is taken where none is chosen
     columns: ClassVar[tuple[str, ...]] = ("values",)
     fills: ClassVar[dict[str, int]]  # what `batch` gives, by name, and what fills up its shorter rows
+    read_by: ClassVar[str | None] = None  # the option of `data=` that reads files of such samples, where only one does
     in_text = False  # whether they are places in a text, for which tokens have to know theirs
     in_image = False  # whether they are places in an image, of which nothing may be cut away unnoticed
 
@@ -60,6 +61,11 @@ class Answers(abc.ABC):
     def classes(self) -> list[str]:
         """Names of the classes, of kinds that have such."""
         return self.space["classes"]
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which rows have an answer, bool [N]: all, but of kinds whose samples have more to tell than that."""
+        return np.ones(len(self), bool)
 
     def _present(self) -> list[str]:
         return [n for n in (*self.columns, "scores", "groups") if getattr(self, n) is not None]

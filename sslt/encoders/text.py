@@ -77,9 +77,12 @@ class TextEncoder(Encoder):
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Samples of several parts are read as one row of a single window, with `segments` where the model was made for such."""
         if names := part_names(batch):
-            row = one_row([part(batch, name) for name in names], self.processor)
-            return row if self._segments >= len(names) else {k: row[k] for k in ("tokens", "mask")}
+            return self.of_row(one_row([part(batch, name) for name in names], self.processor), len(names))
         return {k: batch[k] for k in ("tokens", "mask") if k in batch}
+
+    def of_row(self, row: dict[str, Tensor], parts: int) -> dict[str, Tensor]:
+        """Inputs of a row of several parts: with its `segments` where the model tells as many apart."""
+        return row if self._segments >= parts else {k: row[k] for k in ("tokens", "mask")}
 
     @property
     def _segments(self) -> int:

@@ -31,6 +31,17 @@ def predicted(
     encoder: Encoder, target: Target, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED
 ) -> Any:
     """What a target answers to all samples, in their order. Ranks share the work; all get the result."""
+    rounds = target.rounds(samples)
+    if rounds is None:
+        return _answered(encoder, target, samples, device, batch_size, number_format)
+    found = []
+    for rows in rounds:
+        found.append(_answered(encoder, target, samples.subset(rows), device, batch_size, number_format))
+        target.hear(found[-1])
+    return Answers.join(found).take(np.argsort(np.concatenate(rounds)))
+
+
+def _answered(encoder: Encoder, target: Target, samples: Samples, device: torch.device, batch_size: int, number_format: str) -> Any:
     target.to(device)
     with evaluating(target):
         parts, rows = _over_batches(encoder, samples, device, batch_size, number_format, lambda batch: target.predict(encoder, batch))

@@ -126,8 +126,11 @@ def _measured(head: Target, parts: Any, predictions: list[Any], rows: list[dict[
     """How good the rows are whose answer is known and one that the head knows; nothing where there is no such row."""
     known = [samples.answers for samples in parts.values()]
     if all(a is not None and a.kind == head.answer.kind and head.answer.fits(head.space, a.space) for a in known):
-        found = head.measure(Answers.join(predictions), Answers.join(known))
-        return {"predict/labelled": len(rows), f"predict/{head.primary}": found[head.primary]}
+        answers = Answers.join(known)
+        if not (labelled := int(answers.known.sum())):
+            return {}
+        found = head.measure(Answers.join(predictions), answers)
+        return {"predict/labelled": labelled, f"predict/{head.primary}": found[head.primary]}
     right = [row["prediction"] == name for row, name in zip(rows, truths, strict=True) if isinstance(name, str) and name in head.names]
     return {"predict/labelled": len(right), f"predict/{head.primary}": sum(right) / len(right)} if right else {}
 
@@ -143,14 +146,18 @@ def _source(cfg: Any, modality: str, head: Target | None) -> Any:
         raise UserError(f"input={cfg.input}: there is no such file or folder")
     if path.is_file() and path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
         raise UserError(f"input={cfg.input} is one picture: give the folder it is in")
-    group = "data/text_pairs" if _of_pairs(cfg) else _group_for(path, modality, head)
+    if head is not None and head.answer.read_by is not None:
+        group = f"data/{head.answer.read_by}"
+    else:
+        group = "data/text_pairs" if _of_pairs(cfg) else _group_for(path, modality, head)
     node = OmegaConf.load(groups.CONFIG_DIR / f"{group}.yaml")
     whole: dict[str, Any] = {k: 0.0 for k in ("val_fraction", "test_fraction") if k in node}  # every row is predicted, none held out
     if "label" in node:
         whole |= {"label": ""}  # and no row has to have a label
     elif "answer" in node:  # arrays of answers are found by their names, whatever is in them
         whole |= {"answer": _data_of_run(cfg).get("answer", node.answer)}
-    whole |= {"types": head.space["types"]} if head is not None and "types" in node else {}
+    whole |= {k: head.space[k] for k in ("types", "scorer") if k in node and k in head.space} if head is not None else {}
+    whole |= {"history": _data_of_run(cfg).get("history", node.history)} if "history" in node else {}
     return build(OmegaConf.merge(node, {"path": str(path)}, whole, _text_column(cfg, node), _same_layout(cfg, node)))
 
 

@@ -87,6 +87,17 @@ class Target(Objective, abc.ABC, Generic[A]):
         """A `prediction` of `rows` with the words that it points to, of an answer that is places in `text`."""
         return prediction
 
+    # ---------------------------------------------------------------- answers that read earlier ones
+    def rounds(self, samples: Samples) -> list[np.ndarray] | None:
+        """Rows of `samples` that are answered one after the other, since an answer is read with those before it; None: all at once.
+
+        Asked whenever a split is to be answered; what was heard before is forgotten.
+        """
+        return None
+
+    def hear(self, predictions: A) -> None:
+        """What was answered to one of `rounds`, by all ranks."""
+
     # ---------------------------------------------------------------- before training
     @classmethod
     def check(cls, source: Source, answers: A | None = None) -> None:

@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 
 import pytest
+import toy_reading
 from conftest import TINY_IMAGES, TINY_TEXT
 from killed_runs import command
 from test_resume import StopAt, same
@@ -47,6 +48,17 @@ def pairs(folder: Path) -> list[str]:
     return ["+target=text_pairs", f"data.path={folder / 'pairs.csv'}", *TINY_TEXT, "batch_size=16"]
 
 
+def questions(folder: Path) -> list[str]:
+    """About who lived where, of which some have no answer."""
+    file = toy_reading.squad(folder / "questions.json", impossible=True)
+    return ["+target=qa", f"data.path={file}", *TINY_TEXT, "batch_size=16"]
+
+
+def dialogues(folder: Path) -> list[str]:
+    """Each turn of which is read with the one before it."""
+    return ["+target=qa", f"data.path={toy_reading.coqa(folder / 'dialogues.json')}", "data.history=1", *TINY_TEXT, "batch_size=16"]
+
+
 CASES = {
     "classification": lambda folder: [*SCENES, "data.answer=class"],
     "multilabel": lambda folder: [*SCENES, "data.answer=labels"],
@@ -54,6 +66,8 @@ CASES = {
     "segmentation": lambda folder: [*SCENES, "data.answer=map"],
     "tagging": tags,
     "pairs": pairs,
+    "questions": questions,
+    "dialogues": dialogues,
 }
 SHORT = ["from=scratch", "trainer.max_steps=4", "late_fusion=false"]
 

@@ -16,10 +16,12 @@ from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.ragged import Ragged
+from sslt.data.spans import Spans
 from sslt.encoders.conv4 import Conv4
 from sslt.encoders.text import TextEncoder
 from sslt.targets.base import Target
 from sslt.targets.classification import Classification
+from sslt.targets.extractive_qa import ExtractiveQA
 from sslt.targets.multilabel import Multilabel
 from sslt.targets.pairs import Pairs
 from sslt.targets.regression import Regression
@@ -35,11 +37,11 @@ def encoder() -> VectorEncoder:
     return VectorEncoder(nn.Linear(4, 4), 4)
 
 
-def tagger(space: dict[str, Any]) -> Tagging:
-    """On a tiny transformer, whose tokens it reads."""
+def transformer() -> TextEncoder:
+    """A tiny one, for targets that read tokens."""
     processor = TextProcessor(train_tokenizer(["ada went to rome"] * 5, 50, True), 16)
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    return Tagging(TextEncoder(processor, "bert", small, "mean"), space, 0.0)
+    return TextEncoder(processor, "bert", small, "mean")
 
 
 # target → (the target, true answers of N rows, answers that say nothing)
@@ -84,7 +86,7 @@ def retrieval() -> tuple[Target, Answers, Answers]:
 def tagging() -> tuple[Target, Answers, Answers]:
     space = {"types": ["LOC", "PER"]}
     spans = [[(start, start + 3, int(RNG.integers(0, 2))) for start in range(0, 10 * int(RNG.integers(1, 4)), 10)] for _ in range(N)]
-    return tagger(space), Tags(Ragged.of(spans, np.int64, 3), space), Tags(Ragged.of([[]] * N, np.int64, 3), space)
+    return Tagging(transformer(), space, 0.0), Tags(Ragged.of(spans, np.int64, 3), space), Tags(Ragged.of([[]] * N, np.int64, 3), space)
 
 
 @case("segmentation")
@@ -93,6 +95,18 @@ def segmentation() -> tuple[Target, Answers, Answers]:
     maps = [RNG.integers(0, 3, (6, 5)).astype(np.uint8) for _ in range(N)]
     image = Conv4(ImageProcessor(16, 1, [0.5], [0.25]), width=4, blocks=2, downsample="pool", pooling="mean")
     return Segmentation(image, space, "linear", 8, 1, 0.0), Map.of(maps, space), Map.of([np.zeros((6, 5), np.uint8)] * N, space)
+
+
+@case("extractive_qa")
+def extractive_qa() -> tuple[Target, Answers, Answers]:
+    space, context = {"scorer": "squad", "words": [""]}, "ada went to rome with some friends of hers"
+    words = [(context.index(w), context.index(w) + len(w)) for w in context.split()]
+    places = [[words[int(RNG.integers(0, len(words)))]] if RNG.random() < 0.7 else [] for _ in range(N)]
+    kinds = np.array([0 if p else 1 for p in places])
+    texts = [[context[a:b] for a, b in p] for p in places]
+    answers = Spans(Ragged.of(places, np.int64, 2), space, kinds=kinds, texts=texts, contexts=[context] * N)
+    nothing = Spans(Ragged.of([[]] * N, np.int64, 2), space, kinds=np.zeros(N, np.int64), texts=[["x"]] * N, contexts=[context] * N)
+    return ExtractiveQA(transformer(), space, 0.0, 0.25, 0.5, 8, None, True, "predicted"), answers, nothing
 
 
 @pytest.fixture(params=CASES)

@@ -160,7 +160,12 @@ def shares(sizes: Tensor, room: int) -> Tensor:
 
 
 def _text(batch: Mapping[str, Tensor], processor: Any) -> tuple[Tensor, Tensor]:
-    """The tokens of texts [B, T] without what starts and ends them and their windows, closed up, and how many they are [B]."""
+    tokens, _, sizes = closed_up(batch, processor)
+    return tokens, sizes
+
+
+def closed_up(batch: Mapping[str, Tensor], processor: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The tokens of texts [B, T] without what starts and ends them and their windows, where each stood [B, T], how many they are [B]."""
     tokens = batch["tokens"]
     mask = batch["mask"]
     place, last = torch.arange(tokens.shape[1], device=tokens.device), mask.sum(1, keepdim=True) - 1
@@ -169,7 +174,7 @@ def _text(batch: Mapping[str, Tensor], processor: Any) -> tuple[Tensor, Tensor]:
     ends = (within == processor.max_length - 1) & (tokens == processor.sep_id)
     inner = mask & ~starts & ~ends & (place != last)
     order = inner.int().argsort(dim=1, descending=True, stable=True)
-    return tokens.gather(1, order), inner.sum(1)
+    return tokens.gather(1, order), order, inner.sum(1)
 
 
 def below(parts: Sequence[Mapping[str, Tensor]], pad: int) -> dict[str, Tensor]:
