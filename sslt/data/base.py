@@ -18,6 +18,11 @@ from sslt.data import copies
 from sslt.data.answers import Answers, Class, Space
 from sslt.errors import UserError, nearest
 
+def many(modality: str) -> str:
+    """What samples of a modality are called: images, texts, items."""
+    return modality if modality.endswith("s") else f"{modality}s"
+
+
 SPLITS = ("train", "val", "test", "unlabeled")
 
 
@@ -69,7 +74,7 @@ class _Taken(Sequence):
 class Source(abc.ABC):
     """A data set that can be read split by split.
 
-    Subclasses set `modality` ("image" or "text") and, where it is not classes, `answer` and `space`, implement `read` and `fingerprint`,
+    Subclasses set `modality` ("image", "text" or "items") and, where it is not classes, `answer` and `space`, implement `read` and `fingerprint`,
     and list in `own_splits` what they hold themselves. `val` (and `test`, where there is none) is drawn from `train`: stratified, by a
     fixed seed, the same for every run, so that nothing is ever both trained on and chosen by.
     """

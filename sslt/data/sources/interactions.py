@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import abc
 import functools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,6 @@ from sslt.data.sources.texts import content_digest, name_of
 from sslt.errors import UserError
 from sslt.ranges import Count
 
-log = logging.getLogger("sslt")
 FORMAT = 1
 LEAST = 3  # items of a user that is tested: one to learn from, one to choose by, one to test
 
@@ -48,20 +47,93 @@ class Histories(Sequence):
         return tuple(self.names[j] for j in self.rows[i].tolist())
 
 
-class Interactions(Source):
-    """Your own log of users and items: a table (CSV, TSV, JSON lines, Parquet, RecBole's .inter), lines `user item`, or sequences.
+class HistorySource(Source):
+    """Users' histories, of which a subclass has the `log`.
 
     Leave one out: of each user with at least 3 items the last is that of `test`, the one before that of `val`, whose history is what
     came before; so the history of test holds the item of val. `train` has what is left, its answer the last of that; `unlabeled` the
-    same without answers, as whole sequences. Users with fewer items are learned from alone. Every row counts, whatever its rating.
+    same without answers, as whole sequences. Users with fewer items are learned from alone.
 
-    min_user, min_item: leave out users and items of fewer rows, again and again until none is left (k-core), counted over all rows, as
-    it defines the data set. hold_out: False takes all histories whole, as `unlabeled` (what is to be predicted).
-    Raises `UserError` naming file and line.
+    hold_out: False takes all histories whole, as `unlabeled` (what is to be predicted).
     """
 
     modality = "items"
     answer = Item
+    hold_out = True
+
+    @property
+    @abc.abstractmethod
+    def log(self) -> Log:
+        """Who took what."""
+
+    @property
+    def classes(self) -> None:
+        return None
+
+    @property
+    def space(self) -> Space | None:
+        return {"items": self.log.items} if self.hold_out else None
+
+    def own_splits(self) -> tuple[str, ...]:
+        return ("train", "val", "test") if self.hold_out else ("unlabeled",)
+
+    def row_names(self, split: str) -> list[str]:
+        return [self.log.users[i] for i in self._users(split)]
+
+    def get(self, split: str) -> Raw:
+        if split != "unlabeled" or not self.hold_out:
+            return super().get(split)
+        return self._raw(split, np.arange(len(self.log.users)), self._learned(), None)
+
+    def read(self, split: str) -> Raw:
+        users, sizes = self._users(split), self.log.rows.sizes
+        if split == "unlabeled":
+            return self._raw(split, users, sizes, None)
+        if not len(users):
+            raise UserError(
+                f"{self.name}: no user has at least {LEAST} items, so that none can be tested; data.hold_out=false learns from all of them"
+            )
+        ends = self._learned() - 1 if split == "train" else sizes[users] - (2 if split == "val" else 1)
+        answers = self.log.rows.values[self.log.rows.starts[users] + ends]
+        raw = self._raw(split, users, ends, Item(answers, {"items": self.log.items}))
+        raw.remarks = self._remarks(split, answers)
+        return raw
+
+    def _users(self, split: str) -> np.ndarray:
+        """Numbers of the users that have a row in a split."""
+        every = np.arange(len(self.log.users))
+        return every[self.log.rows.sizes >= LEAST] if split in ("val", "test") else every
+
+    def _learned(self) -> np.ndarray:
+        """How many items of each user are learned from, int64 [users]: the first ones."""
+        sizes = self.log.rows.sizes
+        return np.where(sizes >= LEAST, sizes - 2, sizes)
+
+    def _raw(self, split: str, users: np.ndarray, sizes: np.ndarray, answers: Item | None) -> Raw:
+        rows = Ragged(self.log.rows.values, self.log.rows.starts[users], sizes)
+        contents = np.array([int(cache.digest(split, self.log.users[i])[:15], 16) for i in users], np.uint64)  # users are nobody's copies
+        return Raw(Histories(rows, self.log.items), answers, self.log.skipped, contents)
+
+    def _remarks(self, split: str, answers: np.ndarray) -> list[str]:
+        if split == "train":
+            few = int((self.log.rows.sizes < LEAST).sum())
+            return [f"{self.name}: {few:,} of {len(self.log.users):,} users have fewer than {LEAST} items: not tested"] if few else []
+        known = np.zeros(len(self.log.items), bool)
+        for row in Ragged(self.log.rows.values, self.log.rows.starts, self._learned()):
+            known[row] = True
+        new = int((~known[answers]).sum())
+        return [f"{self.name}: {new:,} of {len(answers):,} {split} items were never seen in training: they count as missed"] if new else []
+
+
+class Interactions(HistorySource):
+    """Your own log of users and items: a table (CSV, TSV, JSON lines, Parquet, RecBole's .inter), lines `user item`, or sequences.
+
+    Leave one out, as every `HistorySource`. Every row counts, whatever its rating.
+
+    min_user, min_item: leave out users and items of fewer rows, again and again until none is left (k-core), counted over all rows, as
+    it defines the data set.
+    Raises `UserError` naming file and line.
+    """
 
     def __init__(
         self,
@@ -125,69 +197,11 @@ class Interactions(Source):
         rows = Ragged.from_flat(to[what[kept]], np.bincount(row.reshape(-1), minlength=len(left)).astype(np.int64))
         return Log([users[i] for i in left], names, rows, skipped)
 
-    @property
-    def classes(self) -> None:
-        return None
-
-    @property
-    def space(self) -> Space | None:
-        return {"items": self.log.items} if self.hold_out else None
-
-    def own_splits(self) -> tuple[str, ...]:
-        return ("train", "val", "test") if self.hold_out else ("unlabeled",)
-
     def fingerprint(self) -> str:
         settings = [self.layout.kind, self.layout.user, self.layout.item, self.layout.time]
         return cache.digest(
             "Interactions", FORMAT, content_digest([self.file]), settings, self.min_user, self.min_item, self.hold_out, self.on_error
         )
-
-    def row_names(self, split: str) -> list[str]:
-        return [self.log.users[i] for i in self._users(split)]
-
-    def get(self, split: str) -> Raw:
-        if split != "unlabeled" or not self.hold_out:
-            return super().get(split)
-        return self._raw(split, np.arange(len(self.log.users)), self._learned(), None)
-
-    def read(self, split: str) -> Raw:
-        users, sizes = self._users(split), self.log.rows.sizes
-        if split == "unlabeled":
-            return self._raw(split, users, sizes, None)
-        if not len(users):
-            raise UserError(
-                f"{self.file}: no user has at least {LEAST} items, so that none can be tested; data.hold_out=false learns from all of them"
-            )
-        ends = self._learned() - 1 if split == "train" else sizes[users] - (2 if split == "val" else 1)
-        answers = self.log.rows.values[self.log.rows.starts[users] + ends]
-        raw = self._raw(split, users, ends, Item(answers, {"items": self.log.items}))
-        raw.remarks = self._remarks(split, answers)
-        return raw
-
-    def _users(self, split: str) -> np.ndarray:
-        """Numbers of the users that have a row in a split."""
-        every = np.arange(len(self.log.users))
-        return every[self.log.rows.sizes >= LEAST] if split in ("val", "test") else every
-
-    def _learned(self) -> np.ndarray:
-        """How many items of each user are learned from, int64 [users]: the first ones."""
-        sizes = self.log.rows.sizes
-        return np.where(sizes >= LEAST, sizes - 2, sizes)
-
-    def _raw(self, split: str, users: np.ndarray, sizes: np.ndarray, answers: Item | None) -> Raw:
-        rows = Ragged(self.log.rows.values, self.log.rows.starts[users], sizes)
-        contents = np.array([int(cache.digest(split, self.log.users[i])[:15], 16) for i in users], np.uint64)  # users are nobody's copies
-        return Raw(Histories(rows, self.log.items), answers, self.log.skipped, contents)
-
-    def _remarks(self, split: str, answers: np.ndarray) -> list[str]:
-        if split == "train":
-            few = int((self.log.rows.sizes < LEAST).sum())
-            return [f"{self.name}: {few:,} of {len(self.log.users):,} users have fewer than {LEAST} items: not tested"] if few else []
-        known = np.zeros(len(self.log.items), bool)
-        for row in Ragged(self.log.rows.values, self.log.rows.starts, self._learned()):
-            known[row] = True
-        new = int((~known[answers]).sum())
-        return [f"{self.name}: {new:,} of {len(answers):,} {split} items were never seen in training: they count as missed"] if new else []
 
 
 class Video(Interactions):
