@@ -16,7 +16,7 @@ class Bert4Rec(Sasrec):
     Reads what `Histories` makes: `inputs`, `positions` [B, K] of the hidden items, `targets` [B, K], `n_targets`. Losses as SASRec's.
     """
 
-    writes = "masked"
+    way = "masked"
     advice = "train for longer: of a history few items are hidden at a time, so that it learns later than +task=sasrec"
 
     def states(self, encoder: Encoder, batch: dict[str, Any]) -> Tensor:

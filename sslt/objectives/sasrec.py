@@ -25,14 +25,17 @@ class Sasrec(Objective):
     """
 
     modality = "items"
-    writes: ClassVar[str] = "causal"
+    writes = True
+    way: ClassVar[str] = "causal"  # that the encoder writes in
     advice = "train for longer, or lower the dropout: histories are short"
 
     def __init__(self, encoder: Encoder, loss: str, negatives: Count, calibration: Share):
         super().__init__()
         if loss not in LOSSES:
             raise UserError(f"objective.loss={loss}: give {', '.join(LOSSES)}{nearest(loss, LOSSES)}")
-        encoder.require_writing(self.writes)
+        encoder.require_writing(self.way)
+        if self.way == "masked":
+            encoder.keep_words()
         self.kind, self.negatives, self.calibration = loss, negatives, calibration
 
     def check_views(self, views: Views) -> None:

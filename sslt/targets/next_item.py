@@ -40,6 +40,7 @@ class NextItem(Target[Item]):
 
     answer = Item
     reads = "items"
+    writes = True
     primary = "ndcg@10"
     watched = ("hr@10", "mrr")
     trains = False

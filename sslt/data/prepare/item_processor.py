@@ -34,6 +34,7 @@ class ItemProcessor(TokenProcessor):
     special = (None, None, PAD)
     windows = 1
     pad_id, mask_id, unknown_id = PAD, MASK, UNKNOWN
+    cls_id, sep_id = None, None
     special_ids = (PAD, MASK, UNKNOWN)
 
     def __init__(self, items: Sequence[str], max_length: int):
