@@ -24,7 +24,7 @@ Scores = Callable[[list[np.ndarray]], np.ndarray]  # histories (ids) → scores 
 
 
 def strongest(target: Any, train: ItemSamples, val: ItemSamples | None, test: ItemSamples) -> Cheap:
-    """The one that is best on `val`, else item-kNN at middle settings; of popularity the metrics beside it, whichever that is."""
+    """The one that is best on `val`, else item-kNN at middle settings; beside it the metrics of popularity and of the best item-kNN."""
     columns = target.columns_of.cpu().numpy()
     taken = [row[columns[row] >= 0] for row in _sequences(train)]
     popular = np.bincount(columns[np.concatenate(taken)], minlength=len(target.ids)).astype(np.float32)
@@ -40,10 +40,15 @@ def strongest(target: Any, train: ItemSamples, val: ItemSamples | None, test: It
         held = some(val, CHOSEN_ON, 0)
         score = {name: target.score(_answers(target, held, how), held.answers) for name, how in methods.items()}
         name = max(score, key=lambda n: score[n])
-    found = _answers(target, test, methods[name])
-    common = found if name == "popularity" else _answers(target, test, methods["popularity"])
-    beside = {f"popularity/{k}": v for k, v in target.measure(common, test.answers).items()}
-    return Cheap(name, found, score[name], beside)
+    neighbours = max((n for n in methods if n != "popularity"), key=lambda n: score[n]) if val is not None else name
+    found = {n: _answers(target, test, methods[n]) for n in ("popularity", neighbours)}
+    beside = {
+        f"{short}/{k}": v
+        for short, n in (("popularity", "popularity"), ("item-knn", neighbours))
+        for k, v in target.measure(found[n], test.answers).items()
+        if k.endswith("@10")
+    }
+    return Cheap(name, found[name], score[name], beside)
 
 
 def _named(shrink: float, fade: float) -> str:
