@@ -18,12 +18,12 @@ from sslt.data import copies
 from sslt.data.answers import Answers, Class, Space
 from sslt.errors import UserError, nearest
 
+SPLITS = ("train", "val", "test", "unlabeled")
+
+
 def many(modality: str) -> str:
     """What samples of a modality are called: images, texts, items."""
     return modality if modality.endswith("s") else f"{modality}s"
-
-
-SPLITS = ("train", "val", "test", "unlabeled")
 
 
 @dataclasses.dataclass
@@ -74,8 +74,8 @@ class _Taken(Sequence):
 class Source(abc.ABC):
     """A data set that can be read split by split.
 
-    Subclasses set `modality` ("image", "text" or "items") and, where it is not classes, `answer` and `space`, implement `read` and `fingerprint`,
-    and list in `own_splits` what they hold themselves. `val` (and `test`, where there is none) is drawn from `train`: stratified, by a
+    Subclasses set `modality` ("image", "text" or "items") and, where it is not classes, `answer` and `space`, implement `read` and
+    `fingerprint`, and list in `own_splits` what they hold themselves. `val` (and `test`, where there is none) is drawn from `train`: stratified, by a
     fixed seed, the same for every run, so that nothing is ever both trained on and chosen by.
     """
 

@@ -229,7 +229,10 @@ def cache_keyword(model: Any) -> str | None:
 
 def _inject_virtual(encoder: Encoder, kind: str, length: int) -> None:
     if encoder.modality != "text":
-        raise UserError(f"adaptation={kind} puts learned tokens before a text, and this encoder reads {many(encoder.modality)}: choose adaptation=adapter")
+        raise UserError(
+            f"adaptation={kind} puts learned tokens before a text, and this encoder reads {many(encoder.modality)}: "
+            "choose adaptation=adapter"
+        )
     if length < 1:
         raise UserError(f"adaptation.length={length}: give at least 1")
     family = encoder.args.get("model_type")

@@ -63,7 +63,9 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
             log.info("from=%s is an adapter over %s: it is merged into its base", start, encoder.origin)
             inserted.merge(encoder)
     if encoder.modality != source.modality:
-        raise UserError(f"from={start} reads {many(encoder.modality)}, but {source.name} holds {many(source.modality)}: choose another data=")
+        raise UserError(
+            f"from={start} reads {many(encoder.modality)}, but {source.name} holds {many(source.modality)}: choose another data="
+        )
     if source.answer.in_image and start not in (None, "scratch") and getattr(encoder.processor, "fitted_by", None) == "crop":
         encoder.processor.fitted_by = "stretch"
     set_dropout(encoder, cfg.dropout)

@@ -39,7 +39,9 @@ def add(cfg: Any, encoder: Encoder, source: Any, parts: common.Parts, own: Sampl
             raise UserError(f"joint.{key}={value}: give α of α·L_pretrain + (1-α)·L_finetune, a number from 0 to 1")
     views = build(o.views)
     if views.modality not in (None, source.modality):
-        raise UserError(f"joint.views makes views of {many(views.modality)}, but {source.name} holds {many(source.modality)}: choose another +joint=")
+        raise UserError(
+            f"joint.views makes views of {many(views.modality)}, but {source.name} holds {many(source.modality)}: choose another +joint="
+        )
     unlabelled = source if o.get("data") is None else build(o.data)
     if unlabelled.modality != source.modality:
         raise UserError(f"joint.data holds {many(unlabelled.modality)}, but the task's data are {many(source.modality)}")

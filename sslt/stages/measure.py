@@ -46,7 +46,9 @@ def corrupted(cfg: Any, encoder: Encoder, samples: Samples) -> Samples:
 
     corruption = build(cfg.corruption)
     if corruption.modality != encoder.modality:
-        raise UserError(f"corruption {corruption.name} is for {many(corruption.modality)}, but from={cfg['from']} reads {many(encoder.modality)}")
+        raise UserError(
+            f"corruption {corruption.name} is for {many(corruption.modality)}, but from={cfg['from']} reads {many(encoder.modality)}"
+        )
     corruption.fit(encoder.processor)
     return Corrupted(samples, corruption, cfg.seed)
 

@@ -47,10 +47,13 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         if source.modality == "text" and kind.modality is None and kind.least_views > 1:
             way = f"add encoder=bag views=crops{'' if kind.least_views == 2 else f' views.n={kind.least_views}'}, or {way}"
         raise UserError(
-            f"{cfg.get('name') or 'this task'} makes views of {many(views.modality)}, but {source.name} holds {many(source.modality)}: {way}"
+            f"{cfg.get('name') or 'this task'} makes views of {many(views.modality)}, but {source.name} holds "
+            f"{many(source.modality)}: {way}"
         )
     if kind.modality not in (None, source.modality):
-        raise UserError(f"+task={cfg.name} learns from {many(kind.modality)}, but {source.name} holds {many(source.modality)}: choose another data=")
+        raise UserError(
+            f"+task={cfg.name} learns from {many(kind.modality)}, but {source.name} holds {many(source.modality)}: choose another data="
+        )
     if kind.needs_labels and not source.has_classes:
         raise UserError(f"+task={cfg.name} learns from labels, and {source.name} has none: choose another data= or +task=")
     encoder = common.starting_encoder(cfg, source)

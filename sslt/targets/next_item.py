@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslt.data.answers import Item, Space
 from sslt.data.base import Source
-from sslt.data.prepare.item_processor import FIRST, MASK, UNKNOWN
+from sslt.data.prepare.item_processor import MASK, UNKNOWN
 from sslt.data.views.base import Views
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError, nearest
@@ -34,7 +34,7 @@ class NextItem(Target[Item]):
 
     seen: "exclude" leaves out items that a user has had, of all their history, though never the true one; "keep" ranks them too.
     top: how many items are written for each user. sampled: also rank among so many items drawn uniformly from those that the user has
-    not had, for users drawn up to 10,000, as older papers do (`sampled/…`; no substitute for the full ranking: Krichene & Rendle, 2020); 0: not.
+    not had, for 10,000 users at most, as older papers do (`sampled/…`; it orders methods otherwise: Krichene & Rendle, 2020); 0: not.
     Reads `tokens`, `mask`, `history`, and `item` where it is known, which says the rank of the truth beside the answer.
     """
 

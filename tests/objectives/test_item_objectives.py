@@ -97,7 +97,7 @@ def test_losses_over_drawn_items_are_their_formulas(kind, biased):
 
 
 def test_all_items_drawn_are_the_full_softmax():
-    """"sampled" over every item is "full", and "gbce" with t = 0 is the mean of plain binary cross-entropies."""
+    """ "sampled" over every item is "full", and "gbce" with t = 0 is the mean of plain binary cross-entropies."""
     g = torch.Generator().manual_seed(0)
     states, weight, targets = torch.randn(4, 3, generator=g), torch.randn(9, 3, generator=g), torch.tensor([0, 8, 3, 3])
     full = item_loss("full", states, weight, targets, None, targets[:, None], 1, 0.0)

@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import TINY_IMAGES, TINY_TEXT
+from conftest import TINY_IMAGES, TINY_ITEMS, TINY_TEXT
 from killed_runs import command
 from test_resume import StopAt, same
 
@@ -54,6 +54,7 @@ CASES = {
     "segmentation": lambda folder: [*SCENES, "data.answer=map"],
     "tagging": tags,
     "pairs": pairs,
+    "next_item": lambda folder: ["+target=next_item", *TINY_ITEMS, "data.count=80", "data.aisles=3", "batch_size=16"],
 }
 SHORT = ["from=scratch", "trainer.max_steps=4", "late_fusion=false"]
 

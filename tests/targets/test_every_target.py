@@ -11,16 +11,19 @@ import torch
 from torch import nn
 from vector_encoder import VectorEncoder
 
-from sslt.data.answers import Answers, Class, Labels, Map, Number, Tags
+from sslt.data.answers import Answers, Class, Item, Labels, Map, Number, Tags
 from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.prepare.item_processor import ItemProcessor
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.ragged import Ragged
 from sslt.encoders.conv4 import Conv4
+from sslt.encoders.histories import CausalHistories
 from sslt.encoders.text import TextEncoder
 from sslt.targets.base import Target
 from sslt.targets.classification import Classification
 from sslt.targets.multilabel import Multilabel
+from sslt.targets.next_item import NextItem
 from sslt.targets.pairs import Pairs
 from sslt.targets.regression import Regression
 from sslt.targets.retrieval import Retrieval
@@ -93,6 +96,14 @@ def segmentation() -> tuple[Target, Answers, Answers]:
     maps = [RNG.integers(0, 3, (6, 5)).astype(np.uint8) for _ in range(N)]
     image = Conv4(ImageProcessor(16, 1, [0.5], [0.25]), width=4, blocks=2, downsample="pool", pooling="mean")
     return Segmentation(image, space, "linear", 8, 1, 0.0), Map.of(maps, space), Map.of([np.zeros((6, 5), np.uint8)] * N, space)
+
+
+@case("next_item")
+def next_item() -> tuple[Target, Answers, Answers]:
+    space = {"items": ["a", "b", "c", "d"]}
+    small = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    reads = CausalHistories(ItemProcessor(space["items"], 5), "gpt2", small, "last")
+    return NextItem(reads, space, "full", 1, 0.5, "exclude", 2, 0), Item(RNG.integers(0, 4, N), space), Item(np.full(N, -1), space)
 
 
 @pytest.fixture(params=CASES)

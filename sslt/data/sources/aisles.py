@@ -36,7 +36,9 @@ class Aisles(HistorySource):
     def log(self) -> Log:
         rng = np.random.default_rng([self.seed, 0xA151E])
         names = [f"aisle {a} shelf {s}" for a in range(self.aisles) for s in range(self.shelves)] + [f"till {i}" for i in range(TILL)]
-        return Log([f"shopper {i}" for i in range(self.count)], names, Ragged.of([self._walk(rng) for _ in range(self.count)], np.int64), [])
+        return Log(
+            [f"shopper {i}" for i in range(self.count)], names, Ragged.of([self._walk(rng) for _ in range(self.count)], np.int64), []
+        )
 
     def _walk(self, rng: np.random.Generator) -> list[int]:
         taken: list[int] = []

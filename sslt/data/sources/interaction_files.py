@@ -40,7 +40,7 @@ class Layout:
 
 
 class Event(NamedTuple):
-    """A user took an item. `where` is its place ("line 12"); `problem` says why there is none. time: NaN where the order of lines is that of time."""
+    """A user took an item. `where` is its place ("line 12"); `problem` says why there is none. time: NaN where lines are in time order."""
 
     where: str
     user: str
@@ -63,7 +63,7 @@ def in_order(users: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def _kind_of(path: Path) -> str:
-    if suffix(path) == ATOMIC or suffix(path) in tables.KINDS and tables.KINDS[suffix(path)] in ("csv", "json", "parquet"):
+    if suffix(path) == ATOMIC or (suffix(path) in tables.KINDS and tables.KINDS[suffix(path)] in ("csv", "json", "parquet")):
         return "table"
     widths = set()
     for number, fields in _fields(path):
