@@ -75,8 +75,8 @@ class Source(abc.ABC):
     """A data set that can be read split by split.
 
     Subclasses set `modality` ("image", "text" or "items") and, where it is not classes, `answer` and `space`, implement `read` and
-    `fingerprint`, and list in `own_splits` what they hold themselves. `val` (and `test`, where there is none) is drawn from `train`: stratified, by a
-    fixed seed, the same for every run, so that nothing is ever both trained on and chosen by.
+    `fingerprint`, and list in `own_splits` what they hold themselves. `val` (and `test`, where there is none) is drawn from `train`:
+    stratified, by a fixed seed, the same for every run, so that nothing is ever both trained on and chosen by.
     """
 
     modality: str

@@ -15,8 +15,8 @@ class CausalHistories(CausalEncoder):
     """A causal transformer over items, from left to right (SASRec: Kang & McAuley, 2018). Settings as `CausalEncoder`'s."""
 
     modality = "items"
-    side_models = ()
-    Processor = ItemProcessor
+    side_models = ()  # type: ignore[assignment]
+    Processor = ItemProcessor  # type: ignore[assignment]
 
     @classmethod
     def build(cls, source: Any, processor: dict[str, Any], **args: Any) -> CausalHistories:
@@ -32,8 +32,8 @@ class MaskedHistories(TextEncoder):
     """A transformer over items that fills in hidden ones (BERT4Rec: Sun et al., 2019). Settings as `TextEncoder`'s."""
 
     modality = "items"
-    side_models = ()
-    Processor = ItemProcessor
+    side_models = ()  # type: ignore[assignment]
+    Processor = ItemProcessor  # type: ignore[assignment]
 
     @classmethod
     def build(cls, source: Any, processor: dict[str, Any], **args: Any) -> MaskedHistories:
@@ -45,6 +45,6 @@ class MaskedHistories(TextEncoder):
         return ItemProcessor.load(folder)
 
 
-def _fitted(source: Any, processor: dict[str, Any]) -> ItemProcessor:
+def _fitted(source: Any, processor: dict[str, Any]) -> Any:
     require("items", source, "an encoder of histories")
     return ItemProcessor.fit(source, **processor)

@@ -38,6 +38,7 @@ def strongest(target: Any, train: ItemSamples, val: ItemSamples | None, test: It
     name = _named(SHRINKS[1], FADES[1])
     if val is not None:
         held = some(val, CHOSEN_ON, 0)
+        assert isinstance(held, ItemSamples)
         score = {name: target.score(_answers(target, held, how), held.answers) for name, how in methods.items()}
         name = max(score, key=lambda n: score[n])
     neighbours = max((n for n in methods if n != "popularity"), key=lambda n: score[n]) if val is not None else name

@@ -105,7 +105,8 @@ def _of_table(path: Path, layout: Layout) -> Iterator[Event]:
             yield Event(row.where, "", "", math.nan, f"no {'item' if names[0] else 'user'}")
             continue
         when = math.nan if time is None else _seconds(row.values[2])
-        yield Event(row.where, *names, math.nan if when is None else when, "" if when is not None else f"'{row.values[2]}' is no time")
+        problem = "" if when is not None else f"'{row.values[2]}' is no time"
+        yield Event(row.where, names[0], names[1], math.nan if when is None else when, problem)
 
 
 def _table(path: Path, header: bool) -> tables.Table:

@@ -19,8 +19,8 @@ class Histories(Views):
     """A piece of each history, the answer at its end where there is one, as long as the encoder reads: `inputs`, `targets`, `n_targets`.
 
     For an encoder that writes from left to right `targets` [B, T] are the items that follow (SASRec: Kang & McAuley, 2018). For one that
-    fills in, max(1, round(rate · length)) items of a piece are hidden, at `positions` and with `targets` [B, K] (BERT4Rec: Sun et al., 2019);
-    in the share `last` of rows the last item is one of them, as it will be where the next item is asked for.
+    fills in, max(1, round(rate · length)) items of a piece are hidden, at `positions` [B, K], which `targets` [B, K] tells (BERT4Rec: Sun
+    et al., 2019); in the share `last` of rows the last item is one of them, as it will be where the next item is asked for.
 
     anywhere: of histories that are longer the share of which a piece from a random place is shown instead of the last one.
     An item that the vocabulary lacks is nobody's target.
