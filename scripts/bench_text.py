@@ -1,6 +1,6 @@
-"""Speed of language models against Hugging Face's Trainer and Seq2SeqTrainer, in one process and one run.
+"""Speed of language models against Hugging Face's Trainer and Seq2SeqTrainer, and of SASRec against plain PyTorch, in one process and run.
 
-    python scripts/bench_text.py [--rounds 5] [--only causal,writing] [--memory] [--json FILE]
+    python scripts/bench_text.py [--rounds 5] [--only causal,writing,items] [--memory] [--json FILE]
 
 Contenders take turns (A B C A B C ...); a ratio is the median over rounds of theirs / ours in the same round. Set-up and the first steps
 of a round are not counted. The peers are an extra: pip install -e '.[peers]'.
@@ -15,13 +15,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import memory, texts
+from bench import items, memory, texts
 from bench.rounds import Comparison, Contender, measure
 from bench_pretrain import machine, show, show_memory
 
 from sslt.data import cache
 
-PARTS = ("causal", "writing")
+PARTS = ("causal", "writing", "items")
 
 
 def main() -> None:
@@ -41,7 +41,11 @@ def main() -> None:
         if args.memory_of is not None:
             return memory.report(causal(args.steps, folder).contenders[args.memory_of])
         print("  ".join(f"{k}: {v}" for k, v in found["machine"].items()))
-        makers = {"causal": lambda: causal(args.steps, folder), "writing": lambda: writing(folder)}
+        makers = {
+            "causal": lambda: causal(args.steps, folder),
+            "writing": lambda: writing(folder),
+            "items": lambda: histories(args.steps, folder),
+        }
         for part in args.only.split(","):
             comparison = makers[part]()
             result = measure(comparison, args.rounds)
@@ -72,6 +76,18 @@ def writing(folder: Path) -> Comparison:
     ours, theirs = texts.writing("t5_tiny", 32, 256, 64, folder)
     contenders = [Contender("sslt", "32-true", ours), Contender("Seq2SeqTrainer.predict", "32-true", theirs, 2.0)]
     return Comparison("writing to 256 texts, T5 of 2 + 2 layers, greedy, at most 64 tokens", "texts", 256, contenders, 1, 1)
+
+
+def histories(steps: int, folder: Path) -> Comparison:
+    """SASRec of 2 layers, 64 wide, on 128 histories of about 7 items out of 22,437, softmax over all of them."""
+    job = items.sasrec(128, 2 + steps, folder)
+    contenders = [
+        Contender("sslt", job.precision, job.run, tuned=True),
+        Contender("plain PyTorch", "32-true", items.plain(job, False), 3.0),
+    ]
+    if job.precision.startswith("bf16"):
+        contenders.append(Contender("plain PyTorch, same precision", job.precision, items.plain(job, True)))
+    return Comparison("SASRec, softmax over 22,437 items, 128 histories", "histories", 128, contenders, 2, steps)
 
 
 if __name__ == "__main__":

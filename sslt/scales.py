@@ -1,9 +1,12 @@
 """How metrics are to be read, by the last part of their names."""
 
 # Shares in 0..1 (some, such as correlations, in -1..1), shown as percentages.
-SHARES = ("accuracy", "f1", "precision", "recall", "interval", "map", "miou", "auroc", "spearman", "pearson", "ndcg@10", "exact_match")
+SHARES = (
+    "accuracy", "f1", "precision", "recall", "interval", "map", "miou", "auroc", "spearman", "pearson", "exact_match",
+    "ndcg@10", "ndcg@5", "hr@10", "hr@5", "mrr",
+)  # fmt: skip
 # What describes a result before everything else does, in this order.
-HEADLINES = ("accuracy", "map", "miou", "f1", "spearman", "precision", "recall", "ece", "nll")
+HEADLINES = ("accuracy", "map", "ndcg@10", "hr@10", "miou", "f1", "spearman", "precision", "recall", "ece", "nll")
 
 
 def of_part(name: str) -> bool:

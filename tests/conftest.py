@@ -42,6 +42,13 @@ TINY_TEXT = [
     "trainer.precision=32",
     "trainer.accelerator=cpu",
 ]
+TINY_ITEMS = [
+    "encoder.config.hidden_size=16",
+    "encoder.config.num_hidden_layers=1",
+    "encoder.processor.max_length=12",
+    "trainer.precision=32",
+    "trainer.accelerator=cpu",
+]
 
 
 # Files that take longest. Workers get whole files: a long one that comes last is waited for by all others.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import TINY_IMAGES, TINY_TEXT, TINY_VIT
+from conftest import TINY_IMAGES, TINY_ITEMS, TINY_TEXT, TINY_VIT
 
 from sslt import groups
 from sslt.config import compose
@@ -17,6 +17,8 @@ TINY = {
         "trainer.precision=32",
         "trainer.accelerator=cpu",
     ],
+    "CausalHistories": [*TINY_ITEMS, "data.count=300"],
+    "MaskedHistories": [*TINY_ITEMS, "data.count=300"],
     "UNetEncoder": ["encoder.channels=[8,16]", "encoder.processor.size=16", "trainer.precision=32", "trainer.accelerator=cpu"],
     "PatchEncoder": ["encoder.filters=16", "trainer.precision=32", "trainer.accelerator=cpu"],
     "RBMEncoder": ["encoder.hidden=16", "trainer.precision=32", "trainer.accelerator=cpu"],

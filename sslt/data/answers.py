@@ -387,3 +387,26 @@ def _strata_of(rows: Sequence[np.ndarray], n: int) -> np.ndarray:
     for i, row in enumerate(rows):
         present[i, row[row < n]] = True
     return _rarest(present)
+
+
+class Item(Answers):
+    """The item that comes next. values int64 [N]: index into space["items"]; of predictions the likeliest one, -1 where there is none.
+
+    Of predictions: top int64 [N, K], the likeliest items in their order (-1: there are no more), and their scores float [N, K]. Whether
+    the true item is far behind cannot be read from these, so predictions on rows whose truth is known have its place among all items,
+    rank int64 [N] (1: first; 0: the encoder knows no such item), and sampled int64 [N], that among items drawn for the row.
+    """
+
+    kind, words, learned_by = "item", "a next item", ("next_item",)
+    fills: ClassVar = {}
+    columns: ClassVar[tuple[str, ...]] = ("values", "top", "rank", "sampled")
+    top: np.ndarray | None = None
+    rank: np.ndarray | None = None
+    sampled: np.ndarray | None = None
+
+    @property
+    def items(self) -> list[str]:
+        return self.space["items"]
+
+    def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
+        return {}  # items belong to whoever has a vocabulary

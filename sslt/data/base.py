@@ -21,6 +21,11 @@ from sslt.errors import UserError, nearest
 SPLITS = ("train", "val", "test", "unlabeled")
 
 
+def many(modality: str) -> str:
+    """What samples of a modality are called: images, texts, items."""
+    return modality if modality.endswith("s") else f"{modality}s"
+
+
 @dataclasses.dataclass
 class Raw:
     """One split as its files hold it.
@@ -69,9 +74,9 @@ class _Taken(Sequence):
 class Source(abc.ABC):
     """A data set that can be read split by split.
 
-    Subclasses set `modality` ("image" or "text") and, where it is not classes, `answer` and `space`, implement `read` and `fingerprint`,
-    and list in `own_splits` what they hold themselves. `val` (and `test`, where there is none) is drawn from `train`: stratified, by a
-    fixed seed, the same for every run, so that nothing is ever both trained on and chosen by.
+    Subclasses set `modality` ("image", "text" or "items") and, where it is not classes, `answer` and `space`, implement `read` and
+    `fingerprint`, and list in `own_splits` what they hold themselves. `val` (and `test`, where there is none) is drawn from `train`:
+    stratified, by a fixed seed, the same for every run, so that nothing is ever both trained on and chosen by.
     """
 
     modality: str

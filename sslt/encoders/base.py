@@ -72,8 +72,8 @@ class Encoder(nn.Module, abc.ABC):
 
     @property
     def samples_are(self) -> str:
-        """What it reads, in words: "texts", "images of 32 × 32"."""
-        return f"{self.modality}s"
+        """What it reads, in words: "texts", "images of 32 × 32", "histories"."""
+        return "histories" if self.modality == "items" else f"{self.modality}s"
 
     @property
     def varies(self) -> bool:
@@ -296,7 +296,7 @@ def fingerprint(encoder: Encoder) -> str:
 def require(modality: str, source: Any, what: str) -> None:
     """Raise `UserError` if a source is of another modality than what is to read it."""
     if source.modality != modality:
-        other = {"image": "images", "text": "text"}
+        other = {"image": "images", "text": "text", "items": "histories of items"}
         raise UserError(
             f"{what} reads {other[modality]}, but {source.name} holds {other[source.modality]}: choose another data= or encoder="
         )

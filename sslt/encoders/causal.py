@@ -74,7 +74,8 @@ class CausalEncoder(TextEncoder):
         if self._known:
             return
         self._known = True
-        tokens = torch.tensor([[self.processor.sep_id, self.processor.unknown_id, self.processor.sep_id]], device=self.model.device)
+        mark = self.processor.unknown_id if self.processor.sep_id is None else self.processor.sep_id
+        tokens = torch.tensor([[mark, self.processor.unknown_id, mark]], device=self.model.device)
         as_logits(self, lambda: self.word_states({"tokens": tokens}), lambda: self.model(input_ids=tokens).logits)
 
     def unread(self) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslt.data.base import many
 from sslt.encoders.base import Encoder, adapter_state, evaluating
 from sslt.encoders.base import fingerprint as fingerprint_of
 from sslt.errors import UserError
@@ -25,7 +26,7 @@ def inject(encoder: Encoder, spec: dict[str, Any]) -> None:
     """Put the adapter of `spec` ({"kind": …, settings}) into `encoder`. Raises `UserError` where the pair makes no sense."""
     if encoder.adapter is not None:
         raise UserError(f"this encoder carries an adapter ({encoder.adapter['kind']}) already: merge it first (sslt merge from=RUN)")
-    if encoder.modality == "text" and not hasattr(encoder, "model"):
+    if encoder.modality != "image" and not hasattr(encoder, "model"):
         raise UserError(f"adaptation={spec['kind']} adapts a transformer, and this encoder is none: choose adaptation=full, l2sp or probe")
     encoder.base_fingerprint = fingerprint_of(encoder)
     kind, settings = spec["kind"], {k: v for k, v in spec.items() if k != "kind"}
@@ -73,7 +74,7 @@ _FAMILIES: dict[str, dict[str, list[str]]] = {  # what peft has no defaults for
 
 
 def _family(encoder: Encoder) -> str:
-    if encoder.modality == "text":
+    if encoder.modality != "image":
         return str(encoder.args.get("model_type"))
     names = [n for n, _ in encoder.named_modules()]
     return "vit" if any(n.endswith("attn.qkv") for n in names) else "resnet" if any("layer1" in n for n in names) else "other"
@@ -158,7 +159,7 @@ def _block_outputs(encoder: Encoder) -> dict[str, torch.Size]:
 
 def _blank(encoder: Encoder) -> dict[str, Tensor]:
     device = next(encoder.parameters()).device
-    if encoder.modality == "text":
+    if encoder.modality != "image":
         return {"tokens": torch.zeros(1, 4, dtype=torch.long, device=device)}
     p = encoder.processor
     return encoder.inputs({"image": torch.zeros(1, p.channels, p.size, p.size, dtype=torch.uint8, device=device)})
@@ -228,7 +229,10 @@ def cache_keyword(model: Any) -> str | None:
 
 def _inject_virtual(encoder: Encoder, kind: str, length: int) -> None:
     if encoder.modality != "text":
-        raise UserError(f"adaptation={kind} puts learned tokens before a text, and this encoder reads images: choose adaptation=adapter")
+        raise UserError(
+            f"adaptation={kind} puts learned tokens before a text, and this encoder reads {many(encoder.modality)}: "
+            "choose adaptation=adapter"
+        )
     if length < 1:
         raise UserError(f"adaptation.length={length}: give at least 1")
     family = encoder.args.get("model_type")

@@ -196,7 +196,8 @@ class TextEncoder(Encoder):
             model.save_pretrained(folder)
         if bars:
             logging.enable_progress_bar()
-        _for_sentence_transformers(folder, self.pooling, self.dim, self.processor.max_length)
+        if self.modality == "text":
+            _for_sentence_transformers(folder, self.pooling, self.dim, self.processor.max_length)
 
     def load_weights(self, folder: Path) -> None:
         with contextlib.nullcontext(self.model) if self.words is None else self.words.whole(self.model) as model:
@@ -240,7 +241,8 @@ class TextEncoder(Encoder):
             made = AutoConfig.for_model(model_type, **{**config, "vocab_size": processor.vocab_size})
         except ValueError as e:
             raise UserError(f"encoder.model_type={model_type}: transformers knows no such family") from e
-        made.pad_token_id = processor.tokenizer.pad_token_id
+        tokenizer = getattr(processor, "tokenizer", None)  # histories of items have none
+        made.pad_token_id = processor.pad_id if tokenizer is None else tokenizer.pad_token_id
         return made
 
 

@@ -36,11 +36,12 @@ def cheap(
     found: dict[str, Any] = dict(target.trivial(train.answers, test.answers))
     if not cfg.baseline:
         return found, None
-    kind = f"{type(target).__qualname__} of {target.answer.kind}"
+    kind = [f"{type(target).__qualname__} of {target.answer.kind}", *target.cheap_settings]
     key = cache.digest("baseline", FORMAT, kind, source.modality, [None if s is None else s.fingerprint for s in samples.values()])
     entry = cache.get_or_make("baselines", key, lambda folder: _write(target, source, samples, labels, split, folder))
     if entry.meta["method"] is None:
         return found, None
+    found |= entry.meta["more"]
     predictions = Answers.load(entry, entry.meta["predictions"])
     found[f"baseline/{target.primary}"] = target.score(predictions, test.answers)
     found["baseline/method"] = entry.meta["method"]
@@ -57,11 +58,11 @@ def _write(target: Target, source: Any, samples: Mapping[str, Samples | None], l
     if best is None:
         return {"method": None}
     shown = None if math.isnan(best.val_score) else best.val_score
-    return {"method": best.method, "val_score": shown, "predictions": best.predictions.save(folder)}
+    return {"method": best.method, "val_score": shown, "predictions": best.predictions.save(folder), "more": dict(best.more)}
 
 
 def _rows(source: Any, split: str, samples: Samples | None, labels: Labels) -> Rows | None:
-    """The rows of `samples`: images as they are prepared, texts as the source has them."""
+    """The rows of `samples`: images and histories as they are prepared, texts as the source has them."""
     if samples is None:
         return None
     if source.modality != "text":

@@ -43,7 +43,7 @@ class Objective(nn.Module, abc.ABC):
     needs_full_batches = False  # True where samples of a batch are compared with each other
     least_views = 1  # of a sample
     needs_labels = False  # True where pretraining reads `label`
-    modality: str | None = None  # "image" or "text" where it knows one only
+    modality: str | None = None  # "image", "text" or "items" where it knows one only
     holds_out = False  # whether it is measured by its own loss on text that it did not learn from
     writes = False  # whether it trains what reads words out of the encoder
     evaluated = "student"  # which of `encoders` its authors evaluate

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from sslt import groups
 from sslt.runs import Run
 
-_GENERAL = {"image": ("image_folder", "FOLDER"), "text": ("text_csv", "FILE")}  # targets for labels of a user's own, and what they are
+# targets for labels of a user's own, and what they are
+_GENERAL = {"image": ("image_folder", "FOLDER"), "text": ("text_csv", "FILE"), "items": ("next_item", "FILE")}
 
 
 def after_pretraining(cfg: Any, source: Any, run: Run) -> list[str]:
@@ -30,6 +31,8 @@ def after_pretraining(cfg: Any, source: Any, run: Run) -> list[str]:
         return [command("evaluate", start, "+episodes=centroid", *end), command(*tune)]
     if min((len(v) for v in source.space.values() if isinstance(v, list)), default=2) < 2 or "test" not in source.splits():
         return [command("predict", start, f"data={option}", *settings, "split=train", *end)]
+    if source.modality == "items":  # what is asked of histories has nothing to train
+        return [command("evaluate", *target, *settings, start, *end), command("finetune", *target, *settings, start, *end)]
     probes = [command("evaluate", start, *end)] if "val" in source.splits() else []
     return [*probes, command("finetune", *target, *settings, start, *end)]
 

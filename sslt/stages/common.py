@@ -17,7 +17,7 @@ from omegaconf import OmegaConf, open_dict
 from sslt import distributed, groups
 from sslt.callbacks.probes import Validation
 from sslt.config import build
-from sslt.data.base import Samples
+from sslt.data.base import Samples, many
 from sslt.data.streams.streams import Stream
 from sslt.encoders import inserted
 from sslt.encoders.base import Encoder
@@ -63,7 +63,9 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
             log.info("from=%s is an adapter over %s: it is merged into its base", start, encoder.origin)
             inserted.merge(encoder)
     if encoder.modality != source.modality:
-        raise UserError(f"from={start} reads {encoder.modality}s, but {source.name} holds {source.modality}s: choose another data=")
+        raise UserError(
+            f"from={start} reads {many(encoder.modality)}, but {source.name} holds {many(source.modality)}: choose another data="
+        )
     if source.answer.in_image and start not in (None, "scratch") and getattr(encoder.processor, "fitted_by", None) == "crop":
         encoder.processor.fitted_by = "stretch"
     set_dropout(encoder, cfg.dropout)
@@ -213,7 +215,11 @@ def load_best(path: Path, encoder: Encoder, objective: torch.nn.Module) -> None:
 
 def label_hint(source: Any) -> str:
     """Where the labels of a data set without labels could come from."""
-    kinds = {"text": "for text_csv name their column, data.label=…", "image": "put the images of each class into a folder of its own"}
+    kinds = {
+        "text": "for text_csv name their column, data.label=…",
+        "image": "put the images of each class into a folder of its own",
+        "items": "what is learned there is each user's last item, which data.hold_out=true holds out",
+    }
     return f": {kinds[source.modality]}"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sslt.config import build
-from sslt.data.base import Samples, Source
+from sslt.data.base import Samples, Source, many
 from sslt.data.streams.joined import Corpus
 from sslt.data.streams.subsets import labels_of
 from sslt.encoders.base import Encoder, evaluating
@@ -55,7 +55,9 @@ def read(o: Any, source: Source) -> Domains:
         if domain.space is not None and not domain.has_classes:
             raise UserError(f"+shift= carries classes to another domain, and the samples of {name} have {domain.answer.words}")
         if domain.modality != source.modality:
-            raise UserError(f"{name} holds {domain.modality}s, but {source.name} holds {source.modality}s: domains are of one kind")
+            raise UserError(
+                f"{name} holds {many(domain.modality)}, but {source.name} holds {many(source.modality)}: domains are of one kind"
+            )
         if domain is not target and domain.classes is None:
             raise UserError(f"shift.sources.{name} has no labels: a source teaches by its labels")
         if domain.classes is not None and domain.classes != source.classes:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from sslt import distributed, stored
 from sslt.callbacks.episodes import EpisodeValidation
 from sslt.config import build
+from sslt.data.base import many
 from sslt.data.streams.episodes import ClassSet, Episodes, EpisodeStream, split_classes, test_draws
 from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import recalibrate
@@ -142,7 +143,7 @@ def _stream(cfg: Any, plan: Episodes, source: Any, classes: ClassSet, method: An
     if getattr(views, "n", 1) != 1:
         raise UserError(f"views.n={views.n}: episodes take one view of each sample")
     if views.modality not in (None, source.modality):
-        raise UserError(f"views= makes views of {views.modality}s, but {source.name} holds {source.modality}s")
+        raise UserError(f"views= makes views of {many(views.modality)}, but {source.name} holds {many(source.modality)}")
     rank, world = distributed.rank(), distributed.world_size()
     return EpisodeStream(classes, way, shot, t.query, t.per_step, seed=cfg.seed, rank=rank, world=world, turns=turns, views=views)
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from sslt import groups, stored
 from sslt.config import build, check_stored
-from sslt.data.base import Samples
+from sslt.data.base import Samples, many
 from sslt.data.streams.subsets import label_subset
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
@@ -162,7 +162,7 @@ def load(cfg: Any, modality: str | None) -> tuple[Encoder, Target | None]:
     encoder = load_encoder(what, modality, trust, base=cfg.base)
     set_windows(encoder, cfg.windows)
     if modality not in (None, encoder.modality):
-        raise UserError(f"from={what} reads {encoder.modality}s, but the data are {modality}s: choose another data=")
+        raise UserError(f"from={what} reads {many(encoder.modality)}, but the data are {many(modality)}: choose another data=")
     folder = stored.located(what) / "head"
     return encoder, (heads.load(folder, encoder, trust) if stored.is_file(folder / "head.json") else None)
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from sslt.config import build
-from sslt.data.base import Samples
+from sslt.data.base import Samples, many
 from sslt.data.streams.joined import Joined
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
@@ -39,10 +39,12 @@ def add(cfg: Any, encoder: Encoder, source: Any, parts: common.Parts, own: Sampl
             raise UserError(f"joint.{key}={value}: give α of α·L_pretrain + (1-α)·L_finetune, a number from 0 to 1")
     views = build(o.views)
     if views.modality not in (None, source.modality):
-        raise UserError(f"joint.views makes views of {views.modality}s, but {source.name} holds {source.modality}s: choose another +joint=")
+        raise UserError(
+            f"joint.views makes views of {many(views.modality)}, but {source.name} holds {many(source.modality)}: choose another +joint="
+        )
     unlabelled = source if o.get("data") is None else build(o.data)
     if unlabelled.modality != source.modality:
-        raise UserError(f"joint.data holds {unlabelled.modality}s, but the task's data are {source.modality}s")
+        raise UserError(f"joint.data holds {many(unlabelled.modality)}, but the task's data are {many(source.modality)}")
     samples = own if own is not None and unlabelled is source else common.prepare(encoder, unlabelled, "unlabeled")
     if parts.unlabelled and o.get("data") is None:
         samples = Joined([samples, *parts.unlabelled])

@@ -10,7 +10,7 @@ import torch
 from sslt import distributed
 from sslt.config import build
 from sslt.data.answers import Class
-from sslt.data.base import Samples
+from sslt.data.base import Samples, many
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.evaluation.features import MEASURED, predicted
@@ -46,7 +46,9 @@ def corrupted(cfg: Any, encoder: Encoder, samples: Samples) -> Samples:
 
     corruption = build(cfg.corruption)
     if corruption.modality != encoder.modality:
-        raise UserError(f"corruption {corruption.name} is for {corruption.modality}s, but from={cfg['from']} reads {encoder.modality}s")
+        raise UserError(
+            f"corruption {corruption.name} is for {many(corruption.modality)}, but from={cfg['from']} reads {many(encoder.modality)}"
+        )
     corruption.fit(encoder.processor)
     return Corrupted(samples, corruption, cfg.seed)
 

@@ -152,6 +152,7 @@ def _source(cfg: Any, modality: str, head: Target | None) -> Any:
         group = "data/text_pairs" if _of_pairs(cfg) else _group_for(path, modality, head)
     node = OmegaConf.load(groups.CONFIG_DIR / f"{group}.yaml")
     whole: dict[str, Any] = {k: 0.0 for k in ("val_fraction", "test_fraction") if k in node}  # every row is predicted, none held out
+    whole |= {"hold_out": False} if "hold_out" in node else {}
     if "label" in node:
         whole |= {"label": ""}  # and no row has to have a label
     elif "answer" in node:  # arrays of answers are found by their names, whatever is in them
@@ -162,9 +163,9 @@ def _source(cfg: Any, modality: str, head: Target | None) -> Any:
 
 
 def _text_column(cfg: Any, node: Any) -> dict[str, str]:
-    """The columns of the text that the run was made with, where it named some."""
+    """The columns of the text (or of who took what) that the run was made with, where it named some."""
     named = _data_of_run(cfg)
-    return {k: str(named[k]) for k in ("text", "a", "b") if k in node and named.get(k)}
+    return {k: str(named[k]) for k in ("text", "a", "b", "user", "item", "time") if k in node and named.get(k)}
 
 
 def _of_pairs(cfg: Any) -> bool:
@@ -198,6 +199,8 @@ def _group_for(path: Path, modality: str, head: Target | None) -> str:
     stem = path.name.removesuffix(".xz").removesuffix(".gz")
     if head is not None and head.answer is Tags and (path.is_dir() or stem.endswith(TAG_FILES)):
         return "data/text_tags"
+    if modality == "items":
+        return "data/interactions"
     if modality == "image":
         return "data/arrays" if stem.endswith(".npz") else "data/image_folder"
     return "data/text_csv" if stem.endswith((".csv", ".tsv", ".jsonl", ".json", ".parquet")) else "data/text_lines"

@@ -10,7 +10,7 @@ from hydra.utils import get_object
 from sslt.callbacks.budget import seconds
 from sslt.callbacks.probes import OnlineProbe
 from sslt.config import build
-from sslt.data.base import Samples
+from sslt.data.base import Samples, many
 from sslt.data.prepare.text_processor import PackedSamples
 from sslt.data.streams.joined import Joined
 from sslt.data.views.base import Views
@@ -30,6 +30,7 @@ FEW = 2000  # samples, of which deep recipes see every one often within minutes
 QUICK = {
     "image": ("patch_kmeans", "after a minute on CIFAR-10 kNN has 71 % by it, after ten minutes of SimCLR 53 %"),
     "text": ("crops", "after three minutes on IMDB a linear probe has 89 % by it, after fifteen of masked words 69 %"),
+    "items": ("sasrec", "it learns from every item of a history at once"),
 }
 
 
@@ -46,10 +47,13 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         if source.modality == "text" and kind.modality is None and kind.least_views > 1:
             way = f"add encoder=bag views=crops{'' if kind.least_views == 2 else f' views.n={kind.least_views}'}, or {way}"
         raise UserError(
-            f"{cfg.get('name') or 'this task'} makes views of {views.modality}s, but {source.name} holds {source.modality}s: {way}"
+            f"{cfg.get('name') or 'this task'} makes views of {many(views.modality)}, but {source.name} holds "
+            f"{many(source.modality)}: {way}"
         )
     if kind.modality not in (None, source.modality):
-        raise UserError(f"+task={cfg.name} learns from {kind.modality}s, but {source.name} holds {source.modality}s: choose another data=")
+        raise UserError(
+            f"+task={cfg.name} learns from {many(kind.modality)}, but {source.name} holds {many(source.modality)}: choose another data="
+        )
     if kind.needs_labels and not source.has_classes:
         raise UserError(f"+task={cfg.name} learns from labels, and {source.name} has none: choose another data= or +task=")
     encoder = common.starting_encoder(cfg, source)

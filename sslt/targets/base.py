@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -35,11 +37,15 @@ class Rows(NamedTuple):
 
 
 class Cheap(NamedTuple):
-    """What the strongest cheap method answers on test, and its score on validation, NaN where there was none."""
+    """What the strongest cheap method answers on test, and its score on validation, NaN where there was none.
+
+    more: metrics of others on test, by the name of the method and the metric.
+    """
 
     method: str
     predictions: Answers
     val_score: float
+    more: Mapping[str, float] = MappingProxyType({})
 
 
 class Target(Objective, abc.ABC, Generic[A]):
@@ -132,6 +138,11 @@ class Target(Objective, abc.ABC, Generic[A]):
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap | None:
         """The strongest method that takes seconds and no encoder, chosen on `val`; None where none is known."""
         return None
+
+    @property
+    def cheap_settings(self) -> list[Any]:
+        """What the answers of `cheapest` hang on beside the rows."""
+        return []
 
     def trivial(self, train: A, test: A) -> dict[str, float]:
         """What whoever sees no sample reaches on `test`, by the name of the method and the metric."""

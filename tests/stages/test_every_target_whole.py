@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import toy_reading
-from conftest import TINY_IMAGES, TINY_TEXT
+from conftest import TINY_IMAGES, TINY_ITEMS, TINY_TEXT
 from killed_runs import command
 from test_resume import StopAt, same
 
@@ -68,6 +68,7 @@ CASES = {
     "pairs": pairs,
     "questions": questions,
     "dialogues": dialogues,
+    "next_item": lambda folder: ["+target=next_item", *TINY_ITEMS, "data.count=80", "data.aisles=3", "batch_size=16"],
 }
 SHORT = ["from=scratch", "trainer.max_steps=4", "late_fusion=false"]
 

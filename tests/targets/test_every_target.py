@@ -11,18 +11,21 @@ import torch
 from torch import nn
 from vector_encoder import VectorEncoder
 
-from sslt.data.answers import Answers, Class, Labels, Map, Number, Tags
+from sslt.data.answers import Answers, Class, Item, Labels, Map, Number, Tags
 from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.prepare.item_processor import ItemProcessor
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.ragged import Ragged
 from sslt.data.spans import Spans
 from sslt.encoders.conv4 import Conv4
+from sslt.encoders.histories import CausalHistories
 from sslt.encoders.text import TextEncoder
 from sslt.targets.base import Target
 from sslt.targets.classification import Classification
 from sslt.targets.extractive_qa import ExtractiveQA
 from sslt.targets.multilabel import Multilabel
+from sslt.targets.next_item import NextItem
 from sslt.targets.pairs import Pairs
 from sslt.targets.regression import Regression
 from sslt.targets.retrieval import Retrieval
@@ -107,6 +110,14 @@ def extractive_qa() -> tuple[Target, Answers, Answers]:
     answers = Spans(Ragged.of(places, np.int64, 2), space, kinds=kinds, texts=texts, contexts=[context] * N)
     nothing = Spans(Ragged.of([[]] * N, np.int64, 2), space, kinds=np.zeros(N, np.int64), texts=[["x"]] * N, contexts=[context] * N)
     return ExtractiveQA(transformer(), space, 0.0, 0.25, 0.5, 8, None, True, "predicted"), answers, nothing
+
+
+@case("next_item")
+def next_item() -> tuple[Target, Answers, Answers]:
+    space = {"items": ["a", "b", "c", "d"]}
+    small = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    reads = CausalHistories(ItemProcessor(space["items"], 5), "gpt2", small, "last")
+    return NextItem(reads, space, "full", 1, 0.5, "exclude", 2, 0), Item(RNG.integers(0, 4, N), space), Item(np.full(N, -1), space)
 
 
 @pytest.fixture(params=CASES)
