@@ -47,6 +47,17 @@ def pairs(folder: Path) -> list[str]:
     return ["+target=text_pairs", f"data.path={folder / 'pairs.csv'}", *TINY_TEXT, "batch_size=16"]
 
 
+def prompt(folder: Path) -> list[str]:
+    """Sentences about cities and about people, asked of a causal encoder, which has its words from the start."""
+    draw, lines = random.Random(0), ["text,label"]
+    for _ in range(80):
+        kind = draw.choice(("place", "name"))
+        lines.append(f"then it was about {draw.choice(PLACES if kind == 'place' else NAMES)} again,{kind}")
+    (folder / "about.csv").write_text("\n".join(lines) + "\n")
+    tiny = ["encoder=gpt_tiny", *(s for s in TINY_TEXT[1:] if "intermediate_size" not in s)]
+    return ["+target=prompt", "data=text_csv", f"data.path={folder / 'about.csv'}", *tiny, "batch_size=16"]
+
+
 CASES = {
     "classification": lambda folder: [*SCENES, "data.answer=class"],
     "multilabel": lambda folder: [*SCENES, "data.answer=labels"],
@@ -54,6 +65,7 @@ CASES = {
     "segmentation": lambda folder: [*SCENES, "data.answer=map"],
     "tagging": tags,
     "pairs": pairs,
+    "prompt": prompt,
 }
 SHORT = ["from=scratch", "trainer.max_steps=4", "late_fusion=false"]
 

@@ -22,6 +22,7 @@ from sslt.targets.base import Target
 from sslt.targets.classification import Classification
 from sslt.targets.multilabel import Multilabel
 from sslt.targets.pairs import Pairs
+from sslt.targets.prompt import Prompt
 from sslt.targets.regression import Regression
 from sslt.targets.retrieval import Retrieval
 from sslt.targets.segmentation import Segmentation
@@ -93,6 +94,16 @@ def segmentation() -> tuple[Target, Answers, Answers]:
     maps = [RNG.integers(0, 3, (6, 5)).astype(np.uint8) for _ in range(N)]
     image = Conv4(ImageProcessor(16, 1, [0.5], [0.25]), width=4, blocks=2, downsample="pool", pooling="mean")
     return Segmentation(image, space, "linear", 8, 1, 0.0), Map.of(maps, space), Map.of([np.zeros((6, 5), np.uint8)] * N, space)
+
+
+@case("prompt")
+def prompt() -> tuple[Target, Answers, Answers]:
+    processor = TextProcessor(train_tokenizer(["ada went to rome", "it was a . b . c ."] * 5, 60, True), 24)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    masked = TextEncoder(processor, "bert", small, "mean", words=True)
+    space = {"classes": ["a", "b", "c"]}
+    target = Prompt(masked, space, "{text} it was {label}.", None, 0, "", "val", None, 0)
+    return target, Class(RNG.integers(0, 3, N), space), Class(np.zeros(N, np.int64), space)
 
 
 @pytest.fixture(params=CASES)
