@@ -15,7 +15,8 @@ GPT = ["encoder=gpt_tiny", *(s for s in TINY_TEXT[1:] if "intermediate" not in s
 
 @pytest.fixture
 def films(here):
-    rows = [f"film {i} was {'lovely and good' if i % 2 else 'poor and bad'},{'pos' if i % 2 else 'neg'}" for i in range(80)]
+    said = {"pos": "lovely and so great", "neg": "poor and bad"}
+    rows = [f"film {i} was {said[k]} . it was good,{k}" for i in range(80) for k in (("neg", "pos")[i % 2],)]
     (here / "films.csv").write_text("\n".join(["text,label", *rows]) + "\n")
 
 
@@ -25,16 +26,8 @@ def metrics(name: str) -> dict:
 
 def test_a_masked_encoder_is_asked_then_tuned(sslt, films, here):
     """Zero-shot from a pretrained run, the head of the words kept; learned from 8 labels of a class; the saved run answers the same."""
-    sslt(
-        "pretrain",
-        "+task=mlm",
-        *TINY_TEXT,
-        "data=text_csv",
-        "data.path=films.csv",
-        "pack=false",
-        "trainer.max_steps=1",
-        "hydra.run.dir=pre",
-    )
+    own = ["data=text_csv", "data.path=films.csv", "pack=false", "trainer.max_steps=1"]
+    sslt("pretrain", "+task=mlm", *TINY_TEXT, *own, "hydra.run.dir=pre")
     sslt("evaluate", *PROMPT, "from=pre", "hydra.run.dir=zero")
     assert {"test/accuracy", "test/f1", "majority/accuracy", "baseline/accuracy"} <= set(metrics("zero"))
     tuned = ["from=pre", "labels_per_class=8", "trainer.max_steps=40", "optimizer.lr=0.01", "baseline=false"]
