@@ -50,9 +50,9 @@ def pairs(folder: Path) -> list[str]:
 def prompt(folder: Path) -> list[str]:
     """Sentences about cities and about people, asked of a causal encoder, which has its words from the start."""
     draw, lines = random.Random(0), ["text,label"]
-    for _ in range(80):
+    for i in range(80):
         kind = draw.choice(("place", "name"))
-        lines.append(f"then it was about {draw.choice(PLACES if kind == 'place' else NAMES)} again,{kind}")
+        lines.append(f"at {i} it was about {draw.choice(PLACES if kind == 'place' else NAMES)} again,{kind}")
     (folder / "about.csv").write_text("\n".join(lines) + "\n")
     tiny = ["encoder=gpt_tiny", *(s for s in TINY_TEXT[1:] if "intermediate_size" not in s)]
     return ["+target=prompt", "data=text_csv", f"data.path={folder / 'about.csv'}", *tiny, "batch_size=16"]
