@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sslt.encoders.base import Encoder
+from sslt.encoders.causal import prompts
+from sslt.encoders.inserted import cache_keyword
 from sslt.objectives.parts.vocabulary import log_probabilities
 
 ROWS = 512  # prompts that a causal encoder reads at a time: those of a batch for one word at least
@@ -30,25 +34,54 @@ def masked_scores(encoder: Encoder, rows: Callable[[list[int]], tuple[dict[str, 
     return torch.stack([found[i] for i in range(len(words))], 1)
 
 
-def causal_scores(encoder: Encoder, inputs: dict[str, Tensor], words: Sequence[list[int]]) -> Tensor:
+def causal_scores(encoder: Any, inputs: dict[str, Tensor], words: Sequence[list[int]]) -> Tensor:
     """Log-probabilities [B, W] of words that go on with the prompts `inputs`, each the sum over its tokens given those before.
 
-    Words of one token are read from one forward pass; of the others every prompt is read with every word, in chunks of words.
+    Words of one token are read from one forward pass. Of the others every prompt goes on with every word, in chunks of words: without a
+    gradient from keys and values of the prompt that are computed once, else from its start.
     """
-    n = len(inputs["tokens"])
+    cached = not torch.is_grad_enabled() and encoder.virtual_tokens is None and cache_keyword(encoder.network) is not None
     found: dict[int, Tensor] = {}
     for size, chosen in _by_length(words).items():
-        step = len(chosen) if size == 1 else max(ROWS // n, 1)
-        for part in (chosen[i : i + step] for i in range(0, len(chosen), step)):
-            ids = torch.tensor([words[i] for i in part], device=inputs["tokens"].device)  # [K, size]
-            if size == 1:
-                scores = _written(encoder, inputs, ids[:1].repeat(n, 1), ids.T.repeat(n, 1))
-            else:
-                repeated = {k: x.repeat_interleave(len(part), 0) for k, x in inputs.items()}
-                outputs = ids.repeat(n, 1)
-                scores = _written(encoder, repeated, outputs, outputs.view(-1, 1)).view(n, len(part), size).sum(2)
-            found |= dict(zip(part, scores.unbind(1), strict=True))
+        ids = torch.tensor([words[i] for i in chosen], device=inputs["tokens"].device)  # [K, size]
+        if size == 1:
+            n = len(inputs["tokens"])
+            scores = _written(encoder, inputs, ids[:1].repeat(n, 1), ids.T.repeat(n, 1))
+        else:
+            scores = (_from_cache if cached else _from_start)(encoder, inputs, ids)
+        found |= dict(zip(chosen, scores.unbind(1), strict=True))
     return torch.stack([found[i] for i in range(len(words))], 1)
+
+
+def _from_start(encoder: Encoder, inputs: dict[str, Tensor], ids: Tensor) -> Tensor:
+    n, parts = len(inputs["tokens"]), []
+    for part in ids.split(max(ROWS // n, 1)):
+        outputs = part.repeat(n, 1)
+        repeated = {k: x.repeat_interleave(len(part), 0) for k, x in inputs.items()}
+        parts.append(_written(encoder, repeated, outputs, outputs.view(-1, 1)).view(n, *part.shape).sum(2))
+    return torch.cat(parts, 1)
+
+
+def _from_cache(encoder: Any, inputs: dict[str, Tensor], ids: Tensor) -> Tensor:
+    """Prompts of equal length together, so that none is padded."""
+    from transformers import DynamicCache
+
+    tokens, sizes = prompts(inputs, encoder.processor)
+    keyword, network = cache_keyword(encoder.network), encoder.network
+    found = torch.zeros(len(tokens), len(ids), device=tokens.device)
+    for size in sizes.unique().tolist():
+        rows = (sizes == size).nonzero().flatten()
+        cache = DynamicCache()
+        last = network(input_ids=tokens[rows, :size], use_cache=True, **{keyword: cache}).last_hidden_state[:, -1:]
+        for first in range(0, len(ids), step := max(ROWS // len(rows), 1)):
+            part = ids[first : first + step]
+            again, written = copy.deepcopy(cache), part.repeat(len(rows), 1)
+            again.batch_repeat_interleave(len(part))
+            states = network(input_ids=written[:, :-1], use_cache=True, **{keyword: again}).last_hidden_state
+            states = torch.cat([last.repeat_interleave(len(part), 0), states], 1)
+            scores = log_probabilities(states.flatten(0, 1), *_layer(encoder, written.view(-1, 1)))
+            found[rows, first : first + len(part)] = scores.view(len(rows), *part.shape).sum(2)
+    return found
 
 
 def _written(encoder: Encoder, inputs: dict[str, Tensor], outputs: Tensor, ids: Tensor) -> Tensor:

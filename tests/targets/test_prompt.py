@@ -128,6 +128,16 @@ def test_a_row_alone_is_the_same_as_in_a_batch():
     assert torch.allclose(scored(target, e, TEXTS), torch.cat([scored(target, e, [t]) for t in TEXTS]), atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_words_behind_a_prompt_that_is_kept_are_those_from_its_start(family, monkeypatch):
+    """With a gradient every prompt is read with every word, without one its keys and values are computed once."""
+    monkeypatch.setattr(words, "ROWS", 7)
+    e = encoder(family, "bpe")
+    target = Prompt(e, SPACE, **YAML)
+    batch = samples(e.processor, [*TEXTS, "Great"]).batch(np.arange(6))
+    assert torch.allclose(target.scores(e, e.inputs(batch)).detach(), scored(target, e, [*TEXTS, "Great"]), atol=1e-4)
+
+
 def test_log_probabilities_and_their_gradient():
     """Those of a full log-softmax in float64, whatever the chunks; words may be named twice."""
     torch.manual_seed(0)
@@ -302,7 +312,7 @@ def test_names_of_many_classes_are_their_words():
         ({"words": {"negative": ["Good"], "positive": ["good"]}}, "'negative' and 'positive' have a word in common, 'good'"),
         ({"words": {"negativ": ["bad"]}}, "there is no class 'negativ'; did you mean 'negative'"),
         ({"words": {"negative": []}}, "objective.words: 'negative' has none"),
-        ({"template": "{text} It was long and a film and good and bad and dull {label}.", "max_length": 20}, "are read: shorten"),
+        ({"template": "{text} It was long and a film and good and bad and dull {label}.", "max_length": 14}, "are read: shorten"),
         ({"max_length": 300}, "objective.max_length=300 is more than the model's 256 positions"),
         ({"calibrate": "vall"}, "objective.calibrate=vall: give none, empty, val; did you mean 'val'"),
         ({"shots": 4}, "only a causal encoder reads examples"),
