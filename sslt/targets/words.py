@@ -67,7 +67,7 @@ def _from_cache(encoder: Any, inputs: dict[str, Tensor], ids: Tensor) -> Tensor:
     from transformers import DynamicCache
 
     tokens, sizes = prompts(inputs, encoder.processor)
-    keyword, network = cache_keyword(encoder.network), encoder.network
+    keyword, network = cache_keyword(encoder.network) or "past_key_values", encoder.network
     found = torch.zeros(len(tokens), len(ids), device=tokens.device)
     for size in sizes.unique().tolist():
         rows = (sizes == size).nonzero().flatten()
