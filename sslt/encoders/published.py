@@ -41,10 +41,7 @@ def published_text(name: str, max_length: int | None = None) -> TextEncoder:
                 f"Offline, copy the model's folder here and give its path"
             ) from e
     c = model.config
-    longest = int(getattr(c, "max_position_embeddings", None) or 512)
-    if c.model_type in ("roberta", "xlm-roberta", "camembert"):
-        longest -= 2  # positions start after the padding index
-    processor = TextProcessor(tokenizer, min(max_length or 128, longest))
+    processor = TextProcessor(tokenizer, min(max_length or 128, positions(c) or 512))
     config = {k: v for k, v in json.loads(c.to_json_string()).items() if k not in _NOT_CONFIG}
     if kind is not TextEncoder:
         return kind(processor, c.model_type, config, kind.poolings[0], model)
@@ -56,6 +53,14 @@ def published_text(name: str, max_length: int | None = None) -> TextEncoder:
         encoder.words = head
         encoder.args["words"] = True
     return encoder
+
+
+def positions(config: Any) -> int | None:
+    """Tokens that a model of this config reads at most; None where it does not say."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if not longest:
+        return None
+    return int(longest) - 2 * (config.model_type in ("roberta", "xlm-roberta", "camembert"))  # theirs start after the padding index
 
 
 def _read(name: str, **settings: bool) -> tuple[Any, Any, type[TextEncoder]]:

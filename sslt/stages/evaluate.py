@@ -18,6 +18,7 @@ from sslt.encoders.windows import set_windows
 from sslt.errors import UserError, nearest
 from sslt.evaluation import language, probes
 from sslt.evaluation.beside import cheap, compared
+from sslt.evaluation.features import predicted
 from sslt.report.answers import row_names, write_answers
 from sslt.report.end import say_next
 from sslt.runs import Run, run_of
@@ -105,7 +106,13 @@ def _without_training(cfg: Any, run: Run, encoder: Encoder, source: Any) -> Targ
             f"{cfg.objective['_target_']} has weights to train: sslt finetune +target=NAME from={cfg['from']} first, then sslt evaluate "
             f"from= that run"
         )
-    return common.build_target(cfg.objective, encoder, source)
+    target, batch = common.build_target(cfg.objective, encoder, source), int(cfg.batch_size)
+    if target.shows:
+        target.prepare(encoder, common.prepare_labelled(encoder, source, "train"), batch)
+    if target.calibrates and "val" in source.splits():
+        val = common.prepare_labelled(encoder, source, "val")
+        target.calibrate(predicted(encoder, target, val, common.device_of(cfg), batch), val.answers)
+    return target
 
 
 def _beside(

@@ -63,7 +63,8 @@ class Target(Objective, abc.ABC, Generic[A]):
     called: ClassVar[str] = "this model"  # in sentences
     trains: ClassVar[bool] = True  # False: it has no weights, so that an encoder can be measured by it as it is
     fuses: ClassVar[bool] = False  # whether cheap methods can stand beside the encoder in it
-    calibrates: ClassVar[bool] = False  # whether something in it is set on validation once it is trained
+    calibrates: bool = False  # whether something in it is set on validation once it is trained
+    shows: int = 0  # training samples that it has from `prepare`, though it has no weights
 
     def __init__(self, encoder: Encoder, space: Space):
         super().__init__()

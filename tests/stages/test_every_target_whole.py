@@ -59,6 +59,17 @@ def dialogues(folder: Path) -> list[str]:
     return ["+target=qa", f"data.path={toy_reading.coqa(folder / 'dialogues.json')}", "data.history=1", *TINY_TEXT, "batch_size=16"]
 
 
+def prompt(folder: Path) -> list[str]:
+    """Sentences about cities and about people, asked of a causal encoder, which has its words from the start."""
+    draw, lines = random.Random(0), ["text,label"]
+    for i in range(80):
+        kind = draw.choice(("place", "name"))
+        lines.append(f"at {i} it was about {draw.choice(PLACES if kind == 'place' else NAMES)} again,{kind}")
+    (folder / "about.csv").write_text("\n".join(lines) + "\n")
+    tiny = ["encoder=gpt_tiny", *(s for s in TINY_TEXT[1:] if "intermediate_size" not in s)]
+    return ["+target=prompt", "data=text_csv", f"data.path={folder / 'about.csv'}", *tiny, "batch_size=16"]
+
+
 CASES = {
     "classification": lambda folder: [*SCENES, "data.answer=class"],
     "multilabel": lambda folder: [*SCENES, "data.answer=labels"],
@@ -69,6 +80,7 @@ CASES = {
     "questions": questions,
     "dialogues": dialogues,
     "next_item": lambda folder: ["+target=next_item", *TINY_ITEMS, "data.count=80", "data.aisles=3", "batch_size=16"],
+    "prompt": prompt,
 }
 SHORT = ["from=scratch", "trainer.max_steps=4", "late_fusion=false"]
 

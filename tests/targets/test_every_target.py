@@ -27,6 +27,7 @@ from sslt.targets.extractive_qa import ExtractiveQA
 from sslt.targets.multilabel import Multilabel
 from sslt.targets.next_item import NextItem
 from sslt.targets.pairs import Pairs
+from sslt.targets.prompt import Prompt
 from sslt.targets.regression import Regression
 from sslt.targets.retrieval import Retrieval
 from sslt.targets.segmentation import Segmentation
@@ -118,6 +119,16 @@ def next_item() -> tuple[Target, Answers, Answers]:
     small = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
     reads = CausalHistories(ItemProcessor(space["items"], 5), "gpt2", small, "last")
     return NextItem(reads, space, "full", 1, 0.5, "exclude", 2, 0), Item(RNG.integers(0, 4, N), space), Item(np.full(N, -1), space)
+
+
+@case("prompt")
+def prompt() -> tuple[Target, Answers, Answers]:
+    processor = TextProcessor(train_tokenizer(["ada went to rome", "it was a . b . c ."] * 5, 60, True), 24)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    masked = TextEncoder(processor, "bert", small, "mean", words=True)
+    space = {"classes": ["a", "b", "c"]}
+    target = Prompt(masked, space, "{text} it was {label}.", None, 0, "", "val", None, 0)
+    return target, Class(RNG.integers(0, 3, N), space), Class(np.zeros(N, np.int64), space)
 
 
 @pytest.fixture(params=CASES)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # targets that are not counted
 _LOGITS = 1 << 23  # of a chunk: 32 MB in float32, which caches and allocators like better than a batch's gigabytes
@@ -40,6 +41,23 @@ def vocabulary_scores(states: Tensor, weight: Tensor, targets: Tensor, bias: Ten
             logits = _logits(states[part].to(weight.dtype), weight, bias)
             found[part] = -F.cross_entropy(logits, targets[part], ignore_index=IGNORED, reduction="none")
     return found
+
+
+def log_probabilities(states: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Log-probabilities [N, K] of the entries `words` int64 [N, K] at states [N, D], with gradient.
+
+    By chunks of positions, whose logits the backward pass makes again, so that those of one chunk at a time are held.
+    """
+
+    def of(x: Tensor, chosen: Tensor) -> Tensor:
+        logits = _logits(x.to(weight.dtype), weight, bias)
+        return logits.gather(1, chosen) - logits.logsumexp(1, keepdim=True)
+
+    found = []
+    for part in _chunks(len(states), len(weight)):
+        kept = torch.is_grad_enabled()
+        found.append(checkpoint(of, states[part], words[part], use_reentrant=False) if kept else of(states[part], words[part]))
+    return torch.cat(found)
 
 
 def hits(states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
