@@ -24,8 +24,8 @@ CONFIGS = {
 }
 
 
-def encoder_of(kind: str, tokenizer: str, n_sentinels: int = 0, max_length: int = 64):
-    made = train_tokenizer(TEXTS, 150, True) if tokenizer == "wordpiece" else train_reversible(tokenizer, TEXTS, 400, False, n_sentinels)
+def encoder_of(kind: str, tokenizer: str, n_sentinels: int = 0, max_length: int = 64, words: int = 150):
+    made = train_tokenizer(TEXTS, words, True) if tokenizer == "wordpiece" else train_reversible(tokenizer, TEXTS, 400, False, n_sentinels)
     cls, config, pooling = CONFIGS[kind]
     torch.manual_seed(0)
     return cls(TextProcessor(made, max_length), kind, config, pooling)
@@ -282,7 +282,7 @@ def test_the_end_that_also_pads_is_learned():
 # -------------------------------------------------------------------- deleted words
 def test_words_are_deleted_whole():
     """Each with its own draw of 0.6, all tokens of a word together, in order, and never all of them; the whole text is to be written."""
-    encoder = encoder_of("bert", "wordpiece")
+    encoder = encoder_of("bert", "wordpiece", words=80)
     p = encoder.processor
     texts = ["the runner was running unbelievably fast", "jumping foxes outjumped the fastest dogs", "he"] * 300
     ids = [p.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
