@@ -27,7 +27,8 @@ from sslt.stages.common import starting_encoder
 
 N = 19  # images per rank: no width and no number of anything else is a multiple of it
 WORDS = ("crops",)  # learns from bags of words, which float64 can compute
-TEXT = ("mlm", "simcse")  # the latter is simclr's loss; batches of words are weighed in tests/test_distributed.py
+RESTORING = ("t5_spans", "bart", "prefix_lm", "electra", "tsdae")  # tests/objectives/test_restoring.py
+TEXT = ("mlm", "causal_lm", *RESTORING, "simcse")  # the latter is simclr's loss; batches of words are weighed in tests/test_distributed.py
 VARIANTS = {
     "inpainting": [["objective.mask=blocks"], ["objective.mask=irregular"]],
     "rbm": [["objective.persistent=true"], ["encoder.visible=binary"]],
