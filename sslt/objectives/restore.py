@@ -15,8 +15,8 @@ from sslt.objectives.parts.vocabulary import IGNORED, hits, vocabulary_loss
 class Restore(Objective):
     """Cross-entropy of what is written after what is read, each token given those before it (Raffel et al., 2020; Lewis et al., 2020).
 
-    Reads `inputs`, `outputs` [B, M] and `outputs_mask` [B, M] of a `Corruption`. By an encoder without a decoder beside it both are one row,
-    in which what is read is seen from the left alone.
+    Reads `inputs`, `outputs` [B, M] and `outputs_mask` [B, M] of a `Corruption`. By an encoder without a decoder beside it both are one
+    row, in which what is read is seen from the left alone.
     """
 
     modality = "text"

@@ -19,9 +19,9 @@ class TSDAE(Objective):
     """Transformer-based sequential denoising auto-encoder (Wang et al., 2021).
 
     Reads what `DeleteWords` makes: `views` [1, B, ...], texts without some of their words, and the whole texts, `outputs` [B, M] with
-    `outputs_mask` [B, M]. The decoder attends to nothing but the pooled feature (section 3.1). It is the encoder's own where it has one, else
-    one of this objective's, of `depth` blocks with `heads` heads, whose words are the encoder's embeddings on both of its sides; the paper's
-    has all of its weights from the encoder.
+    `outputs_mask` [B, M]. The decoder attends to nothing but the pooled feature (section 3.1). It is the encoder's own where it has one,
+    else one of this objective's, of `depth` blocks with `heads` heads, whose words are the encoder's embeddings on both of its sides; the
+    paper's shares all of its weights with the encoder.
     """
 
     modality = "text"
@@ -56,7 +56,7 @@ class VectorWriter(nn.Module):
     def __init__(self, encoder: Encoder, depth: int, heads: int):
         super().__init__()
         p = encoder.processor
-        width = encoder.token_embeddings.embedding_dim  # type: ignore[union-attr]
+        width: int = encoder.token_embeddings.embedding_dim  # type: ignore[union-attr, assignment]
         if width % heads:
             raise UserError(f"objective.heads={heads}: the encoder's words are {width} wide, which has to be a multiple of it")
         self.start_id = p.sep_id if p.cls_id is None else p.cls_id

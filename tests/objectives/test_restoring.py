@@ -1,5 +1,4 @@
-"""Protects what restores texts (T5, BART, prefixes), TSDAE and ELECTRA: their losses against the library's and against plain loops, alone and
-on two ranks, whose gradient is that of one process."""
+"""Protects what restores texts (T5, BART, prefixes), TSDAE and ELECTRA: losses against the library's and plain loops, two ranks as one."""
 
 from __future__ import annotations
 
@@ -107,7 +106,7 @@ def test_the_rest_is_learned_after_its_prefix_row_by_row():
 # -------------------------------------------------------------------- TSDAE
 @pytest.mark.parametrize("case", ["tsdae", "tsdae by its own decoder"])
 def test_tsdae_knows_the_text_by_one_vector(case):
-    """Nothing but the pooled feature reaches the decoder, which moves both halves; what it writes at a place knows nothing of what follows."""
+    """Nothing but the pooled feature reaches the decoder, and both halves learn, the embeddings of all words too."""
     encoder, objective, made = setting(case)
     loss = objective(encoder, made).value
     known = encoder({k: x[0] for k, x in made["views"].items()})
@@ -145,7 +144,7 @@ def test_tsdaes_decoder_is_causal_and_right_row_by_row():
 
 # -------------------------------------------------------------------- ELECTRA
 def test_electra_is_the_papers_loss(monkeypatch):
-    """By plain loops: a right draw counts as original, tokens that stand for no text count nowhere, chosen ones that are kept are learned."""
+    """By plain loops: a right draw counts as original, marks count nowhere, chosen words that are kept are learned."""
     encoder, objective, made = setting("electra")
     batch, p = rows(encoder, SIZES), encoder.processor
     targets = made["targets"]

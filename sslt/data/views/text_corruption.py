@@ -57,8 +57,8 @@ class T5Spans(Corruption):
             )
         if needed > found:
             raise UserError(
-                f"a text of {longest} tokens has {needed} hidden spans by views.rate={self.rate} and views.mean_span={self.mean_span}, and the "
-                f"tokenizer has {found} sentinels: lower the rate or raise the mean"
+                f"a text of {longest} tokens has {needed} hidden spans by views.rate={self.rate} and views.mean_span={self.mean_span}, and "
+                f"the tokenizer has {found} sentinels: lower the rate or raise the mean"
             )
 
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
@@ -96,10 +96,10 @@ class T5Spans(Corruption):
 class Infill(Corruption):
     """BART's corruption (Lewis et al., 2020, section 2.2): infilling, and sentences in another order. The whole text is to be written.
 
-    Spans with lengths from Poisson(mean_span) are drawn until they cover round(rate · n) of a text's n tokens; the last is cut to that. Each
-    becomes one mask; one of no length is a mask that stands for nothing. Spans do not overlap, and may stand side by side. random_share:
-    of these masks are random words instead (fairseq's code: 0.1). permute: sentences are dealt out in a random order before; one ends at a
-    full stop (`full_stops`) that no other follows, and at the end of a text.
+    Spans with lengths from Poisson(mean_span) are drawn until they cover round(rate · n) of a text's n tokens; the last is cut to that.
+    Each becomes one mask; one of no length is a mask that stands for nothing. Spans do not overlap, and may stand side by side.
+    random_share: of these masks are random words instead (fairseq's code: 0.1). permute: sentences are dealt out in a random order before;
+    one ends at a full stop (`full_stops`) that no other follows, and at the end of a text.
     """
 
     def __init__(self, rate: Fraction, mean_span: Positive, random_share: Share, permute: bool):
@@ -181,8 +181,8 @@ class Prefix(Corruption):
 
 
 class DeleteWords(Corruption):
-    """Words deleted, each with the probability `rate`, but for one at least (TSDAE: Wang et al., 2021, section 3.1); the whole text is to be
-    written. whole_word: the tokens of a word go together; a word is a token and those that continue it."""
+    """Words deleted, each with the probability `rate`, but for one at least (TSDAE: Wang et al., 2021, section 3.1); the whole text is to
+    be written. whole_word: the tokens of a word go together; a word is a token and those that continue it."""
 
     written_by = ("masked", "causal", "seq2seq")
 
@@ -224,10 +224,13 @@ def sentinels(tokenizer: Any) -> list[int]:
 
 def full_stops(tokenizer: Any) -> list[int]:
     """The ids of entries that end a sentence: whose text ends in one of `STOPS`, with what closes a quotation or a bracket after it."""
-    decoder = cast(Any, tokenizer).backend_tokenizer.decoder
-    special = set(tokenizer.all_special_ids)
-    text = (lambda token: token) if decoder is None else (lambda token: decoder.decode([token]))
-    return sorted(i for token, i in tokenizer.get_vocab().items() if i not in special and text(token).strip().rstrip(_CLOSING).endswith(STOPS))
+    decoder, special = cast(Any, tokenizer).backend_tokenizer.decoder, set(tokenizer.all_special_ids)
+    found = []
+    for token, i in tokenizer.get_vocab().items():
+        text = token if decoder is None else decoder.decode([token])
+        if i not in special and text.strip().rstrip(_CLOSING).endswith(STOPS):
+            found.append(i)
+    return sorted(found)
 
 
 def body_of(batch: dict[str, Tensor], processor: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,11 @@ from sslt.encoders.seq2seq import Seq2SeqEncoder
 from sslt.encoders.text import TextEncoder
 from sslt.errors import UserError
 
-TEXTS = ["The runner was running unbelievably fast. Was he? Yes!", "Jumping foxes outjumped the fastest dogs... and cats.", "好的。再见！"] * 5
+TEXTS = [
+    "The runner was running unbelievably fast. Was he? Yes!",
+    "Jumping foxes outjumped the fastest dogs... and cats.",
+    "好的。再见！",
+] * 5
 CONFIGS = {
     "t5": (Seq2SeqEncoder, {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}, "mean"),
     "gpt2": (CausalEncoder, {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}, "last"),
@@ -86,7 +90,7 @@ def reference_mask(length: int, rate: float, mean: float, rng: np.random.Generat
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_t5_restores_the_text(t5, packed):
-    """What is read with each sentinel replaced by what is written after it is the text; sentinels come in T5's order, the highest id first."""
+    """What is read, with what is written after each sentinel in its place, is the text; sentinels come in T5's order."""
     p = t5.processor
     sizes = [40] * 6 if packed else [60, 41, 20, 7, 3, 2]
     batch, texts = rows(p, sizes, packed)
@@ -211,7 +215,7 @@ def test_the_last_span_is_nowhere_in_particular(plain):
 def test_some_masks_are_random_words(plain):
     """A tenth, of words that stand for text."""
     p = plain.processor
-    batch, texts = rows(p, [50] * 200)
+    batch, _ = rows(p, [50] * 200)
     torch.manual_seed(0)
     shares = [sum(row.count(p.mask_id) for row in read_of(Infill(0.3, 3.0, s, False)(batch, plain), p)) for s in (0.0, 0.4)]
     assert shares[1] / shares[0] == pytest.approx(0.6, abs=0.05)
