@@ -48,7 +48,7 @@ class T5Spans(Corruption):
 
     def check(self, encoder: Any) -> None:
         super().check(encoder)
-        found, longest = len(sentinels(encoder.processor.tokenizer)), encoder.processor.room
+        found, longest = len(sentinels(encoder.processor.tokenizer)), encoder.processor.max_length
         needed = int(self._counts(torch.tensor([longest]))[1])
         if not found:
             raise UserError(
@@ -71,7 +71,7 @@ class T5Spans(Corruption):
         sentinel = ids[number.clamp(max=len(ids) - 1)]
         read, mask = rows_of(torch.where(first, sentinel, tokens), text & (first | ~hidden), p, start=True)
         written = torch.stack([sentinel, tokens], 2).flatten(1), torch.stack([first, hidden], 2).flatten(1)
-        outputs, outputs_mask = rows_of(*written, p, start=False)
+        outputs, outputs_mask = rows_of(*written, p, start=False, cut=False)  # a span of one token is two here
         learned = hidden.any(1, keepdim=True)  # a text of one token has nothing hidden
         return {**batch, "inputs": {"tokens": read, "mask": mask}, "outputs": outputs, "outputs_mask": outputs_mask & learned}
 
@@ -246,20 +246,22 @@ def body_of(batch: dict[str, Tensor], processor: Any) -> tuple[Tensor, Tensor, T
     return tokens[:, before:], (size - before - ended.long()).clamp(min=0), ended
 
 
-def rows_of(values: Tensor, kept: Tensor, processor: Any, *, start: bool, ended: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def rows_of(
+    values: Tensor, kept: Tensor, processor: Any, *, start: bool, ended: Tensor | None = None, cut: bool = True
+) -> tuple[Tensor, Tensor]:
     """`values` [B, T] at the True places of `kept` [B, T], closed up: tokens [B, W] and their mask [B, W].
 
     Behind them stands the mark of an end, where `ended` bool [B] says so (None: everywhere), and before them that of a start, if `start`
-    and there is one. A row of more than the processor's `max_length` is cut to it. W is a multiple of 8, or `max_length`.
+    and there is one. cut: a row of more than the processor's `max_length` is cut to it. W is a multiple of 8, or `max_length`.
     """
     p = processor
     before = int(start and p.cls_id is not None)
     ending = torch.ones(len(values), dtype=torch.long, device=values.device) if ended is None else ended.long()
-    # two tokens for a span of one: what is written may be longer than a row that is read
-    count = kept.sum(1).clamp(max=p.max_length - before - 1) if start else kept.sum(1)
+    count = kept.sum(1)
+    count = count.minimum(p.max_length - before - ending) if cut else count
     size = before + count + ending
-    width = -(-int(size.max()) // 8) * 8
-    width = min(width, p.max_length) if start else width
+    longest = int(size.max())
+    width = min(-(-longest // 8) * 8, max(p.max_length, longest))
     place = kept.cumsum(1) - 1
     place = torch.where(kept & (place < count[:, None]), place + before, width)  # what is left out comes into a column behind all
     tokens = torch.full((len(values), width + 1), p.pad_id, device=values.device).scatter(1, place, values)[:, :width]
@@ -267,7 +269,7 @@ def rows_of(values: Tensor, kept: Tensor, processor: Any, *, start: bool, ended:
         tokens[:, 0] = p.cls_id
     at = torch.arange(width, device=values.device)
     mask = at < size[:, None]
-    return torch.where(mask & (at == before + count[:, None]), p.sep_id, tokens), mask
+    return torch.where(mask & (at >= before + count[:, None]), p.sep_id, tokens), mask
 
 
 def _parts(items: Tensor, parts: Tensor, width: int, most: int) -> Tensor:

@@ -143,7 +143,7 @@ def test_t5_is_refused_where_it_cannot_be(t5, plain):
     """No sentinels, too few, no decoder, several windows: a line each."""
     for view, encoder, says in [
         (T5Spans(0.15, 3.0), plain, "no sentinels"),
-        (T5Spans(0.5, 1.0), encoder_of("t5", "bpe", 10), "has 31 hidden spans .* has 10 sentinels"),
+        (T5Spans(0.5, 1.0), encoder_of("t5", "bpe", 10), "has 32 hidden spans .* has 10 sentinels"),
         (T5Spans(0.15, 3.0), encoder_of("gpt2", "bpe", 60), "has no decoder to write with: choose encoder=t5_tiny"),
         (Infill(0.3, 3.0, 0.0, True), encoder_of("bert", "wordpiece"), "has no decoder to write with"),
         (Prefix(), encoder_of("bert", "wordpiece"), "has no decoder"),
@@ -281,6 +281,16 @@ def test_the_end_that_also_pads_is_learned():
     made = Prefix()(batch, encoder)
     for text, read, written in zip(texts, read_of(made, p), written_of(made), strict=True):
         assert read + written == [*text, p.sep_id]
+
+
+@pytest.mark.parametrize("view", [Infill(1.0, 0.1, 0.0, True), Prefix(), T5Spans(0.9, 1.0)])
+def test_no_row_is_longer_than_the_encoder_reads(view):
+    """Where full rows have no place for a mark of an end, or masks are more than the words they stand for; 30 is no multiple of 8."""
+    encoder = encoder_of("t5", "bpe", 60, max_length=30)
+    made = view(rows(encoder.processor, [30, 30], packed=True)[0], encoder)
+    assert made["inputs"]["tokens"].shape[1] <= 30
+    assert isinstance(view, T5Spans) or made["outputs"].shape[1] <= 30
+    assert (made["outputs_mask"].sum(1) > 0).all()
 
 
 # -------------------------------------------------------------------- deleted words
