@@ -198,7 +198,8 @@ class DeleteWords(Corruption):
         score = torch.rand(words.shape, device=words.device)
         if self.whole_word:
             starts = ~self._table(p, words.device)[inputs["tokens"]]
-            score = score.gather(1, (starts.cumsum(1) - 1).clamp(min=0))  # all tokens of a word share a draw
+            starts[:, 0] = True  # whatever its tokenizer says of a text's first token
+            score = score.gather(1, starts.cumsum(1) - 1)  # all tokens of a word share a draw
         score = score.masked_fill(~words, -1.0)
         kept = (score > self.rate) | (score == score.amax(1, keepdim=True))
         tokens, size, _ = body_of(batch, p)

@@ -324,6 +324,18 @@ def test_words_are_deleted_whole():
     assert (alone == 3).all()  # its start, one token and its end
 
 
+def test_the_first_word_has_its_own_draw(t5):
+    """Also where it does not say that it starts a word, and no mark stands before it."""
+    p = t5.processor
+    ids = p.tokenizer("The runner", add_special_tokens=False)["input_ids"]
+    second = len(p.tokenizer("The", add_special_tokens=False)["input_ids"])
+    torch.manual_seed(0)
+    made = DeleteWords(0.5, True)({"tokens": torch.tensor([[*ids, p.sep_id]] * 400)}, t5)
+    rows = [row[mask].tolist()[:-1] for row, mask in zip(made["views"]["tokens"][0], made["views"]["mask"][0], strict=True)]
+    counts = [sum(row == kept for row in rows) for kept in (ids, ids[:second], ids[second:])]
+    assert sum(counts) == 400 and min(counts) > 60
+
+
 def test_settings_are_those_of_the_papers():
     """What the recipes hide: T5 15 % by 3, BART 30 % by 3 with sentences permuted, ELECTRA 15 % of which 85 % masked, TSDAE 60 %."""
     views = lambda task: build(compose("pretrain", [f"+task={task}"]).views)  # noqa: E731
