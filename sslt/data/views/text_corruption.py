@@ -168,6 +168,9 @@ class Prefix(Corruption):
 
     written_by = ("seq2seq", "causal")
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, batch: dict[str, Tensor], encoder: Any) -> dict[str, Any]:
         p = encoder.processor
         tokens, size, ended = body_of(batch, p)
