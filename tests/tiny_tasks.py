@@ -8,8 +8,11 @@ from sslt import groups
 from sslt.config import compose
 
 TASKS = sorted(groups.options("task"))
+TINY_WORDS = ["encoder.processor.vocab_size=1000", "encoder.processor.max_length=32", "trainer.precision=32", "trainer.accelerator=cpu"]
 TINY = {
     "TextEncoder": TINY_TEXT,
+    "CausalEncoder": [*TINY_WORDS, "encoder.config.hidden_size=32"],
+    "Seq2SeqEncoder": [*TINY_WORDS, "encoder.config.d_model=32"],
     "BagEncoder": [
         "encoder.dim=16",
         "encoder.pairs=500",

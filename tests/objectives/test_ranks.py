@@ -27,7 +27,10 @@ from sslt.stages.common import starting_encoder
 
 N = 19  # images per rank: no width and no number of anything else is a multiple of it
 WORDS = ("crops",)  # learns from bags of words, which float64 can compute
-TEXT = ("mlm", "simcse", "sasrec", "bert4rec")  # the latter is simclr's loss; batches of words are weighed in tests/test_distributed.py
+RESTORING = ("t5_spans", "bart", "prefix_lm", "electra", "tsdae")  # tests/objectives/test_restoring.py
+ITEMS = ("sasrec", "bert4rec")  # tests/objectives/test_item_objectives.py
+# simcse is simclr's loss; batches of words are weighed in tests/test_distributed.py
+TEXT = ("mlm", "causal_lm", *RESTORING, *ITEMS, "simcse")
 VARIANTS = {
     "inpainting": [["objective.mask=blocks"], ["objective.mask=irregular"]],
     "rbm": [["objective.persistent=true"], ["encoder.visible=binary"]],
