@@ -259,6 +259,10 @@ class Texts(Answers):
     def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
         return {}  # words belong to whoever has a tokenizer
 
+    @classmethod
+    def fits(cls, space: Space, other: Space | None) -> bool:
+        return True  # texts are texts, whatever is said of their language
+
 
 class Boxes(Answers):
     """Rectangles with a class. values: ragged float64 [n, 5] of (left, top, right, bottom, class) in pixels of the image.

@@ -42,6 +42,7 @@ def cheap(
     if entry.meta["method"] is None:
         return found, None
     predictions = Answers.load(entry, entry.meta["predictions"])
+    found |= entry.meta["others"]
     found[f"baseline/{target.primary}"] = target.score(predictions, test.answers)
     found["baseline/method"] = entry.meta["method"]
     if entry.meta["val_score"] is not None:
@@ -57,7 +58,7 @@ def _write(target: Target, source: Any, samples: Mapping[str, Samples | None], l
     if best is None:
         return {"method": None}
     shown = None if math.isnan(best.val_score) else best.val_score
-    return {"method": best.method, "val_score": shown, "predictions": best.predictions.save(folder)}
+    return {"method": best.method, "val_score": shown, "others": dict(best.others or {}), "predictions": best.predictions.save(folder)}
 
 
 def _rows(source: Any, split: str, samples: Samples | None, labels: Labels) -> Rows | None:

@@ -28,12 +28,19 @@ log = logging.getLogger("sslt")
 
 
 def predicted(
-    encoder: Encoder, target: Target, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED
+    encoder: Encoder,
+    target: Target,
+    samples: Samples,
+    device: torch.device,
+    batch_size: int,
+    number_format: str = MEASURED,
+    how: Callable[..., Any] | None = None,
 ) -> Any:
-    """What a target answers to all samples, in their order. Ranks share the work; all get the result."""
+    """What a target answers to all samples, in their order. Ranks share the work; all get the result. how: its method, None: `predict`."""
+    how = how or target.predict
     target.to(device)
     with evaluating(target):
-        parts, rows = _over_batches(encoder, samples, device, batch_size, number_format, lambda batch: target.predict(encoder, batch))
+        parts, rows = _over_batches(encoder, samples, device, batch_size, number_format, lambda batch: how(encoder, batch))
     found = [(Answers.join(parts) if parts else None, rows)]
     if distributed.world_size() > 1:
         found = distributed.gather_objects(found[0])

@@ -5,6 +5,7 @@ All are shares, 0 to 1. Predictions are N texts, references N lists of one or mo
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import re
@@ -63,14 +64,31 @@ def tokens(text: str) -> list[str]:
 
 
 class _Words:
-    """Words of any script, for rouge-score: its own tokenizer reads a to z and digits alone."""
+    """What rouge-score takes for words, each text read once. English is stemmed and read as by its own tokenizer (a to z and digits),
+    other languages by words of any script."""
+
+    def __init__(self, english: bool):
+        from nltk.stem import porter
+        from rouge_score import tokenize
+
+        self.stem = functools.cache(porter.PorterStemmer().stem)  # takes most of the time where it is done again
+        self.read = (lambda text: tokenize.tokenize(text, self)) if english else _any_words
+        self.known: dict[str, list[str]] = {}
 
     def tokenize(self, text: str) -> list[str]:
-        return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+        if text not in self.known:
+            self.known[text] = self.read(text)
+        return self.known[text]
 
 
-def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], language: str | None) -> np.ndarray:
-    """F of ROUGE-1, -2, -L and -Lsum (Lin, 2004) of each row, float64 [N, 4]; of several references the one that fits best, each measure
+def _any_words(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def rouge(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], language: str | None, kinds: Sequence[str] = ROUGES
+) -> np.ndarray:
+    """F of ROUGE-1, -2, -L and -Lsum (Lin, 2004) of each row, float64 [N, kinds]; of several references the one that fits best, each measure
     for itself. English as rouge-score has it, with Porter's stemmer; other languages by words of any script, without a stemmer.
 
     Lsum takes sentences one by one. A corpus has the mean over its rows.
@@ -81,12 +99,12 @@ def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], langu
     except ImportError as e:
         raise UserError(f"rouge-score {EXTRA}") from e
     english = language_of(references, language) == "en"
-    scorer = RougeScorer(list(ROUGES), use_stemmer=english, tokenizer=None if english else _Words())
-    found = np.empty((len(predictions), len(ROUGES)))
+    scorer = RougeScorer(list(kinds), tokenizer=_Words(english))
+    found = np.empty((len(predictions), len(kinds)))
     lined = {text: "\n".join(sentences(text)) for text in {*predictions, *(r for several in references for r in several)}}
     for i, (text, several) in enumerate(zip(predictions, references, strict=True)):
         scores = scorer.score_multi([lined[r] for r in several], lined[text])
-        found[i] = [scores[name].fmeasure for name in ROUGES]
+        found[i] = [scores[name].fmeasure for name in kinds]
     return found
 
 

@@ -1,0 +1,232 @@
+"""Writing: a text as the answer to a text, word by word, by encoders that write (summaries, translations, replies in a dialogue)."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslt.data.answers import Space, Texts
+from sslt.data.base import Source
+from sslt.data.views.base import Plain, Views
+from sslt.encoders.base import Encoder
+from sslt.encoders.generation import Limits, generate
+from sslt.errors import UserError
+from sslt.objectives.base import Loss, wide
+from sslt.objectives.parts.vocabulary import vocabulary_loss, vocabulary_scores
+from sslt.ranges import Count, Positive, Share
+from sslt.targets import written_baselines as cheap
+from sslt.targets.base import Cheap, Rows, Target
+from sslt.targets.metrics import written
+from sslt.targets.metrics.intervals import bootstrap
+
+
+class Writing(Target[Texts], abc.ABC):
+    """Cross-entropy of each token of the answer, given the text and the tokens before it; it has no weights but the encoder's.
+
+    Reads `views` of one view, and of the answer `outputs` [B, M] and `outputs_mask` [B, M]. Written is what `generate` finds, greedily or
+    by beams, or draws where `sample`. Of several references the first is learned and all are measured. Predictions have as `scores`
+    [N, 2] the losses of the reference's tokens and how many they are, where there is one. label_smoothing: Szegedy et al. (2016), section 7.
+    """
+
+    answer, reads, trains = Texts, "words", False
+    watched = ("perplexity",)
+    watched_rows = 200
+    called = "this writer"
+
+    def __init__(
+        self, encoder: Encoder, space: Space, label_smoothing: Share, max_tokens: Count, min_tokens: int, beams: Count, length_penalty: float,
+        sample: bool, temperature: Positive, top_k: int, top_p: Share, seed: int,
+    ):  # fmt: skip
+        super().__init__(encoder, space)
+        self.label_smoothing = label_smoothing
+        self.limits = Limits(
+            max_tokens=max_tokens, min_tokens=min_tokens, beams=beams, length_penalty=length_penalty, sample=sample,
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        )  # fmt: skip
+
+    @property
+    def language(self) -> str | None:
+        return self.space.get("language")
+
+    # ---------------------------------------------------------------- learning
+    def forward(self, encoder: Encoder, batch: dict) -> Loss:
+        states, targets, weight, bias = self._reply(encoder, {k: x[0] for k, x in batch["views"].items()}, batch)
+        loss, n = vocabulary_loss(states, weight, targets, bias), max(len(targets), 1)
+        logs = {"perplexity": (loss.detach() / n).exp()}
+        if self.label_smoothing:  # the mean loss of all words is log Σ exp minus their mean score, which is that of the mean of their rows
+            mean = weight.mean(0) if bias is None else torch.cat([weight.mean(0), bias.mean()[None]])
+            own = weight[targets] if bias is None else torch.cat([weight[targets], bias[targets, None]], 1)
+            states = states if bias is None else torch.cat([states, torch.ones_like(states[:, :1])], 1)
+            loss = loss + self.label_smoothing * (wide(states) * wide(own - mean)).sum()
+        return Loss(loss / n, logs)
+
+    def units(self, batch: dict) -> Tensor:
+        """Tokens of the answers, their ends among them."""
+        return batch["outputs_mask"].sum()
+
+    def _reply(self, encoder: Encoder, inputs: dict[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """States [N, D] of the N tokens of the answers, which they are [N], and the output layer."""
+        outputs, mask = batch["outputs"], batch["outputs_mask"]
+        states = encoder.reply_states(inputs, outputs, mask)
+        return (states[mask], outputs[mask], *encoder.output_layer())
+
+    # ---------------------------------------------------------------- answers
+    def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Texts:
+        rows = generate(encoder, encoder.inputs(batch), self.limits)
+        return Texts([[encoder.processor.decode_text(row)] for row in rows], self.space, scores=self._losses(encoder, batch))
+
+    def judge(self, encoder: Encoder, batch: dict[str, Any]) -> Texts:
+        return Texts([[""]] * len(batch["tokens"]), self.space, scores=self._losses(encoder, batch))
+
+    def judged(self, judged: Texts) -> dict[str, float]:
+        return {} if judged.scores is None else {"perplexity": written.perplexity(judged.scores)}
+
+    def _losses(self, encoder: Encoder, batch: dict[str, Any]) -> np.ndarray | None:
+        """[B, 2]: the sum of the losses of a reference's tokens, and how many they are."""
+        if "outputs" not in batch:
+            return None
+        states, targets, weight, bias = self._reply(encoder, encoder.inputs(batch), batch)
+        mask = batch["outputs_mask"]
+        losses = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+        losses[mask] = -vocabulary_scores(states, weight, targets, bias).double()
+        return torch.stack([losses.sum(1), mask.sum(1).double()], 1).cpu().numpy()
+
+    def measure(self, predictions: Texts, answers: Texts) -> dict[str, float]:
+        texts, references = firsts(predictions), list(answers.values)
+        found = {**self.of(texts, references), "exact_match": written.exact_match(texts, references)}
+        return found | ({} if predictions.scores is None else self.judged(predictions))
+
+    @abc.abstractmethod
+    def of(self, texts: list[str], references: list[list[str]]) -> dict[str, float]:
+        """What is measured of texts, the primary metric first."""
+
+    def score(self, predictions: Texts, answers: Texts) -> float:
+        return self.of_counts(self.counts(predictions, answers))
+
+    @abc.abstractmethod
+    def counts(self, predictions: Texts, answers: Texts) -> np.ndarray:
+        """[N, K] of each row what the primary metric is made of,"""
+
+    @abc.abstractmethod
+    def of_counts(self, counts: np.ndarray) -> float:
+        """and the metric of rows that have these."""
+
+    def difference(self, a: Texts, b: Texts, answers: Texts) -> tuple[float, float, float]:
+        ours, theirs = self.counts(a, answers), self.counts(b, answers)
+        return bootstrap(len(answers), lambda index: self.of_counts(ours[index]) - self.of_counts(theirs[index]))
+
+    def errors(self, predictions: Texts, answers: Texts) -> np.ndarray:
+        """1 - chrF of each row."""
+        return 1 - written.chrf_rows(firsts(predictions), list(answers.values))
+
+    def rows(self, predictions: Texts) -> list[dict[str, Any]]:
+        """The text; where there are several, as of references, all."""
+        return [{"prediction": row[0] if len(row) == 1 else list(row)} for row in predictions.values]
+
+    # ---------------------------------------------------------------- before training
+    @classmethod
+    def check(cls, source: Source, answers: Texts | None = None) -> None:
+        if answers is not None and len(answers) > 1 and len({row[0] for row in answers.values}) == 1:
+            raise UserError(f"all {len(answers)} training texts of {source.name} have the same answer: there is nothing to learn")
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        encoder.require_writing("seq2seq", "causal")
+        encoder.processor.decode_text([])  # refuses a tokenizer that cannot be undone
+
+    def check_views(self, views: Views) -> None:
+        if type(views) is not Plain or views.n > 1:
+            raise UserError("a text is written of a text as it is: leave views=plain with views.n=1")
+
+
+def firsts(answers: Texts) -> list[str]:
+    return [row[0] if row else "" for row in answers.values]
+
+
+class Summarization(Writing):
+    """Measured by ROUGE; of several references the best of each row."""
+
+    primary, called = "rougeL", "this summarizer"
+
+    def of(self, texts: list[str], references: list[list[str]]) -> dict[str, float]:
+        means = dict(zip(written.ROUGES, written.rouge(texts, references, self.language).mean(0).tolist(), strict=True))
+        return {k: means[k] for k in ("rougeL", "rouge1", "rouge2", "rougeLsum")}
+
+    def counts(self, predictions: Texts, answers: Texts) -> np.ndarray:
+        return written.rouge(firsts(predictions), list(answers.values), self.language, ("rougeL",))
+
+    def of_counts(self, counts: np.ndarray) -> float:
+        return float(counts.mean())
+
+    def errors(self, predictions: Texts, answers: Texts) -> np.ndarray:
+        """1 - ROUGE-L of each row."""
+        return 1 - self.counts(predictions, answers)[:, 0]
+
+    def notes(self, answers: Texts) -> dict[str, str]:
+        return {"rouge/signature": written.rouge_signature(list(answers.values), self.language)}
+
+    def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
+        """The first sentences; beside them what the best sentence of each text would reach."""
+        found = cheap.strongest({f"the first {n} sentence{'s'[: n > 1]}": cheap.lead(n) for n in cheap.LEADS}, self.score, val, test)
+        best = cheap.oracle(test.one_each, list(test.answers.values), self.language)
+        return found._replace(others={f"best_sentence/{self.primary}": self.score(Texts([[t] for t in best], self.space), test.answers)})
+
+
+class _ByBleu(Writing):
+    primary = "bleu"
+
+    def counts(self, predictions: Texts, answers: Texts) -> np.ndarray:
+        return written.bleu_counts(firsts(predictions), list(answers.values), self.language)
+
+    def of_counts(self, counts: np.ndarray) -> float:
+        return written.bleu_of(counts)
+
+    def notes(self, answers: Texts) -> dict[str, str]:
+        return {"bleu/signature": written.bleu([""] * len(answers), list(answers.values), self.language)[1]}
+
+    def _methods(self, train: Rows) -> dict[str, cheap.Method]:
+        """By the name that is told."""
+        return {"the answer to the nearest training text (TF-IDF)": cheap.nearest(train.one_each, firsts(train.answers))}
+
+    def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
+        return cheap.strongest(self._methods(train), self.score, val, test)
+
+
+class Response(_ByBleu):
+    """What is said next in a dialogue, measured by BLEU; distinct n-grams say how varied the texts are."""
+
+    called = "this speaker"
+
+    def of(self, texts: list[str], references: list[list[str]]) -> dict[str, float]:
+        return {"bleu": written.bleu(texts, references, self.language)[0], **{f"distinct{n}": written.distinct(texts, n) for n in (1, 2)}}
+
+    def trivial(self, train: Texts, test: Texts) -> dict[str, float]:
+        """The most frequent answer to everything."""
+        texts, counts = np.unique(firsts(train), return_counts=True)
+        most = str(texts[counts.argmax()])
+        return {f"most_frequent/{self.primary}": self.score(Texts([[most]] * len(test), self.space), test)}
+
+
+class Translation(_ByBleu):
+    """Measured by BLEU of texts as they are, chrF, and BLEU of lower-cased tokens, which is another scale."""
+
+    called = "this translator"
+
+    def of(self, texts: list[str], references: list[list[str]]) -> dict[str, float]:
+        return {
+            "bleu": written.bleu(texts, references, self.language)[0],
+            "chrf": written.chrf(texts, references)[0],
+            "bleu_tokenized": written.tokenized_bleu(texts, references),
+        }
+
+    def notes(self, answers: Texts) -> dict[str, str]:
+        return super().notes(answers) | {"chrf/signature": written.chrf([""] * len(answers), list(answers.values))[1]}
+
+    def _methods(self, train: Rows) -> dict[str, cheap.Method]:
+        texts, answers = train.one_each, firsts(train.answers)
+        words = {"a dictionary word by word (IBM model 1)": cheap.dictionary(texts, answers)}
+        return words | super()._methods(train) | {"the text as it is": cheap.copied}
