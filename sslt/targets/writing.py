@@ -16,8 +16,8 @@ from sslt.data.views.base import Plain, Views
 from sslt.encoders.base import Encoder
 from sslt.encoders.generation import Limits, generate
 from sslt.errors import UserError
-from sslt.objectives.base import Loss, wide
-from sslt.objectives.parts.vocabulary import vocabulary_loss, vocabulary_scores
+from sslt.objectives.base import Loss
+from sslt.objectives.parts.vocabulary import hits, vocabulary_loss, vocabulary_scores
 from sslt.ranges import Count, Positive, Share
 from sslt.targets import written_baselines as cheap
 from sslt.targets.base import Cheap, Rows, Target
@@ -33,7 +33,7 @@ class Writing(Target[Texts], abc.ABC):
     [N, 2] the losses of the reference's tokens and how many they are, where there is one. label_smoothing: Szegedy et al. (2016), section 7.
     """
 
-    answer, reads, trains = Texts, "words", False
+    answer, reads, trains, writes = Texts, "words", False, True
     watched = ("perplexity",)
     watched_rows = 200
     called = "this writer"
@@ -56,14 +56,9 @@ class Writing(Target[Texts], abc.ABC):
     # ---------------------------------------------------------------- learning
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         states, targets, weight, bias = self._reply(encoder, {k: x[0] for k, x in batch["views"].items()}, batch)
-        loss, n = vocabulary_loss(states, weight, targets, bias), max(len(targets), 1)
-        logs = {"perplexity": (loss.detach() / n).exp()}
-        if self.label_smoothing:  # the mean loss of all words is log Σ exp minus their mean score, which is that of the mean of their rows
-            mean = weight.mean(0) if bias is None else torch.cat([weight.mean(0), bias.mean()[None]])
-            own = weight[targets] if bias is None else torch.cat([weight[targets], bias[targets, None]], 1)
-            states = states if bias is None else torch.cat([states, torch.ones_like(states[:, :1])], 1)
-            loss = loss + self.label_smoothing * (wide(states) * wide(own - mean)).sum()
-        return Loss(loss / n, logs)
+        n = max(len(targets), 1)
+        loss = vocabulary_loss(states, weight, targets, bias, self.label_smoothing) / n
+        return Loss(loss, {"token_accuracy": hits(states, weight, targets, bias) / n} if self.logs_now else {})
 
     def units(self, batch: dict) -> Tensor:
         """Tokens of the answers, their ends among them."""
