@@ -20,7 +20,6 @@ from sslt.runs import Run
 from sslt.targets.base import Target
 from sslt.targets.classification import Classification
 
-
 log = logging.getLogger("sslt")
 
 

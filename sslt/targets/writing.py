@@ -30,7 +30,7 @@ class Writing(Target[Texts], abc.ABC):
 
     Reads `views` of one view, and of the answer `outputs` [B, M] and `outputs_mask` [B, M]. Written is what `generate` finds, greedily or
     by beams, or draws where `sample`. Of several references the first is learned and all are measured. Predictions have as `scores`
-    [N, 2] the losses of the reference's tokens and how many they are, where there is one. label_smoothing: Szegedy et al. (2016), section 7.
+    [N, 2] the losses of the reference's tokens and how many they are, where there is one. label_smoothing: Szegedy et al. (2016), sec. 7.
     """
 
     answer, reads, trains, writes = Texts, "words", False, True
@@ -39,8 +39,8 @@ class Writing(Target[Texts], abc.ABC):
     called = "this writer"
 
     def __init__(
-        self, encoder: Encoder, space: Space, label_smoothing: Share, max_tokens: Count, min_tokens: int, beams: Count, length_penalty: float,
-        sample: bool, temperature: Positive, top_k: int, top_p: Share, seed: int,
+        self, encoder: Encoder, space: Space, label_smoothing: Share, max_tokens: Count, min_tokens: int, beams: Count,
+        length_penalty: float, sample: bool, temperature: Positive, top_k: int, top_p: Share, seed: int,
     ):  # fmt: skip
         super().__init__(encoder, space)
         self.label_smoothing = label_smoothing
@@ -64,7 +64,9 @@ class Writing(Target[Texts], abc.ABC):
         """Tokens of the answers, their ends among them."""
         return batch["outputs_mask"].sum()
 
-    def _reply(self, encoder: Encoder, inputs: dict[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _reply(
+        self, encoder: Encoder, inputs: dict[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """States [N, D] of the N tokens of the answers, which they are [N], and the output layer."""
         outputs, mask = batch["outputs"], batch["outputs_mask"]
         states = encoder.reply_states(inputs, outputs, mask)

@@ -43,7 +43,9 @@ def nearest(texts: Sequence[str], answers: Sequence[str]) -> Method:
         texts, answers = [texts[i] for i in kept], [answers[i] for i in kept]
     most = COMMON if len(texts) >= 1000 else 1.0
     try:
-        model = TfidfVectorizer(tokenizer=written.tokens, token_pattern=None, lowercase=False, max_df=most, sublinear_tf=True, dtype=np.float32)
+        model = TfidfVectorizer(
+            tokenizer=written.tokens, token_pattern=None, lowercase=False, max_df=most, sublinear_tf=True, dtype=np.float32
+        )
         known = model.fit_transform(texts).T.tocsr()
     except ValueError:  # no words in any of them
         return lambda asked: [answers[0]] * len(asked)

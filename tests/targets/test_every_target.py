@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from vector_encoder import VectorEncoder
 
-from sslt.data.answers import Answers, Class, Labels, Map, Number, Tags
+from sslt.data.answers import Answers, Class, Labels, Map, Number, Tags, Texts
 from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.prepare.reversible import train_reversible
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.ragged import Ragged
 from sslt.encoders.conv4 import Conv4
+from sslt.encoders.seq2seq import Seq2SeqEncoder
 from sslt.encoders.text import TextEncoder
 from sslt.targets.base import Target
 from sslt.targets.classification import Classification
@@ -26,6 +28,7 @@ from sslt.targets.regression import Regression
 from sslt.targets.retrieval import Retrieval
 from sslt.targets.segmentation import Segmentation
 from sslt.targets.tagging import Tagging
+from sslt.targets.writing import Response, Summarization, Translation
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -93,6 +96,19 @@ def segmentation() -> tuple[Target, Answers, Answers]:
     maps = [RNG.integers(0, 3, (6, 5)).astype(np.uint8) for _ in range(N)]
     image = Conv4(ImageProcessor(16, 1, [0.5], [0.25]), width=4, blocks=2, downsample="pool", pooling="mean")
     return Segmentation(image, space, "linear", 8, 1, 0.0), Map.of(maps, space), Map.of([np.zeros((6, 5), np.uint8)] * N, space)
+
+
+def written(kind: type) -> tuple[Target, Answers, Answers]:
+    """A tiny T5; texts of a few of some words, two references each."""
+    words = ["ada", "went", "to", "rome", "and", "bob", "stayed", "home", "all", "day"]
+    processor = TextProcessor(train_reversible("bpe", [" ".join(words)] * 5, 400, False, 0), 16)
+    encoder = Seq2SeqEncoder(processor, "t5", {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}, "mean")
+    target = kind(encoder, {"language": "en"}, 0.1, 8, 0, 1, 1.0, False, 1.0, 0, 1.0, 0)
+    rows = [[" ".join(RNG.permutation(words)[:6]) for _ in range(2)] for _ in range(N)]
+    return target, Texts(rows, target.space), Texts([[""]] * N, target.space)
+
+
+CASES |= {k.__name__.lower(): lambda k=k: written(k) for k in (Summarization, Response, Translation)}
 
 
 @pytest.fixture(params=CASES)

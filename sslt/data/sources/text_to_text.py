@@ -246,6 +246,8 @@ class TextToText(ToTexts):
                 return names[sides[0]], [names[sides[1]]]
             if not table.named and len(table.columns) == 2:
                 return table.columns[0], [table.columns[1]]
+            if len(table.columns) == 1:
+                return table.columns[0], []
         if source is None:
             firsts = [names[a] for a, _ in SIDES if a in names and names[a] not in (target or ())]
             rest = [c for c in table.columns if c not in (target or ())]

@@ -88,8 +88,8 @@ def _any_words(text: str) -> list[str]:
 def rouge(
     predictions: Sequence[str], references: Sequence[Sequence[str]], language: str | None, kinds: Sequence[str] = ROUGES
 ) -> np.ndarray:
-    """F of ROUGE-1, -2, -L and -Lsum (Lin, 2004) of each row, float64 [N, kinds]; of several references the one that fits best, each measure
-    for itself. English as rouge-score has it, with Porter's stemmer; other languages by words of any script, without a stemmer.
+    """F of ROUGE-1, -2, -L and -Lsum (Lin, 2004) of each row, float64 [N, kinds]; of several references the best, each measure for
+    itself. English as rouge-score has it, with Porter's stemmer; other languages by words of any script, without a stemmer.
 
     Lsum takes sentences one by one. A corpus has the mean over its rows.
     """
@@ -132,12 +132,17 @@ def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
     return [[several[k] if k < len(several) else None for several in references] for k in range(max(map(len, references)))]
 
 
+def _share(score: float) -> float:
+    """Of 0 to 100, which sacrebleu passes by a rounding error."""
+    return min(score / 100, 1.0)
+
+
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], language: str | None) -> tuple[float, str]:
     """BLEU of a corpus (Papineni et al., 2002) as sacrebleu counts it on texts as they are, and its signature."""
     check_numbers(predictions, references)
     metric = bleu_metric(language_of(references, language))
     found = metric.corpus_score(list(predictions), _columns(references)).score
-    return found / 100, str(metric.get_signature())
+    return _share(found), str(metric.get_signature())
 
 
 def tokenized_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -149,7 +154,7 @@ def tokenized_bleu(predictions: Sequence[str], references: Sequence[Sequence[str
         raise UserError(f"sacrebleu {EXTRA}") from e
     twin = [[" ".join(tokens(r)) for r in several] for several in references]
     metric = BLEU(tokenize="none", force=True)  # force: no warning that these are tokenized
-    return metric.corpus_score([" ".join(tokens(text)) for text in predictions], _columns(twin)).score / 100
+    return _share(metric.corpus_score([" ".join(tokens(text)) for text in predictions], _columns(twin)).score)
 
 
 def bleu_counts(predictions: Sequence[str], references: Sequence[Sequence[str]], language: str | None) -> np.ndarray:
@@ -166,7 +171,7 @@ def bleu_of(counts: np.ndarray) -> float:
     from sacrebleu.metrics import BLEU
 
     total = counts.sum(0).tolist()
-    return BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9], smooth_method="exp").score / 100
+    return _share(BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9], smooth_method="exp").score)
 
 
 def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
@@ -178,7 +183,7 @@ def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tup
         raise UserError(f"sacrebleu {EXTRA}") from e
     metric = CHRF()
     found = metric.corpus_score(list(predictions), _columns(references)).score
-    return found / 100, str(metric.get_signature())
+    return _share(found), str(metric.get_signature())
 
 
 def chrf_rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
