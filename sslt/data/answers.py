@@ -233,7 +233,8 @@ class Tags(Answers):
 class Texts(Answers):
     """One or more texts that would do. values: a list of N lists of strings, kept as one array of objects."""
 
-    kind, words, learned_by = "texts", "a text to write", ()
+    kind, words = "texts", "a text to write"
+    learned_by: ClassVar[tuple[str, ...]] = ("summarization", "response", "translation")
     fills: ClassVar = {}
 
     def __init__(self, values: Sequence[Sequence[str]], space: Space, **more: Any):

@@ -82,11 +82,7 @@ def _parts(cfg: Any, about: Task, plan: Plan) -> Supervised:
     size, full = common.batch_size(cfg, plan.seen.train), about.target.needs_full_batches
     parts = Supervised(
         {"finetune": Term(about.target, "finetune")},
-        {
-            "finetune": common.stream(
-                cfg, plan.seen.train, size, plan.views, drop_last=full, tokens=cfg.batch_tokens
-            )
-        },
+        {"finetune": common.stream(cfg, plan.seen.train, size, plan.views, drop_last=full, tokens=cfg.batch_tokens)},
         labels=len(plan.seen.train),
         validate=plan.validate,
         chosen_by=f"val/{about.target.primary}" if cfg.report == "best" else None,

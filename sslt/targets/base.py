@@ -60,9 +60,7 @@ class Target(Objective, abc.ABC, Generic[A]):
     higher_is_better: ClassVar[bool] = True
     watched: ClassVar[tuple[str, ...]] = ()  # what is measured while training, beside `primary`
     called: ClassVar[str] = "this model"  # in sentences
-    watched_rows: ClassVar[int | None] = (
-        None  # where answering is slow: so many rows are answered while training, all judged
-    )
+    watched_rows: ClassVar[int | None] = None  # where answering is slow: so many rows are answered while training, all judged
     trains: ClassVar[bool] = True  # False: it has no weights, so that an encoder can be measured by it as it is
     fuses: ClassVar[bool] = False  # whether cheap methods can stand beside the encoder in it
     calibrates: ClassVar[bool] = False  # whether something in it is set on validation once it is trained

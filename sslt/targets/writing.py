@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sslt.data.answers import Space, Texts
-from sslt.data.base import Source
+from sslt.data.base import Samples, Source
 from sslt.data.views.base import Plain, Views
 from sslt.encoders.base import Encoder
 from sslt.encoders.generation import Limits, generate
@@ -19,10 +20,12 @@ from sslt.errors import UserError
 from sslt.objectives.base import Loss
 from sslt.objectives.parts.vocabulary import hits, vocabulary_loss, vocabulary_scores
 from sslt.ranges import Count, Positive, Share
-from sslt.targets import written_baselines as cheap
-from sslt.targets.base import Cheap, Rows, Target
+from sslt.targets.base import Target
 from sslt.targets.metrics import written
 from sslt.targets.metrics.intervals import bootstrap
+
+log = logging.getLogger("sslt")
+LONG = 0.02  # share of answers of full length, from which on that is worth a word
 
 
 class Writing(Target[Texts], abc.ABC):
@@ -45,8 +48,8 @@ class Writing(Target[Texts], abc.ABC):
         super().__init__(encoder, space)
         self.label_smoothing = label_smoothing
         self.limits = Limits(
-            max_tokens=max_tokens, min_tokens=min_tokens, beams=beams, length_penalty=length_penalty, sample=sample,
-            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+            max_tokens=max_tokens, min_tokens=min_tokens, beams=beams, length_penalty=float(length_penalty), sample=sample,
+            temperature=float(temperature), top_k=top_k, top_p=float(top_p), seed=seed,
         )  # fmt: skip
 
     @property
@@ -54,6 +57,19 @@ class Writing(Target[Texts], abc.ABC):
         return self.space.get("language")
 
     # ---------------------------------------------------------------- learning
+    def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
+        """Say so where answers lose their ends, or are longer than what may be written."""
+        super().prepare(encoder, samples, batch_size)
+        sizes, p = samples.output_lengths, encoder.processor
+        if sizes is None:
+            return
+        for most, setting in (
+            (p.max_output or p.max_length, "encoder.processor.max_output"),
+            (self.limits.max_tokens, "objective.max_tokens"),
+        ):
+            if (share := float((sizes >= most).mean())) > LONG:
+                log.warning("%.0f %% of the answers come to %s=%d tokens or more: raise it", 100 * share, setting, most)
+
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         states, targets, weight, bias = self._reply(encoder, {k: x[0] for k, x in batch["views"].items()}, batch)
         n = max(len(targets), 1)
@@ -75,7 +91,7 @@ class Writing(Target[Texts], abc.ABC):
     # ---------------------------------------------------------------- answers
     def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Texts:
         rows = generate(encoder, encoder.inputs(batch), self.limits)
-        return Texts([[encoder.processor.decode_text(row)] for row in rows], self.space, scores=self._losses(encoder, batch))
+        return Texts([[encoder.processor.decode_text(row).strip()] for row in rows], self.space, scores=self._losses(encoder, batch))
 
     def judge(self, encoder: Encoder, batch: dict[str, Any]) -> Texts:
         return Texts([[""]] * len(batch["tokens"]), self.space, scores=self._losses(encoder, batch))
@@ -117,6 +133,10 @@ class Writing(Target[Texts], abc.ABC):
         ours, theirs = self.counts(a, answers), self.counts(b, answers)
         return bootstrap(len(answers), lambda index: self.of_counts(ours[index]) - self.of_counts(theirs[index]))
 
+    def loss(self, predictions: Texts, answers: Texts) -> float:
+        """The mean loss of the references' tokens."""
+        return float(np.log(self.judged(predictions)["perplexity"]))
+
     def errors(self, predictions: Texts, answers: Texts) -> np.ndarray:
         """1 - chrF of each row."""
         return 1 - written.chrf_rows(firsts(predictions), list(answers.values))
@@ -142,88 +162,3 @@ class Writing(Target[Texts], abc.ABC):
 
 def firsts(answers: Texts) -> list[str]:
     return [row[0] if row else "" for row in answers.values]
-
-
-class Summarization(Writing):
-    """Measured by ROUGE; of several references the best of each row."""
-
-    primary, called = "rougeL", "this summarizer"
-
-    def of(self, texts: list[str], references: list[list[str]]) -> dict[str, float]:
-        means = dict(zip(written.ROUGES, written.rouge(texts, references, self.language).mean(0).tolist(), strict=True))
-        return {k: means[k] for k in ("rougeL", "rouge1", "rouge2", "rougeLsum")}
-
-    def counts(self, predictions: Texts, answers: Texts) -> np.ndarray:
-        return written.rouge(firsts(predictions), list(answers.values), self.language, ("rougeL",))
-
-    def of_counts(self, counts: np.ndarray) -> float:
-        return float(counts.mean())
-
-    def errors(self, predictions: Texts, answers: Texts) -> np.ndarray:
-        """1 - ROUGE-L of each row."""
-        return 1 - self.counts(predictions, answers)[:, 0]
-
-    def notes(self, answers: Texts) -> dict[str, str]:
-        return {"rouge/signature": written.rouge_signature(list(answers.values), self.language)}
-
-    def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
-        """The first sentences; beside them what the best sentence of each text would reach."""
-        found = cheap.strongest({f"the first {n} sentence{'s'[: n > 1]}": cheap.lead(n) for n in cheap.LEADS}, self.score, val, test)
-        best = cheap.oracle(test.one_each, list(test.answers.values), self.language)
-        return found._replace(others={f"best_sentence/{self.primary}": self.score(Texts([[t] for t in best], self.space), test.answers)})
-
-
-class _ByBleu(Writing):
-    primary = "bleu"
-
-    def counts(self, predictions: Texts, answers: Texts) -> np.ndarray:
-        return written.bleu_counts(firsts(predictions), list(answers.values), self.language)
-
-    def of_counts(self, counts: np.ndarray) -> float:
-        return written.bleu_of(counts)
-
-    def notes(self, answers: Texts) -> dict[str, str]:
-        return {"bleu/signature": written.bleu([""] * len(answers), list(answers.values), self.language)[1]}
-
-    def _methods(self, train: Rows) -> dict[str, cheap.Method]:
-        """By the name that is told."""
-        return {"the answer to the nearest training text (TF-IDF)": cheap.nearest(train.one_each, firsts(train.answers))}
-
-    def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
-        return cheap.strongest(self._methods(train), self.score, val, test)
-
-
-class Response(_ByBleu):
-    """What is said next in a dialogue, measured by BLEU; distinct n-grams say how varied the texts are."""
-
-    called = "this speaker"
-
-    def of(self, texts: list[str], references: list[list[str]]) -> dict[str, float]:
-        return {"bleu": written.bleu(texts, references, self.language)[0], **{f"distinct{n}": written.distinct(texts, n) for n in (1, 2)}}
-
-    def trivial(self, train: Texts, test: Texts) -> dict[str, float]:
-        """The most frequent answer to everything."""
-        texts, counts = np.unique(firsts(train), return_counts=True)
-        most = str(texts[counts.argmax()])
-        return {f"most_frequent/{self.primary}": self.score(Texts([[most]] * len(test), self.space), test)}
-
-
-class Translation(_ByBleu):
-    """Measured by BLEU of texts as they are, chrF, and BLEU of lower-cased tokens, which is another scale."""
-
-    called = "this translator"
-
-    def of(self, texts: list[str], references: list[list[str]]) -> dict[str, float]:
-        return {
-            "bleu": written.bleu(texts, references, self.language)[0],
-            "chrf": written.chrf(texts, references)[0],
-            "bleu_tokenized": written.tokenized_bleu(texts, references),
-        }
-
-    def notes(self, answers: Texts) -> dict[str, str]:
-        return super().notes(answers) | {"chrf/signature": written.chrf([""] * len(answers), list(answers.values))[1]}
-
-    def _methods(self, train: Rows) -> dict[str, cheap.Method]:
-        texts, answers = train.one_each, firsts(train.answers)
-        words = {"a dictionary word by word (IBM model 1)": cheap.dictionary(texts, answers)}
-        return words | super()._methods(train) | {"the text as it is": cheap.copied}

@@ -27,8 +27,9 @@ from sslt.targets.pairs import Pairs
 from sslt.targets.regression import Regression
 from sslt.targets.retrieval import Retrieval
 from sslt.targets.segmentation import Segmentation
+from sslt.targets.summarization import Summarization
 from sslt.targets.tagging import Tagging
-from sslt.targets.writing import Response, Summarization, Translation
+from sslt.targets.translation import Response, Translation
 
 N = 60
 RNG = np.random.default_rng(0)

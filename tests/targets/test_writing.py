@@ -18,7 +18,8 @@ from sslt.encoders.seq2seq import Seq2SeqEncoder
 from sslt.encoders.text import TextEncoder
 from sslt.errors import UserError
 from sslt.evaluation.features import predicted
-from sslt.targets.writing import Summarization, Translation
+from sslt.targets.summarization import Summarization
+from sslt.targets.translation import Translation
 
 WORDS = ["ada", "went", "to", "rome", "and", "bob", "stayed", "home"]
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
