@@ -109,7 +109,7 @@ def test_what_was_pretrained_on_both_sides_is_carried_on(sslt, here, pairs):
 
 
 def test_replies_in_dialogues(sslt, here):
-    rows = [{"turns": [f"hello {WORDS[i % 8]}", f"hi, {WORDS[i % 8]}", f"bye {i}", "see you"]} for i in range(40)]
+    rows = [{"turns": [f"hello {i} {WORDS[i % 8]}", f"hi, {WORDS[i % 8]}", f"bye {i}", "see you"]} for i in range(40)]
     (here / "d.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     own = ["data=dialogues", "data.path=d.jsonl", *SMALL, "trainer.max_steps=3", "batch_size=8"]
     sslt("finetune", "+target=dialogue", *own, "from=scratch", "hydra.run.dir=run")

@@ -132,7 +132,7 @@ class DialogueSource(ToTexts):
                 if self.reply_by is None or turns[i][0] == self.reply_by:
                     found = True
                     before = turns[max(0, i - self.history) if self.history else 0 : i]
-                    yield Written(dialogue.where, "\n".join(text for _, text in before), [turns[i][1]], group=number)
+                    yield Written(dialogue.where, "\n".join(text for _, text in before), [turns[i][1]], group=number, whole=dialogue.whole)
         if not found and self.reply_by is not None and speakers:
             names = [who or "nobody named" for who in list(speakers)[:8]]
             raise UserError(f"{self.name}: '{self.reply_by}' replies to nothing in the {split} data; replies are by {', '.join(names)}"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sslt import stored
-from sslt.data import cache
+from sslt.data import cache, copies
 from sslt.data.answers import Space, Texts
 from sslt.data.base import SPLITS, Raw, Source, check_on_error
 from sslt.data.sources import disk, tables
@@ -30,13 +30,17 @@ SIDES = (  # usual names of the two columns
 
 
 class Written(NamedTuple):
-    """A text and what would do as an answer to it; `problem` says why it cannot be used. group: equal where samples belong together."""
+    """A text and what would do as an answer to it; `problem` says why it cannot be used.
+
+    group: equal where samples belong together; whole: then what they are parts of, by which copies are known: short parts are often alike.
+    """
 
     where: str
     source: str
     targets: list[str]
     problem: str = ""
     group: int | None = None
+    whole: str = ""
 
 
 class ToTexts(Source):
@@ -67,6 +71,7 @@ class ToTexts(Source):
         texts: list[str] = []
         targets: list[list[str]] = []
         groups: list[int | None] = []
+        contents: list[int] = []
         skipped: list[str] = []
         for row in self.rows(split):
             if row.problem:
@@ -77,13 +82,14 @@ class ToTexts(Source):
             texts.append(row.source)
             targets.append(row.targets)
             groups.append(row.group)
+            contents.append(copies.content_of((row.whole, row.source) if row.whole else row.source))
         if not texts:
             raise UserError(f"{self.name}: no rows in the {split} data")
         space = self.space
         if space is None:
             return Raw(texts, None, skipped)
         together = None if None in groups else np.array(groups, np.int64)
-        return Raw(texts, Texts(targets, space, groups=together), skipped, remarks=self.remarks(split))
+        return Raw(texts, Texts(targets, space, groups=together), skipped, np.array(contents, np.uint64), self.remarks(split))
 
     def remarks(self, split: str) -> list[str]:
         """What there is to say about the rows of a split, a line each."""

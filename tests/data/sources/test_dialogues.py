@@ -62,12 +62,15 @@ def test_history_and_who_replies(tmp_path):
 def test_a_dialogue_is_in_one_split(tmp_path):
     """Also where its turns are alike those of others; `unlabeled` has those of train whole, and none of the others."""
     rows = [{"turns": [f"{i} {k}" for k in range(5)]} for i in range(50)]
+    rows += [{"turns": ["hi", "hello", f"{i} 2"]} for i in range(50, 90)]  # all begin alike, and are no copies of one another for that
     found = own(jsonl(tmp_path / "d.jsonl", *rows))
-    numbers = {s: {t.split()[0] for t in found.get(s).items} for s in found.splits()}
-    assert set(numbers) == {"train", "val", "test"} and sum(map(len, numbers.values())) == len(set().union(*numbers.values())) == 50
-    assert all(len(found.get(s)) == 4 * len(n) for s, n in numbers.items())
+    raw = {s: found.get(s) for s in found.splits()}
+    groups = {s: set(r.answers.groups.tolist()) for s, r in raw.items()}
+    assert set(groups) == {"train", "val", "test"} and sum(map(len, groups.values())) == len(set().union(*groups.values())) == 90
+    assert [len(r) for r in raw.values()] == [sum(4 if g < 50 else 2 for g in some) for some in groups.values()]
+    assert 40 < len(raw["test"]) < 60 and 10 < len(raw["val"]) < 30
     whole = list(found.get("unlabeled").items)
-    assert {t.split()[0] for t in whole} == numbers["train"] and whole[0].count("\n") == 4
+    assert len(whole) == len(groups["train"]) and whole[0].count("\n") == 4
 
 
 @pytest.mark.parametrize(
