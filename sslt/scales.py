@@ -1,8 +1,10 @@
 """How metrics are to be read, by the last part of their names."""
 
 # Shares in 0..1 (some, such as correlations, in -1..1), shown as percentages.
-SHARES = ("accuracy", "f1", "precision", "recall", "interval", "map", "miou", "auroc", "spearman", "pearson", "ndcg@10", "exact_match")
-SHARES += ("rougeL", "rouge1", "rouge2", "rougeLsum", "bleu", "bleu_tokenized", "chrf", "distinct1", "distinct2")
+SHARES = (
+    "accuracy", "f1", "precision", "recall", "interval", "map", "miou", "auroc", "spearman", "pearson", "ndcg@10", "exact_match",
+    "rougeL", "rouge1", "rouge2", "rougeLsum", "bleu", "bleu_tokenized", "chrf", "distinct1", "distinct2",
+)  # fmt: skip
 # What describes a result before everything else does, in this order.
 HEADLINES = ("rougeL", "bleu", "chrf", "accuracy", "map", "miou", "f1", "spearman", "precision", "recall", "ece", "nll")
 

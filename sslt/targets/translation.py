@@ -39,6 +39,10 @@ class Response(_ByBleu):
     def of(self, texts: list[str], references: list[list[str]]) -> dict[str, float]:
         return {"bleu": written.bleu(texts, references, self.language)[0], **{f"distinct{n}": written.distinct(texts, n) for n in (1, 2)}}
 
+    def _methods(self, train: Rows) -> dict[str, cheap.Method]:
+        last = cheap.nearest_last(train.one_each, firsts(train.answers))
+        return super()._methods(train) | {"the answer to the nearest last turn of training (TF-IDF)": last}
+
     def trivial(self, train: Texts, test: Texts) -> dict[str, float]:
         """The most frequent answer to everything."""
         texts, counts = np.unique(firsts(train), return_counts=True)

@@ -60,6 +60,16 @@ def nearest(texts: Sequence[str], answers: Sequence[str]) -> Method:
     return write
 
 
+def nearest_last(texts: Sequence[str], answers: Sequence[str]) -> Method:
+    """`nearest` by the last lines alone: what is replied to, without what was said before."""
+    write = nearest(_last(texts), answers)
+    return lambda asked: write(_last(asked))
+
+
+def _last(texts: Sequence[str]) -> list[str]:
+    return [text.rsplit("\n", 1)[-1] for text in texts]
+
+
 def pieces(text: str) -> list[str]:
     """Words as they are written, and signs."""
     return _PIECE.findall(text)

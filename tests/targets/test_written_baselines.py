@@ -41,6 +41,8 @@ def test_one_round_of_the_dictionary_by_hand():
 def test_the_nearest_training_text():
     write = cheap.nearest(["a red cat sleeps", "two dogs run fast", "the sun is hot"], ["A", "B", "C"])
     assert write(["dogs run", "hot sun", "a cat"]) == ["B", "C", "A"] and cheap.nearest(["!"], ["x"])(["y"]) == ["x"]
+    last = cheap.nearest_last(["a cat\nyes please", "two dogs\nno thanks"], ["A", "B"])
+    assert last(["a cat\nno thanks"]) == ["B"]
 
 
 def test_the_best_sentence():
