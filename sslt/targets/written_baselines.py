@@ -103,7 +103,8 @@ def dictionary(texts: Sequence[str], answers: Sequence[str]) -> Method:
     sizes = np.concatenate([np.full(len(b), len(a)) for a, b in sides])
     starts = np.cumsum(sizes) - sizes
     entries, at = np.unique(codes, return_inverse=True)
-    source, table = entries // n, np.ones(len(entries))
+    source = entries // n
+    table: np.ndarray = np.ones(len(entries))
     for _ in range(ROUNDS):
         share = table[at]
         share /= np.repeat(np.add.reduceat(share, starts), sizes)

@@ -142,7 +142,7 @@ class DialogueSource(ToTexts):
         if split != "unlabeled" or self.answer is not Texts or "unlabeled" in self.own_splits():
             return super().get(split)
         raw = super().get("train")
-        assert raw.answers is not None
+        assert raw.answers is not None and raw.answers.groups is not None
         kept = set(raw.answers.groups.tolist())
         whole = [d.whole for i, d in enumerate(self.dialogues("train")) if i in kept]
         return Raw(list(dict.fromkeys(whole)), None, raw.skipped, remarks=raw.remarks)

@@ -13,7 +13,7 @@ import numpy as np
 
 from sslt import stored
 from sslt.data import cache, copies
-from sslt.data.answers import Space, Texts
+from sslt.data.answers import Answers, Space, Texts
 from sslt.data.base import SPLITS, Raw, Source, check_on_error
 from sslt.data.sources import disk, tables
 from sslt.data.sources.labels import decoded
@@ -51,7 +51,7 @@ class ToTexts(Source):
     """
 
     modality = "text"
-    answer = Texts
+    answer: type[Answers] = Texts
     language: str | None = None
     on_error: str | None = None  # None: it is no setting of the data set
 

@@ -127,7 +127,7 @@ def bleu_metric(language: str) -> Any:
     return BLEU(tokenize="zh" if language.startswith("zh") else "13a")
 
 
-def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+def _columns(references: Sequence[Sequence[str]]) -> Any:
     """References as sacrebleu takes them: a list of N for each number of a reference, None where a row has no such."""
     return [[several[k] if k < len(several) else None for several in references] for k in range(max(map(len, references)))]
 
