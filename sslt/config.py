@@ -111,6 +111,8 @@ def check(cfg: DictConfig, verb: str, config_dir: str | None = None) -> None:
     if not isinstance(changed := plain.get("data_overrides") or {}, dict):
         raise UserError(f"data_overrides={reprlib.repr(changed)} is of the wrong type: it takes settings of the data, {{KEY: VALUE}}")
     for group in sorted(known & set(groups.names(config_dir))):
+        if isinstance(groups.plain_values(verb).get(group), dict):  # predict's `objective` are settings of a head that exists
+            continue
         _check_group(str(group), plain.get(group), verb, config_dir)
     for i, node in enumerate(plain.get("callbacks") or []):
         _check_names_a_class(f"callbacks[{i}]", node, "; give {_target_: CLASS} of a Lightning callback")

@@ -107,10 +107,14 @@ def own_defaults(verb: str) -> dict[str, Any]:
 
 
 def plain_values(verb: str) -> dict[str, Any]:
-    """A verb's own settings, nested ones too, with their defaults; free ones ({}) and choices of a group are left out."""
+    """A verb's own settings, nested ones too, with their defaults; free ones ({}) and choices of a group are left out.
+
+    Settings under the name of a group, of which the verb then chooses nothing, are its own: those of a head, in predict.
+    """
     grouped = names()
     free = ("hydra", "defaults", "stages", "data_overrides")
-    return {k: v for content in map(_load, own_files(verb)) for k, v in content.items() if v != {} and k not in (*free, *grouped)}
+    own = ((k, v) for content in map(_load, own_files(verb)) for k, v in content.items())
+    return {k: v for k, v in own if v != {} and k not in free and (k not in grouped or isinstance(v, dict))}
 
 
 def keys_of(path: str, config_dir: str | None = None) -> set[str]:

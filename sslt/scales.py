@@ -4,9 +4,12 @@
 SHARES = (
     "accuracy", "f1", "precision", "recall", "interval", "map", "miou", "auroc", "spearman", "pearson", "exact_match",
     "ndcg@10", "ndcg@5", "hr@10", "hr@5", "mrr",
+    "rougeL", "rouge1", "rouge2", "rougeLsum", "bleu", "bleu_tokenized", "chrf", "distinct1", "distinct2",
 )  # fmt: skip
 # What describes a result before everything else does, in this order.
-HEADLINES = ("accuracy", "map", "ndcg@10", "hr@10", "miou", "f1", "spearman", "precision", "recall", "ece", "nll")
+HEADLINES = (
+    "rougeL", "bleu", "chrf", "accuracy", "map", "ndcg@10", "hr@10", "miou", "f1", "spearman", "precision", "recall", "ece", "nll",
+)  # fmt: skip
 
 
 def of_part(name: str) -> bool:

@@ -239,7 +239,8 @@ class Tags(Answers):
 class Texts(Answers):
     """One or more texts that would do. values: a list of N lists of strings, kept as one array of objects."""
 
-    kind, words, learned_by = "texts", "a text to write", ()
+    kind, words = "texts", "a text to write"
+    learned_by: ClassVar[tuple[str, ...]] = ("summarization", "response", "translation")
     fills: ClassVar = {}
 
     def __init__(self, values: Sequence[Sequence[str]], space: Space, **more: Any):
@@ -264,6 +265,10 @@ class Texts(Answers):
 
     def batch(self, index: np.ndarray, frame: np.ndarray | None = None, size: int | None = None) -> dict[str, Tensor]:
         return {}  # words belong to whoever has a tokenizer
+
+    @classmethod
+    def fits(cls, space: Space, other: Space | None) -> bool:
+        return True  # texts are texts, whatever is said of their language
 
 
 class Boxes(Answers):

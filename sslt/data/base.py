@@ -300,6 +300,11 @@ class Samples(abc.ABC):
         return None
 
     @property
+    def output_lengths(self) -> np.ndarray | None:
+        """Tokens per row of what is to be written, where something is."""
+        return None
+
+    @property
     def padding(self) -> dict[str, int]:
         """What fills up the shorter rows of a batch, by the tensor's name; 0 where it is not named."""
         return {}

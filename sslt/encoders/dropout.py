@@ -8,7 +8,7 @@ from torch import nn
 
 from sslt.errors import UserError
 
-_RATES = ("attention_dropout", "attn_dropout", "dropout_p")  # rates that modules keep as numbers
+_RATES = ("dropout", "activation_dropout", "attention_dropout", "attn_dropout", "dropout_p")  # rates that modules keep as numbers
 
 
 def set_dropout(encoder: nn.Module, rate: float | None) -> None:

@@ -28,23 +28,32 @@ log = logging.getLogger("sslt")
 
 
 def predicted(
-    encoder: Encoder, target: Target, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED
+    encoder: Encoder,
+    target: Target,
+    samples: Samples,
+    device: torch.device,
+    batch_size: int,
+    number_format: str = MEASURED,
+    how: Callable[..., Any] | None = None,
 ) -> Any:
-    """What a target answers to all samples, in their order. Ranks share the work; all get the result."""
+    """What a target answers to all samples, in their order. Ranks share the work; all get the result. how: its method, None: `predict`."""
+    how = how or target.predict
     rounds = target.rounds(samples)
     if rounds is None:
-        return _answered(encoder, target, samples, device, batch_size, number_format)
+        return _answered(encoder, target, samples, device, batch_size, number_format, how)
     found = []
     for rows in rounds:
-        found.append(_answered(encoder, target, samples.subset(rows), device, batch_size, number_format))
+        found.append(_answered(encoder, target, samples.subset(rows), device, batch_size, number_format, how))
         target.hear(found[-1])
     return Answers.join(found).take(np.argsort(np.concatenate(rounds)))
 
 
-def _answered(encoder: Encoder, target: Target, samples: Samples, device: torch.device, batch_size: int, number_format: str) -> Any:
+def _answered(
+    encoder: Encoder, target: Target, samples: Samples, device: torch.device, batch_size: int, number_format: str, how: Callable[..., Any]
+) -> Any:
     target.to(device)
     with evaluating(target):
-        parts, rows = _over_batches(encoder, samples, device, batch_size, number_format, lambda batch: target.predict(encoder, batch))
+        parts, rows = _over_batches(encoder, samples, device, batch_size, number_format, lambda batch: how(encoder, batch))
     found = [(Answers.join(parts) if parts else None, rows)]
     if distributed.world_size() > 1:
         found = distributed.gather_objects(found[0])

@@ -155,11 +155,11 @@ def batch_size(cfg: Any, samples: Samples) -> int:
     return min(cfg.batch_size, share)
 
 
-def stream(cfg: Any, samples: Samples, batch_size: int, views: Any, *, drop_last: bool) -> Stream:
-    """This rank's share of `samples`, as the views need them."""
+def stream(cfg: Any, samples: Samples, batch_size: int, views: Any, *, drop_last: bool, tokens: int | None = None) -> Stream:
+    """This rank's share of `samples`, as the views need them; tokens: of a batch, instead of `batch_size` samples."""
     rank, world = distributed.rank(), distributed.world_size()
     samples = samples.uncut() if getattr(views, "whole_texts", False) else samples
-    return Stream(samples, batch_size, seed=cfg.seed, rank=rank, world=world, drop_last=drop_last, views=views)
+    return Stream(samples, batch_size, seed=cfg.seed, rank=rank, world=world, drop_last=drop_last, views=views, batch_tokens=tokens)
 
 
 def log_final(learner: Learner, metrics: dict[str, Any], pictures: dict[str, Path] | None = None) -> None:

@@ -153,8 +153,8 @@ def data_of(cfg: Any) -> Any:
     return node
 
 
-def load(cfg: Any, modality: str | None) -> tuple[Encoder, Target | None]:
-    """The encoder of `from=`, and the target of a fine-tuned run."""
+def load(cfg: Any, modality: str | None, changed: dict[str, Any] | None = None) -> tuple[Encoder, Target | None]:
+    """The encoder of `from=`, and the target of a fine-tuned run; changed: its settings in place of its own."""
     what = str(cfg["from"])
     trust = list(cfg.trust)
     if what == "scratch":
@@ -171,7 +171,7 @@ def load(cfg: Any, modality: str | None) -> tuple[Encoder, Target | None]:
     if modality not in (None, encoder.modality):
         raise UserError(f"from={what} reads {many(encoder.modality)}, but the data are {many(modality)}: choose another data=")
     folder = stored.located(what) / "head"
-    return encoder, (heads.load(folder, encoder, trust) if stored.is_file(folder / "head.json") else None)
+    return encoder, (heads.load(folder, encoder, trust, changed) if stored.is_file(folder / "head.json") else None)
 
 
 def _mismatch(head: Target, source: Any) -> str:

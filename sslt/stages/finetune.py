@@ -79,10 +79,10 @@ def _check(cfg: Any) -> None:
 
 def _parts(cfg: Any, about: Task, plan: Plan) -> Supervised:
     """What is minimised and on what: the target's loss, and what `shift=` and `joint=` add or put in its place."""
-    size = common.batch_size(cfg, plan.seen.train)
+    size, full = common.batch_size(cfg, plan.seen.train), about.target.needs_full_batches
     parts = Supervised(
         {"finetune": Term(about.target, "finetune")},
-        {"finetune": common.stream(cfg, plan.seen.train, size, plan.views, drop_last=about.target.needs_full_batches)},
+        {"finetune": common.stream(cfg, plan.seen.train, size, plan.views, drop_last=full, tokens=cfg.batch_tokens)},
         labels=len(plan.seen.train),
         validate=plan.validate,
         chosen_by=f"val/{about.target.primary}" if cfg.report == "best" else None,

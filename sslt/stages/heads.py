@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def save(run: Run, target: Target, node: Any) -> None:
     seal(run / "head", "head.json", {**about, "beside": beside} if beside else about)
 
 
-def load(folder: Path, encoder: Encoder, trust: list[str]) -> Target:
-    """The target in `folder` (a run's `head/`), on its encoder."""
+def load(folder: Path, encoder: Encoder, trust: list[str], changed: Mapping[str, Any] | None = None) -> Target:
+    """The target in `folder` (a run's `head/`), on its encoder; changed: settings in place of its own."""
     file = folder / "head.json"
     about = moved.head(stored.json_object(file))
     node, space = moved.up_to_date(stored.value(about, "objective", dict, file)), stored.value(about, "space", dict, file)
@@ -47,6 +48,9 @@ def load(folder: Path, encoder: Encoder, trust: list[str]) -> Target:
     check_trusted({"objective": node}, trust, stored.shown(folder))
     check_seal(folder, file.name, stored.json_object(file))
     check_stored("objective", node, stored.shown(file))
+    if other := next((k for k in changed or () if k not in node), None):
+        raise UserError(f"objective.{other}={(changed or {})[other]}: the head in {stored.shown(folder)} has no such setting")
+    node = {**node, **(changed or {})}
     with building(folder, file.name):
         target = build(OmegaConf.create(node), encoder, space=space)
         if not isinstance(target, Target):

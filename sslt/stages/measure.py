@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +12,15 @@ from sslt import distributed
 from sslt.config import build
 from sslt.data.answers import Class
 from sslt.data.base import Samples, many
+from sslt.data.streams.subsets import some
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.evaluation.features import MEASURED, predicted
 from sslt.runs import Run
 from sslt.targets.base import Target
 from sslt.targets.classification import Classification
+
+log = logging.getLogger("sslt")
 
 
 class Measured(NamedTuple):
@@ -34,10 +38,25 @@ def measured(
     assert samples.answers is not None
     predictions = predicted(encoder, target, samples, device, batch, number_format)
     found = target.measure(predictions, samples.answers)
+    named: dict[str, Any] = {f"{split}/{k}": float(v) for k, v in found.items() if detail or k == target.primary or k in target.watched}
     if figures is not None and figures.is_main:
         target.figures(figures.path, split, predictions, samples.answers)
-    named = {f"{split}/{k}": float(v) for k, v in found.items() if detail or k == target.primary or k in target.watched}
+        for name, note in target.notes(samples.answers).items():
+            log.info("%s/%s: %s", split, name, note)
+            named[f"{split}/{name}"] = note
     return Measured(named, predictions)
+
+
+def watched(
+    encoder: Encoder, target: Target, samples: Samples, device: torch.device, batch: int, split: str, number_format: str
+) -> dict[str, float]:
+    """What is watched while training: of a target that answers slowly, a few rows answered, and all judged."""
+    few = samples if target.watched_rows is None else some(samples, target.watched_rows, 0)
+    found = measured(encoder, target, few, device, batch, split, detail=False, number_format=number_format).metrics
+    if len(few) < len(samples):
+        judged = target.judged(predicted(encoder, target, samples, device, batch, number_format, how=target.judge))
+        found |= {f"{split}/{k}": v for k, v in judged.items()}
+    return found
 
 
 def corrupted(cfg: Any, encoder: Encoder, samples: Samples) -> Samples:

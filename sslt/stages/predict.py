@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from sslt import groups, moved, stored
 from sslt.config import build
-from sslt.data.answers import Answers, Class, Tags
+from sslt.data.answers import Answers, Class, Tags, Texts
 from sslt.encoders.base import require
 from sslt.errors import UserError
 from sslt.evaluation.features import encode, predicted
@@ -38,7 +38,10 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     """
     if cfg.probabilities not in (True, False, "auto"):
         raise UserError(f"probabilities={cfg.probabilities}: give true, false or auto")
-    encoder, head = load(cfg, None if cfg.data is None else build(cfg.data).modality)
+    changed = {k: v for k, v in cfg.objective.items() if v is not None}
+    encoder, head = load(cfg, None if cfg.data is None else build(cfg.data).modality, changed)
+    if changed and head is None:
+        raise UserError(f"objective.{next(iter(changed))}= is for a head, and from={cfg['from']} has none: give a fine-tuned run")
     source = _source(cfg, encoder.modality, head)
     if head is not None and source.space is None:
         source.answer = head.answer  # so that what its answers are places in is prepared with such
@@ -159,7 +162,21 @@ def _source(cfg: Any, modality: str, head: Target | None) -> Any:
         whole |= {"answer": _data_of_run(cfg).get("answer", node.answer)}
     whole |= {k: head.space[k] for k in ("types", "scorer") if k in node and k in head.space} if head is not None else {}
     whole |= {"history": _data_of_run(cfg).get("history", node.history)} if "history" in node else {}
-    return build(OmegaConf.merge(node, {"path": str(path)}, whole, _text_column(cfg, node), _same_layout(cfg, node)))
+    node = OmegaConf.merge(node, {"path": str(path)}, whole, _text_column(cfg, node), _same_layout(cfg, node))
+    return build(node) if head is None or head.answer is not Texts or "target" not in node else _to_write_of(node, cfg)
+
+
+def _to_write_of(node: Any, cfg: Any) -> Any:
+    """A table of texts, with what is to be written of each where it has that, too."""
+    named = {k: v for k, v in _data_of_run(cfg).items() if k in ("source", "target", "language") and v is not None}
+    for more in (named, {}, {k: named[k] for k in named if k != "target"} | {"target": ""}):
+        source = build(OmegaConf.merge(node, more))
+        try:
+            source.own_splits()
+        except UserError:
+            continue
+        return source
+    return build(OmegaConf.merge(node, named))  # whose mistake is the one to say
 
 
 def _text_column(cfg: Any, node: Any) -> dict[str, str]:
@@ -201,6 +218,9 @@ def _group_for(path: Path, modality: str, head: Target | None) -> str:
         return "data/text_tags"
     if modality == "items":
         return "data/interactions"
+    tables = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+    if head is not None and head.answer is Texts and stem.endswith(tables):
+        return "data/text_to_text"
     if modality == "image":
         return "data/arrays" if stem.endswith(".npz") else "data/image_folder"
-    return "data/text_csv" if stem.endswith((".csv", ".tsv", ".jsonl", ".json", ".parquet")) else "data/text_lines"
+    return "data/text_csv" if stem.endswith(tables) else "data/text_lines"

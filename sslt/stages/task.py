@@ -125,6 +125,8 @@ class Plan:
         samples = self.seen.val if samples is None else samples
         if samples is None:
             return {}
+        if number_format != measure.MEASURED:
+            return measure.watched(self.trained, self.target, samples, self.device, self.batch, "val", number_format)
         found = measure.measured(
             self.trained, self.target, samples, self.device, self.batch, "val", detail=False, number_format=number_format
         )

@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 class Cheap(NamedTuple):
     """What the strongest cheap method answers on test, and its score on validation, NaN where there was none.
 
-    more: metrics of others on test, by the name of the method and the metric.
+    more: further metrics of test, by the name of the method (or of an upper line) and the metric.
     """
 
     method: str
@@ -61,6 +61,7 @@ class Target(Objective, abc.ABC, Generic[A]):
     higher_is_better: ClassVar[bool] = True
     watched: ClassVar[tuple[str, ...]] = ()  # what is measured while training, beside `primary`
     called: ClassVar[str] = "this model"  # in sentences
+    watched_rows: ClassVar[int | None] = None  # where answering is slow: so many rows are answered while training, all judged
     trains: ClassVar[bool] = True  # False: it has no weights, so that an encoder can be measured by it as it is
     fuses: ClassVar[bool] = False  # whether cheap methods can stand beside the encoder in it
     calibrates: bool = False  # whether something in it is set on validation once it is trained
@@ -77,6 +78,18 @@ class Target(Objective, abc.ABC, Generic[A]):
     @abc.abstractmethod
     def measure(self, predictions: A, answers: A) -> dict[str, float]:
         """Metrics over a whole split. Those of a part of it have more than one `/` in their names."""
+
+    def judge(self, encoder: Encoder, batch: dict[str, Any]) -> A:
+        """What is known of the true answers to a batch without answering it (`scores`); asked where `watched_rows` is set."""
+        raise NotImplementedError
+
+    def judged(self, judged: A) -> dict[str, float]:
+        """What is watched of a whole split by what `judge` gave."""
+        raise NotImplementedError
+
+    def notes(self, answers: A) -> dict[str, str]:
+        """What there is to say of the metrics on these answers, by name: how they are counted."""
+        return {}
 
     def score(self, predictions: A, answers: A) -> float:
         """The primary metric alone."""

@@ -11,15 +11,17 @@ import torch
 from torch import nn
 from vector_encoder import VectorEncoder
 
-from sslt.data.answers import Answers, Class, Item, Labels, Map, Number, Tags
+from sslt.data.answers import Answers, Class, Item, Labels, Map, Number, Tags, Texts
 from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.data.prepare.item_processor import ItemProcessor
+from sslt.data.prepare.reversible import train_reversible
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.ragged import Ragged
 from sslt.data.spans import Spans
 from sslt.encoders.conv4 import Conv4
 from sslt.encoders.histories import CausalHistories
+from sslt.encoders.seq2seq import Seq2SeqEncoder
 from sslt.encoders.text import TextEncoder
 from sslt.targets.base import Target
 from sslt.targets.classification import Classification
@@ -31,7 +33,9 @@ from sslt.targets.prompt import Prompt
 from sslt.targets.regression import Regression
 from sslt.targets.retrieval import Retrieval
 from sslt.targets.segmentation import Segmentation
+from sslt.targets.summarization import Summarization
 from sslt.targets.tagging import Tagging
+from sslt.targets.translation import Response, Translation
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -129,6 +133,19 @@ def prompt() -> tuple[Target, Answers, Answers]:
     space = {"classes": ["a", "b", "c"]}
     target = Prompt(masked, space, "{text} it was {label}.", None, 0, "", "val", None, 0)
     return target, Class(RNG.integers(0, 3, N), space), Class(np.zeros(N, np.int64), space)
+
+
+def written(kind: type) -> tuple[Target, Answers, Answers]:
+    """A tiny T5; texts of a few of some words, two references each."""
+    words = ["ada", "went", "to", "rome", "and", "bob", "stayed", "home", "all", "day"]
+    processor = TextProcessor(train_reversible("bpe", [" ".join(words)] * 5, 400, False, 0), 16)
+    encoder = Seq2SeqEncoder(processor, "t5", {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}, "mean")
+    target = kind(encoder, {"language": "en"}, 0.1, 8, 0, 1, 1.0, False, 1.0, 0, 1.0, 0)
+    rows = [[" ".join(RNG.permutation(words)[:6]) for _ in range(2)] for _ in range(N)]
+    return target, Texts(rows, target.space), Texts([[""]] * N, target.space)
+
+
+CASES |= {k.__name__.lower(): lambda k=k: written(k) for k in (Summarization, Response, Translation)}
 
 
 @pytest.fixture(params=CASES)

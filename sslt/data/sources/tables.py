@@ -188,20 +188,20 @@ class JsonTable(Table):
     def __init__(self, path: Path):
         self.path = path
         self.columns = []
-        for _, row in itertools.islice(self._objects(), 100):
+        for _, row in itertools.islice(self.objects(), 100):
             if isinstance(row, dict):
                 self.columns.extend(key for key in row if key not in self.columns)
         if not self.columns:
             raise UserError(f'{path}: expected a JSON object per line, such as {{"text": "...", "label": "..."}}')
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
-        for where, row in self._objects():
+        for where, row in self.objects():
             if isinstance(row, dict):
                 yield Row(where, [row.get(c) for c in columns])
             else:
                 yield Row(where, (), row if isinstance(row, str) else "not a JSON object")
 
-    def _objects(self) -> Iterator[tuple[str, Any]]:
+    def objects(self) -> Iterator[tuple[str, Any]]:
         """(place, object), or (place, what is wrong) where a line is not JSON."""
         with reading(self.path), open_text(self.path) as f:
             array = f.read(_HEAD).lstrip().startswith("[")

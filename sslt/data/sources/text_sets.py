@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,52 @@ class AgNews(Source):
                 continue  # a header
             label = int(fields[0]) - 1 if fields and fields[0].isdecimal() else -1
             yield row.where, label, " ".join(fields[1:])
+
+
+class Clinc150(Source):
+    """What is asked of an assistant, 150 intents and `oos`, none of them (CLINC150: Larson et al., 2019): `data_full.json[.xz|.gz]`.
+
+    Looked for in `root/clinc150` and `root`. Out of scope is a class like the others: `class/oos/recall` says how much of it is found.
+    """
+
+    modality = "text"
+    name = "clinc150"
+
+    def __init__(self, root: str):
+        self.root = stored.located(root)
+
+    @functools.cached_property
+    def file(self) -> Path:
+        names = (self.root / folder / f"data_full.json{packed}" for folder in ("clinc150", ".") for packed in ("", ".xz", ".gz"))
+        if found := next((f for f in names if f.is_file()), None):
+            return found
+        raise UserError(f"no CLINC150 in {self.root}/clinc150: put data_full.json there (https://github.com/clinc/oos-eval; .xz, .gz too)")
+
+    @functools.cached_property
+    def rows(self) -> dict[str, list[tuple[str, str]]]:
+        """(text, intent) of each split."""
+        try:
+            told = json.loads(disk.read_text(self.file))
+            return {s: [(str(t), str(intent)) for part in (s, f"oos_{s}") for t, intent in told[part]] for s in ("train", "val", "test")}
+        except (ValueError, TypeError, KeyError) as e:
+            raise UserError(f"{self.file}: not CLINC150, lists of [text, intent] for train, oos_train, val, … ({e})") from e
+
+    def own_splits(self) -> tuple[str, ...]:
+        return ("train", "val", "test")
+
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        return sorted({intent for _, intent in self.rows["train"]})
+
+    def fingerprint(self) -> str:
+        return cache.digest("Clinc150", FORMAT, content_digest([self.file]))
+
+    def read(self, split: str) -> Raw:
+        number = {name: i for i, name in enumerate(self.classes)}
+        if unknown := {intent for _, intent in self.rows[split]} - number.keys():
+            raise UserError(f"{self.file}: intent '{min(unknown)}' of {split} does not occur in train")
+        labels = np.array([number[intent] for _, intent in self.rows[split]], np.int64)
+        return Raw([text for text, _ in self.rows[split]], self.as_answers(labels))
 
 
 _BREAKS = re.compile(r"(?:\s*<br\s*/?>)+\s*", re.IGNORECASE)

@@ -17,6 +17,7 @@ from sslt.data.base import Samples
 from sslt.data.streams.sampling import Sampling
 from sslt.errors import UserError
 
+_MULTIPLE = 8  # of tokens, to which the rows of a batch are filled up
 _GROUP = 32  # batches sorted by length together: enough to halve padding, few enough to keep batches random
 
 
@@ -26,6 +27,10 @@ class Stream:
     `batch_size` is per rank. `drop_last=True` keeps every batch full (objectives that compare samples within a batch);
     otherwise the last one of an epoch is smaller. `views`, applied on the device by the learner, makes of a batch what the
     objective reads.
+
+    With `batch_tokens` a batch has as many texts as come to so many tokens per rank, padding and what is to be written counted: all
+    samples, ordered by lengths, are cut into the same batches' worth of rows in every epoch; which of equally long ones lie in which batch,
+    and the order of batches, are drawn anew. `batch_size` is then how many there are on average.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class Stream:
         world: int = 1,
         drop_last: bool = True,
         views: torch.nn.Module | None = None,
+        batch_tokens: int | None = None,
     ):
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.rank, self.world, self.drop_last, self.views = rank, world, drop_last, views
@@ -51,6 +57,11 @@ class Stream:
         if not drop_last and self.length > 1 and 0 < n % whole < 2 * world:
             self.length -= 1  # too few left to give every rank two, which batch statistics need
         self._order: tuple[int, list[np.ndarray]] | None = None
+        self._ends: np.ndarray | None = None
+        if batch_tokens is not None:
+            self._ends = self._cut(batch_tokens)
+            self.length = len(self._ends)
+            self.batch_size = -(-n // (self.length * world))
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -72,14 +83,53 @@ class Stream:
         whole = self.batch_size * self.world
         order = rng.permutation(len(self.samples))[: self.length * whole]  # cut before sorting, so that any sample may be left out
         lengths = self.samples.lengths
+        if self._ends is not None:
+            order = rng.permutation(len(self.samples))
+            order = order[self._by_lengths(order)]
+            batches = np.split(order, self._ends[:-1])
+            return [batches[i] for i in rng.permutation(self.length)]
         if lengths is not None:
             for i in range(0, len(order), whole * _GROUP):
                 part = order[i : i + whole * _GROUP]
-                order[i : i + whole * _GROUP] = part[np.argsort(lengths[part], kind="stable")]
+                order[i : i + whole * _GROUP] = part[self._by_lengths(part)]
         batches = [order[i * whole : (i + 1) * whole] for i in range(self.length)]
         if lengths is not None:
             batches = [batches[i] for i in rng.permutation(self.length)]
         return batches
+
+    def _by_lengths(self, part: np.ndarray) -> np.ndarray:
+        """The places of the rows `part`, short ones first: by what is read and, of about equally long ones, by what is to be written."""
+        lengths, outputs = self.samples.lengths, self.samples.output_lengths
+        assert lengths is not None
+        if outputs is None:
+            return np.argsort(lengths[part], kind="stable")
+        return np.lexsort((outputs[part], -(-lengths[part] // _MULTIPLE)))
+
+    def _cut(self, tokens: int) -> np.ndarray:
+        """Where batches end, of all rows in the order of `_by_lengths`: as late as they have at most `tokens` tokens on each rank."""
+        lengths, outputs = self.samples.lengths, self.samples.output_lengths
+        if lengths is None:
+            raise UserError("batch_tokens= counts the tokens of texts: of images give batch_size=")
+        if not isinstance(tokens, int) or tokens < 1:
+            raise UserError(f"batch_tokens={tokens}: give a whole number of tokens, a few thousand")
+        if self.drop_last:
+            raise UserError(
+                "batch_tokens= makes batches of many sizes, and this objective compares samples within a batch: give batch_size="
+            )
+        order = self._by_lengths(np.arange(len(lengths)))
+        read = (-(-lengths[order] // _MULTIPLE) * _MULTIPLE).tolist()
+        written = [0] * len(read) if outputs is None else outputs[order].tolist()
+        ends, start, widest, longest = [], 0, 0, 0
+        for i, (a, b) in enumerate(zip(read, written, strict=True)):
+            both = max(widest, a) + max(longest, b)
+            rows = -(-(i + 1 - start) // self.world)
+            if rows * both > tokens and i - start >= self.world:
+                ends.append(i)
+                start, widest, longest = i, 0, 0
+            widest, longest = max(widest, a), max(longest, b)
+        if len(read) - start < self.world and ends:  # too few to give every rank one
+            ends.pop()
+        return np.array([*ends, len(read)])
 
 
 class Loader:

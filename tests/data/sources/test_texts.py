@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import inspect
+import json
 import logging
 import lzma
 import os
@@ -53,7 +54,7 @@ def rows(source, split="train"):
     return list(raw.items), [source.classes[i] for i in raw.labels]
 
 
-@pytest.mark.parametrize("name", ["docs", "imdb", "ag_news", "text_csv", "text_files", "hf_text"])
+@pytest.mark.parametrize("name", ["docs", "imdb", "ag_news", "clinc150", "text_csv", "text_files", "hf_text"])
 def test_configs_list_every_parameter(name):
     """A config starts with a line that says what it is, and names the source's parameters, all of them."""
     assert (CONFIGS / f"{name}.yaml").read_text().startswith("# ")
@@ -404,3 +405,20 @@ def test_tables_of_which_none_or_several_could_be_train(tmp_path):
             texts.find_tables(tmp_path / folder, None)
     with pytest.raises(UserError, match="no such file"):
         texts.find_tables(tmp_path / "nowhere", None)
+
+
+def test_clinc150_has_out_of_scope(tmp_path):
+    """As one more class, in every split; what is not in its layout is refused by name."""
+    rows = {"train": [["pay it", "pay"], ["book it", "book"]], "val": [["pay", "pay"]], "test": [["book", "book"]]}
+    rows |= {f"oos_{split}": [["why", "oos"]] for split in ("train", "val", "test")}
+    file = tmp_path / "data_full.json"
+    file.write_text(json.dumps(rows))
+    found = text_sets.Clinc150(str(tmp_path))
+    assert found.classes == ["book", "oos", "pay"] and found.splits() == ("train", "val", "test")
+    raw = found.read("test")
+    assert list(raw.items) == ["book", "why"] and raw.labels.tolist() == [0, 1]
+    file.write_text('{"train": []}')
+    with pytest.raises(UserError, match=r"data_full\.json: not CLINC150"):
+        text_sets.Clinc150(str(tmp_path)).read("train")
+    with pytest.raises(UserError, match="no CLINC150 in"):
+        text_sets.Clinc150(str(tmp_path / "nowhere")).read("train")

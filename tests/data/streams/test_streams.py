@@ -173,3 +173,69 @@ def test_a_second_stream_goes_round():
     rounds = [sorted(side[i] + side[i + 1]) for i in range(0, 10, 2)]
     assert rounds == [list(range(6))] * 5
     assert len({tuple(side[i] + side[i + 1]) for i in range(0, 10, 2)}) > 1
+
+
+class Pairs(Rows):
+    """Rows with something to write, of lengths of its own."""
+
+    def __init__(self, n: int, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        super().__init__(n, rng.integers(3, 60, n))
+        self.outputs = np.clip(self._lengths + rng.integers(-8, 9, n), 1, None)
+
+    @property
+    def output_lengths(self):
+        return self.outputs
+
+
+def padded(pairs: Pairs, batches: list[np.ndarray]) -> int:
+    return sum(len(b) * int(pairs.lengths[b].max() + pairs.outputs[b].max()) for b in batches)
+
+
+def test_what_is_written_is_grouped_too():
+    """Batches of pairs waste less than those that know the length of what is read alone; each row once an epoch."""
+    pairs = Pairs(1000)
+    both = [ranks[0] for ranks in epoch_of(pairs, 16, drop_last=False)]
+    alone = [ranks[0] for ranks in epoch_of(Rows(1000, pairs.lengths), 16, drop_last=False)]
+    real = int((pairs.lengths + pairs.outputs).sum())
+    assert padded(pairs, both) - real < 0.8 * (padded(pairs, alone) - real)
+    assert sorted(np.concatenate(both).tolist()) == list(range(1000))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_batches_by_tokens(world):
+    """Every row once an epoch, at most so many tokens a rank, as many steps on all; epochs differ, and any step is had at once."""
+    pairs = Pairs(500)
+    settings = {"drop_last": False, "batch_tokens": 600}
+    for epoch in (0, 2):
+        steps = epoch_of(pairs, 16, epoch, world=world, **settings)
+        assert sorted(np.concatenate([i for ranks in steps for i in ranks]).tolist()) == list(range(500))
+        for ranks in steps:
+            assert all(len(i) for i in ranks)
+            joined = np.concatenate(ranks)
+            width = -(-pairs.lengths[joined].max() // 8) * 8 + pairs.outputs[joined].max()
+            assert max(map(len, ranks)) * width <= 600 or len(joined) < 2 * world
+    made, again = (stream(pairs, 16, world=world, **settings) for _ in range(2))
+    assert not np.array_equal(np.sort(made.index_at(0)), np.sort(made.index_at(2 * len(made))))
+    assert np.array_equal(again.index_at(7), steps_of(made, 8)[7])
+
+
+def steps_of(made: Stream, n: int) -> list[np.ndarray]:
+    return [made.index_at(g) for g in range(n)]
+
+
+def test_batches_by_tokens_are_full():
+    """Little is left of what they may hold; a text that is longer than all of it is a batch of its own."""
+    pairs = Pairs(2000)
+    made = stream(pairs, 16, drop_last=False, batch_tokens=1000)
+    real = int((pairs.lengths + pairs.outputs).sum())
+    assert len(made) * 1000 < 1.25 * real and made.batch_size == -(-2000 // len(made))
+    long = Rows(3, np.array([5, 900, 7]))
+    assert sorted(map(len, steps_of(stream(long, 2, drop_last=False, batch_tokens=100), 2))) == [1, 2]
+
+
+def test_batches_by_tokens_that_cannot_be():
+    with pytest.raises(UserError, match="batch_tokens= counts the tokens of texts: of images give batch_size="):
+        stream(Rows(50), 8, drop_last=False, batch_tokens=100)
+    with pytest.raises(UserError, match="compares the samples of a batch: give batch_size="):
+        stream(skewed(50), 8, drop_last=True, batch_tokens=100)
