@@ -22,6 +22,7 @@ from sslt.objectives.parts.vocabulary import log_probabilities
 from sslt.targets import words
 from sslt.targets.calibration import PRIOR, fit_biases
 from sslt.targets.prompt import Prompt
+from sslt.targets.prompts import balanced
 
 TEXTS = [
     "Unbelievably good acting, but it was a long film.",
@@ -218,6 +219,19 @@ def test_examples_stand_before_the_text_as_they_would_be_written():
     assert torch.equal(again.examples, target.examples) and not torch.equal(other.examples, target.examples)
     row = target.prompts.of(e.inputs(data.batch(np.array([5]))), ids)([])[0]["tokens"][0].tolist()
     assert row == [p.cls_id, *ids, *ids_of(p, texts[5] + " It was")]
+
+
+def test_examples_are_balanced_however_rare_a_class_is():
+    """Of each class as many or one more, no row twice, the rest from those that have more; the same for a seed."""
+    labels = np.array([0] * 90 + [2] * 8 + [5] * 2)
+    for count, wanted in ((3, [1, 1, 1]), (6, [2, 2, 2]), (12, [5, 5, 2])):
+        rows = balanced(labels, count, 0)
+        assert len(set(rows)) == count and [int((labels[rows] == c).sum()) for c in (0, 2, 5)] == wanted
+    assert sorted((labels[balanced(labels, 4, 1)] == c).sum() for c in (0, 2, 5)) == [1, 1, 2]
+    first, again, other = (balanced(labels, 6, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+        balanced(labels, 6, 0), balanced(labels, 6, 1)
+    )
 
 
 def test_examples_are_cut_alike_so_that_all_fit():
