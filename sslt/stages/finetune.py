@@ -13,7 +13,7 @@ from sslt.errors import UserError
 from sslt.evaluation.beside import cheap, compared
 from sslt.evaluation.features import MEASURED, encode, predicted
 from sslt.learner import Learner, Term
-from sslt.report.answers import write_answers
+from sslt.report.answers import row_names, write_answers
 from sslt.report.end import say_next, write_map, write_plots
 from sslt.runs import Run
 from sslt.stages import common, episodes, fitting, heads, joint, measure, rates, shift, task, weights
@@ -54,7 +54,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     write_plots(run, fitted.learner)
     shown = some(parts.test, MAPPED, int(cfg.seed))
     write_map(run, encode(plan.trained, shown, plan.device, plan.batch), shown)
-    write_answers(run, about.encoder, about.target, parts.test, scored.predictions)
+    names = None if about.domains is not None else row_names(about.source, "test", about.splits.test)
+    write_answers(run, about.encoder, about.target, parts.test, scored.predictions, names=names)
     if cfg.compare is None:
         say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"], remarks=remarks)
     return metrics
