@@ -230,8 +230,6 @@ def test_examples_are_balanced_however_rare_a_class_is():
     assert sorted((labels[balanced(labels, 4, 1)] == c).sum() for c in (0, 2, 5)) == [1, 1, 2]
     first, again, other = (balanced(labels, 6, seed) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
-        balanced(labels, 6, 0), balanced(labels, 6, 1)
-    )
 
 
 def test_examples_are_cut_alike_so_that_all_fit():

@@ -1,0 +1,153 @@
+"""What language models, readers, writers and recommenders give: docs/results/text.md, made cell by cell and resumable.
+
+    python scripts/text.py --data DIR [--only imdb,video] [--seeds 3] [--root FOLDER]
+
+Each cell is a pretraining, where it has one, and the command that measures it, in run folders below --root. What was measured is kept in
+--kept, so that a cell that is finished is not run again. The document is written from that file after every section.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from cells import SEEDS, Cells, about, parser, percent
+
+
+class Row(NamedTuple):
+    """A line of a table: a pretraining (empty: none) and what is measured after it by `verb`, from the run that there is."""
+
+    name: str
+    pretrain: list[str]
+    verb: str
+    args: list[str]
+
+
+class Section(NamedTuple):
+    """metrics: columns of the table, without a `test/` before them. baseline: the metric by which the cheap method is known."""
+
+    title: str
+    rows: list[Row]
+    metrics: list[str]
+    baseline: str
+    note: str
+
+
+def imdb(minutes: int) -> list[Row]:
+    """Every way to learn from text, for the same time, then a linear probe of 500 labels."""
+    time, probe = f"trainer.max_time=00:{minutes:02}:00", ["data=imdb", "labels_per_class=250", "curve.shots=[]"]
+    return [
+        Row(f"+task={task}", [f"+task={task}", "data=imdb", time, "online_probe.every_n_epochs=0"], "evaluate", probe)
+        for task in ("crops", "mlm", "electra", "causal_lm", "t5_spans", "tsdae")
+    ]
+
+
+def items(data: str, minutes: int) -> list[Row]:
+    """Recommenders, pretrained and measured as they are."""
+    time = f"trainer.max_time=00:{minutes:02}:00"
+    return [
+        Row(f"+task={task}", [f"+task={task}", f"data={data}", time], "evaluate", ["+target=next_item", f"data={data}"])
+        for task in ("sasrec", "bert4rec")
+    ]
+
+
+SECTIONS = {
+    "imdb": Section(
+        "IMDB: which pretraining pays within minutes", imdb(3), ["linear/accuracy", "untrained/linear/accuracy"], "accuracy",
+        "Linear probe with 500 labels on the test split, after three minutes of pretraining on all texts but those of validation and test. "
+        "Baseline: TF-IDF with the same 500 labels."),
+    "video": Section(
+        "Amazon video: the next of 23,715 items", items("video", 8), ["ndcg@10", "hr@10"], "ndcg@10",
+        "Full ranking, leave one out, seen items excluded, ties against us. Baseline: popularity or item-kNN, by validation."),
+    "movielens": Section(
+        "MovieLens-100k: the next of 1,682 films", items("movielens", 3), ["ndcg@10", "hr@10"], "ndcg@10",
+        "As above."),
+    "multi30k": Section(
+        "Multi30k, English to German", [
+            Row("all pairs, from scratch", [], "finetune", ["+target=translate", "from=scratch", "trainer.max_time=00:15:00"]),
+            Row("all pairs, after BART on both sides", ["+task=bart", "data=multi30k", "trainer.max_time=00:10:00"], "finetune",
+                ["+target=translate", "trainer.max_time=00:15:00"]),
+            Row("10 % of the pairs, from scratch", [], "finetune",
+                ["+target=translate", "from=scratch", "label_fraction=0.1", "trainer.max_time=00:05:00"]),
+        ], ["bleu", "chrf"], "bleu", "BLEU and chrF of test2016 as sacrebleu has them."),
+    "squad": Section(
+        "SQuAD 1.1, 36 articles to learn from", [
+            Row("from scratch", [], "finetune", ["+target=squad", "from=scratch", "trainer.max_time=00:08:00"]),
+            Row("after MLM on its texts", ["+task=mlm", "data=squad", "trainer.max_time=00:05:00"], "finetune",
+                ["+target=squad", "trainer.max_time=00:08:00"]),
+        ], ["f1", "exact_match"], "f1", "Eight articles are tested on. Baseline: the sentence or the rare words nearest to the question."),
+    "scitldr": Section(
+        "SciTLDR", [Row("from scratch", [], "finetune", ["+target=summarize", "from=scratch", "trainer.max_time=00:08:00"])],
+        ["rougeL"], "rougeL", "Baseline: the first sentences of the abstract."),
+    "gutenberg": Section(
+        "Language models of 17 books", [
+            Row("GPT, byte-level words", ["+task=causal_lm", "data=text_files", "data.path=${oc.env:SSLT_DATA}/gutenberg",
+                                          "data.on_error=skip", "trainer.max_time=00:05:00"], "evaluate", []),
+        ], ["eval/perplexity", "eval/bits_per_byte", "bigrams/perplexity"], "perplexity", "On the last 5 % of the text."),
+}  # fmt: skip
+
+
+def measure(cells: Cells, name: str, seed: int) -> None:
+    """All cells of a section with a seed."""
+    for row in SECTIONS[name].rows:
+        cell = f"{name}-{seed}-{row.name}"
+        start = [lambda r=row, c=cell: f"from={cells.run(folder(c), 'pretrain', *r.pretrain, f'seed={seed}')}"] if row.pretrain else []
+        cells.measure(cell, row.verb, *row.args, *start, f"seed={seed}")
+
+
+def folder(cell: str) -> str:
+    """Where the pretraining of a cell is."""
+    return "".join(c if c.isalnum() else "_" for c in cell) + "-pretrain"
+
+
+def section(cells: Cells, name: str) -> list[str]:
+    """What is known of a section, as a table."""
+    of = SECTIONS[name]
+    keys = [m if "/" in m else f"test/{m}" for m in of.metrics]
+    rows = [f"| | {' | '.join(of.metrics)} |", "|---" * (len(keys) + 1) + "|"]
+    measured = lambda row, key: cells.values(f"{name}-[0-9]-" + row.name.translate({ord(c): "\\" + c for c in "+.()%"}), key)  # noqa: E731
+    base = next((v for row in of.rows if (v := measured(row, f"baseline/{of.baseline}"))), [])
+    for row in of.rows:
+        found = [measured(row, key) for key in keys]
+        if any(found):
+            rows.append(f"| {row.name} | {' | '.join(_written(k, v) for k, v in zip(keys, found, strict=True))} |")
+    told = [f"The cheap method has {_written(of.baseline, base)} ({of.baseline})."] if base else []
+    row = of.rows[-1]
+    commands = [f"`sslt pretrain {' '.join(row.pretrain)}`"] if row.pretrain else []
+    commands += [f"`sslt {row.verb} {' '.join([*row.args, *(['from=RUN'] if row.pretrain else [])])}`"]
+    return [f"## {of.title}", "", "The last row: " + ", then ".join(commands), "", of.note, *told, "", *rows, ""]
+
+
+def _written(key: str, values: list[float]) -> str:
+    if "per" in key.rpartition("/")[2]:  # perplexity, bits per byte: no shares
+        return percent([v / 100 for v in values])
+    return percent(values)
+
+
+HOW = """# Language models, readers, writers, recommenders
+
+Made by `python scripts/text.py --data DIR`; {about}.
+Every cell is a command with its defaults but for the time it may take, which the script gives. Mean ± 95 % interval (Student's t) over
+seeds, where there are several. The last weights are reported, on the test split, read once. Numbers are percentages, but for perplexity
+and bits a byte.
+"""
+
+
+def write(cells: Cells, out: Path) -> None:
+    """The document, of all that is measured."""
+    measured = [name for name in SECTIONS if any(cell.startswith(f"{name}-") for cell in cells.found)]
+    (out / "text.md").write_text("\n".join([HOW.format(about=about()), *(line for name in measured for line in section(cells, name))]))
+
+
+def main() -> None:
+    options = parser(__doc__, Path("docs/results"), "text", "text.jsonl")
+    args = options.parse_args()
+    cells = Cells(args.root, args.data, args.kept)
+    for seed in SEEDS[: args.seeds]:
+        for name in args.only.split(",") if args.only else SECTIONS:
+            measure(cells, name, seed)
+            write(cells, args.out)
+
+
+if __name__ == "__main__":
+    main()
