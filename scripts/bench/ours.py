@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from bench.rounds import Watch
 from sslt import config, precision
 from sslt.data.answers import Class
-from sslt.data.prepare.text_processor import PackedSamples, TextProcessor, TextSamples
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.text_samples import PackedSamples, TextSamples
 from sslt.data.streams.streams import Stream
 from sslt.data.views.image_views import ImageViews
 from sslt.encoders import inserted

@@ -16,7 +16,8 @@ from bench.hugging_face import Rows, _training
 from bench.ours import Pretraining
 from bench.rounds import Watch
 from sslt import config
-from sslt.data.prepare.text_processor import PackedSamples, TextProcessor
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.text_samples import PackedSamples
 from sslt.data.streams.streams import Stream
 from sslt.encoders.base import evaluating
 from sslt.encoders.generation import Limits, generate

@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from sslt import distributed, precision
 from sslt.data.base import Samples
 from sslt.data.prepare.reversible import is_reversible
-from sslt.data.prepare.text_processor import PackedSamples
+from sslt.data.prepare.text_samples import PackedSamples
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 from sslt.evaluation.features import MEASURED

@@ -11,7 +11,7 @@ from sslt.callbacks.budget import seconds
 from sslt.callbacks.probes import OnlineProbe
 from sslt.config import build
 from sslt.data.base import Samples, many
-from sslt.data.prepare.text_processor import PackedSamples
+from sslt.data.prepare.text_samples import PackedSamples
 from sslt.data.streams.joined import Joined
 from sslt.data.views.base import Views
 from sslt.errors import UserError

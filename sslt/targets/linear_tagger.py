@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sslt.data import cache
 from sslt.data.answers import Tags
-from sslt.data.prepare.text_processor import as_text
+from sslt.data.prepare.text_samples import as_text
 from sslt.data.ragged import Ragged
 from sslt.encoders.base import Encoder
 from sslt.targets import bio

@@ -11,7 +11,8 @@ import torch
 from sslt.data.answers import Class
 from sslt.data.prepare.bag_processor import BagProcessor
 from sslt.data.prepare.image_processor import ImageProcessor
-from sslt.data.prepare.text_processor import SETTINGS, TextProcessor, TextSamples
+from sslt.data.prepare.text_processor import SETTINGS, TextProcessor
+from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.views.text_views import MaskTokens
 from sslt.encoders import inserted

@@ -16,7 +16,7 @@ import two_processes
 from vector_encoder import VectorEncoder
 
 from sslt.data import cache
-from sslt.data.prepare.text_processor import TextSamples
+from sslt.data.prepare.text_samples import TextSamples
 from sslt.encoders.base import Features, pool_mean
 from sslt.evaluation import features
 from sslt.evaluation.features import cached_features, encode, predicted

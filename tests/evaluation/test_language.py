@@ -58,7 +58,7 @@ def test_a_models_text_is_held_out(sslt, tmp_path):
 
 def test_the_end_is_apart():
     """No row is on both sides, and a short text is not divided."""
-    from sslt.data.prepare.text_processor import PackedSamples
+    from sslt.data.prepare.text_samples import PackedSamples
 
     packed = PackedSamples(np.arange(70 * 100), 71, 1, "x")
     train, held = divided(packed)

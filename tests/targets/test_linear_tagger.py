@@ -12,7 +12,8 @@ from test_tagging import SPACE, Toy, surely, tagging
 
 from sslt.data import cache
 from sslt.data.answers import Tags
-from sslt.data.prepare.text_processor import TextProcessor, as_text
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.text_samples import as_text
 from sslt.data.ragged import Ragged
 from sslt.targets import bio, linear_tagger, tag_fusion
 from sslt.targets.base import Rows

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sslt.data.answers import Class
 from sslt.data.prepare.reversible import train_reversible
-from sslt.data.prepare.text_processor import TextProcessor, TextSamples
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.encoders.causal import CausalEncoder
 from sslt.encoders.text import TextEncoder

@@ -14,7 +14,8 @@ from sslt import stored
 from sslt.data import cache
 from sslt.data.answers import Item
 from sslt.data.base import Source
-from sslt.data.prepare.text_processor import CHUNK, TextSamples, TokenProcessor, content_of
+from sslt.data.prepare.text_processor import CHUNK, TokenProcessor, content_of
+from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.ragged import Ragged
 from sslt.errors import UserError
 

@@ -11,7 +11,8 @@ import torch
 
 from sslt.data import cache
 from sslt.data.base import Raw, Source
-from sslt.data.prepare.text_processor import PackedSamples, TextProcessor, TextSamples, some_texts
+from sslt.data.prepare.text_processor import TextProcessor, some_texts
+from sslt.data.prepare.text_samples import PackedSamples, TextSamples
 from sslt.data.prepare.tokenizers import continues_word, train_tokenizer
 from sslt.errors import UserError
 

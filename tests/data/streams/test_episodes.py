@@ -211,7 +211,7 @@ def test_joined_rows_are_the_parts_rows():
 
 def test_joined_texts_are_padded_to_the_longest():
     """Rows of parts whose batches differ in width keep their tokens; the rest is padding that the mask leaves out."""
-    from sslt.data.prepare.text_processor import TextSamples
+    from sslt.data.prepare.text_samples import TextSamples
 
     def texts(sizes: list[int], first: int) -> TextSamples:
         ends = np.cumsum(sizes)

@@ -9,7 +9,7 @@ import torch
 from sslt.data.answers import Class
 from sslt.data.base import Raw, Source
 from sslt.data.prepare.image_processor import ImageSamples
-from sslt.data.prepare.text_processor import TextSamples
+from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.streams.joined import Corpus, Joined
 
 CLS, SEP, PAD = 1, 2, 9

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sslt.data.prepare.bag_processor import BagProcessor
-from sslt.data.prepare.text_processor import TextProcessor, TextSamples
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.views.text_views import Crops
 from sslt.encoders.bag import BagEncoder
