@@ -15,8 +15,8 @@ pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
 WORDS = ["cat", "dog", "sun", "rain", "book", "tree", "fish", "song"]
 CPU = "trainer.accelerator=cpu"
-SMALL = ["encoder.config.d_model=16", "encoder.config.d_kv=8", "encoder.config.d_ff=32", "encoder.processor.tokenizer=bpe"]
-SMALL += ["encoder.processor.vocab_size=400", "encoder.processor.sentinels=0", "objective.max_tokens=12", "trainer.precision=32", CPU]
+SMALL = ["encoder.config.d_model=16", "encoder.config.encoder_ffn_dim=32", "encoder.config.decoder_ffn_dim=32"]
+SMALL += ["encoder.processor.vocab_size=400", "objective.max_tokens=12", "trainer.precision=32", CPU]
 OWN = ["data=text_to_text", "data.path=pairs.csv", *SMALL]
 
 
@@ -155,7 +155,7 @@ def test_two_ranks_are_one(sslt, here, pairs):
         (["+target=translate", *OWN, "views=mask_tokens"], "leave views=plain"),
         (["+target=translate", *OWN, "adaptation=probe"], "nothing would be trained"),
         (
-            ["data=text_to_text", "data.path=pairs.csv", *OWN[2:-3], "encoder=t5_tiny"],
+            ["data=text_to_text", "data.path=pairs.csv", *OWN[2:-3], "encoder=mbart_tiny"],
             "choose objective=summarization or objective=response",
         ),
         (["+target=translate", "data.root=."], "no multi30k data in"),

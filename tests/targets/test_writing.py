@@ -26,8 +26,19 @@ T5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dr
 GPT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128}
 BART = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
 BART |= {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64, "dropout": 0.0}
+MBART = BART | {"init_std": 0.06, "scale_embedding": True}
 GPT |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-KINDS = {"t5": (Seq2SeqEncoder, T5, "mean"), "bart": (Seq2SeqEncoder, BART, "mean"), "gpt2": (CausalEncoder, GPT, "last")}
+KINDS = {
+    "t5": (Seq2SeqEncoder, T5, "mean"),
+    "bart": (Seq2SeqEncoder, BART, "mean"),
+    "mbart": (Seq2SeqEncoder, MBART, "mean"),
+    "gpt2": (CausalEncoder, GPT, "last"),
+}
+    "t5": (Seq2SeqEncoder, T5, "mean"),
+    "bart": (Seq2SeqEncoder, BART, "mean"),
+    "mbart": (Seq2SeqEncoder, MBART, "mean"),
+    "gpt2": (CausalEncoder, GPT, "last"),
+}
 CPU = torch.device("cpu")
 
 
