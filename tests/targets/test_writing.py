@@ -34,11 +34,6 @@ KINDS = {
     "mbart": (Seq2SeqEncoder, MBART, "mean"),
     "gpt2": (CausalEncoder, GPT, "last"),
 }
-    "t5": (Seq2SeqEncoder, T5, "mean"),
-    "bart": (Seq2SeqEncoder, BART, "mean"),
-    "mbart": (Seq2SeqEncoder, MBART, "mean"),
-    "gpt2": (CausalEncoder, GPT, "last"),
-}
 CPU = torch.device("cpu")
 
 
