@@ -74,7 +74,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         metrics, remarks = probes.encoder_probes(cfg, run, encoder, source, splits, device, batch)
         if metrics:
             metrics |= labels.saved(cfg, run, data, source, metrics)
-    if head is None and encoder.writes == "causal":
+    if head is None and encoder.writes == "causal" and encoder.modality == "text":
         train, held, what = language.streams(encoder, source, cfg.split)
         log.info("perplexity on %s", what)
         metrics |= language.language_metrics(encoder, train, held, device, batch)
