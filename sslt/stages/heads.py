@@ -43,7 +43,7 @@ def load(folder: Path, encoder: Encoder, trust: list[str], changed: Mapping[str,
     about = moved.head(stored.json_object(file))
     node, space = moved.up_to_date(stored.value(about, "objective", dict, file)), stored.value(about, "space", dict, file)
     for key, value in space.items():
-        if isinstance(value, list) and (not value or not all(isinstance(name, str) for name in value)):
+        if isinstance(value, list) and not (any(space.values()) and all(isinstance(name, str) for name in value)):
             raise UserError(f"{stored.shown(file)} is damaged: '{key}' are not names")
     check_trusted({"objective": node}, trust, stored.shown(folder))
     check_seal(folder, file.name, stored.json_object(file))

@@ -154,6 +154,7 @@ class Writing(Target[Texts], abc.ABC):
     def check_encoder(self, encoder: Encoder) -> None:
         encoder.require_writing("seq2seq", "causal")
         encoder.processor.decode_text([])  # refuses a tokenizer that cannot be undone
+        self.of(["a"], [["a"]])  # and says which library measures what is written, before anything is
 
     def check_views(self, views: Views) -> None:
         if type(views) is not Plain or views.n > 1:

@@ -58,6 +58,7 @@ def test_texts_to_read_are_texts_to_pretrain_on(sslt, here):
     sslt("pretrain", "+task=mlm", "data=qa", f"data.path={file}", *TINY_TEXT, "batch_size=8", "pack=false", "trainer.max_steps=2",
          "hydra.run.dir=pre")  # fmt: skip
     sslt("finetune", "+target=qa", f"data.path={file}", "from=pre", CPU, "trainer.max_steps=2", "adaptation=lora", "hydra.run.dir=run")
+    sslt("evaluate", "from=run", CPU)  # whose questions all have an answer in their text
     assert 0 <= Run(Path("run")).metrics["test/f1"] <= 1
 
 
