@@ -59,8 +59,8 @@ SETS = {
     "cluener": Set(
         "f1", ["+target=cluener"], ["+task=mlm", "data=cluener", "trainer.max_time=00:02:00"],
         [Regime("10 %", ["label_fraction=0.1", "trainer.max_time=00:01:00"]), Regime("all", ["trainer.max_time=00:02:00"])],
-        "Entity-level micro F1, as seqeval's strict one. Baseline: the better of a linear tagger (a chain on hashed features, which also stands "
-        "beside the encoder) and the dictionary of the training entities. BERT-base: 79.6 as published."),
+        "Entity-level micro F1, as seqeval's strict one. Baseline: the better of a linear tagger (a chain on hashed features, which "
+        "also stands beside the encoder) and the dictionary of the training entities. BERT-base: 79.6 as published."),
     "nuclei": Set(
         "miou", ["+target=nuclei"],
         ["+task=simclr", "data=nuclei", "encoder.stem=standard", "max_image_size=128", "batch_size=64", "trainer.max_time=00:01:30"],
