@@ -58,7 +58,8 @@ REASONS: dict[tuple[str, float, str], dict[str, str]] = {
         "task has it, gives the same probe: 36.9 and 36.9 side by side",
     },
 }
-TEXT = ("sslt.encoders.text.", "sslt.encoders.bag.")  # where the encoders of texts are
+# where the encoders of texts and of histories are
+TEXT = tuple(f"sslt.encoders.{name}." for name in ("text", "bag", "causal", "seq2seq", "histories"))
 # the number whose fall is progress, where it is not the loss
 CURVES = {"rbm": "reconstruction", "bigan": "reconstruction"}
 # the step from which on a loss is compared with itself: until then MoCo's queue holds random vectors (4,096, of which a step replaces 128)

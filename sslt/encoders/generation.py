@@ -12,7 +12,7 @@ from torch import Tensor
 from sslt.encoders.causal import prompts
 from sslt.encoders.inserted import cache_keyword
 from sslt.errors import UserError
-from sslt.ranges import Count, Positive, Share
+from sslt.ranges import Count, Fraction, Natural, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Limits:
     """
 
     max_tokens: Count
-    min_tokens: int
+    min_tokens: Natural
     beams: Count
     sample: bool
     temperature: Positive
-    top_k: int
-    top_p: Share
+    top_k: Natural
+    top_p: Fraction
     length_penalty: float
     seed: int
 

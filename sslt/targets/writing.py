@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from sslt.data.answers import Space, Texts
-from sslt.data.base import Samples, Source
+from sslt.data.base import Samples, Source, many
 from sslt.data.views.base import Plain, Views
 from sslt.encoders.base import Encoder
 from sslt.encoders.generation import Limits, generate
 from sslt.errors import UserError
 from sslt.objectives.base import Loss
 from sslt.objectives.parts.vocabulary import hits, vocabulary_loss, vocabulary_scores
-from sslt.ranges import Count, Positive, Share
+from sslt.ranges import Count, Fraction, Natural, Positive, Seed, Share
 from sslt.targets.base import Target
 from sslt.targets.metrics import written
 from sslt.targets.metrics.intervals import bootstrap
@@ -42,8 +42,8 @@ class Writing(Target[Texts], abc.ABC):
     called = "this writer"
 
     def __init__(
-        self, encoder: Encoder, space: Space, label_smoothing: Share, max_tokens: Count, min_tokens: int, beams: Count,
-        length_penalty: float, sample: bool, temperature: Positive, top_k: int, top_p: Share, seed: int,
+        self, encoder: Encoder, space: Space, label_smoothing: Share, max_tokens: Count, min_tokens: Natural, beams: Count,
+        length_penalty: float, sample: bool, temperature: Positive, top_k: Natural, top_p: Fraction, seed: Seed,
     ):  # fmt: skip
         super().__init__(encoder, space)
         self.label_smoothing = label_smoothing
@@ -148,6 +148,8 @@ class Writing(Target[Texts], abc.ABC):
     # ---------------------------------------------------------------- before training
     @classmethod
     def check(cls, source: Source, answers: Texts | None = None) -> None:
+        if source.modality != "text":
+            raise UserError(f"the samples of {source.name} have a text to write of {many(source.modality)}, which no target learns yet")
         if answers is not None and len(answers) > 1 and len({row[0] for row in answers.values}) == 1:
             raise UserError(f"all {len(answers)} training texts of {source.name} have the same answer: there is nothing to learn")
 

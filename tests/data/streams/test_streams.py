@@ -237,5 +237,5 @@ def test_batches_by_tokens_are_full():
 def test_batches_by_tokens_that_cannot_be():
     with pytest.raises(UserError, match="batch_tokens= counts the tokens of texts: of images give batch_size="):
         stream(Rows(50), 8, drop_last=False, batch_tokens=100)
-    with pytest.raises(UserError, match="compares the samples of a batch: give batch_size="):
+    with pytest.raises(UserError, match="compares samples within a batch: give batch_size="):
         stream(skewed(50), 8, drop_last=True, batch_tokens=100)
