@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -95,9 +96,12 @@ def rouge(
     """
     check_numbers(predictions, references)
     try:
+        from absl.logging import get_absl_handler
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as e:
         raise UserError(f"rouge-score {EXTRA}") from e
+    # its log's stream is closed when others set up theirs, be it one that is still written to; this one never is
+    get_absl_handler().python_handler.stream = sys.__stderr__
     english = language_of(references, language) == "en"
     scorer = RougeScorer(list(kinds), tokenizer=_Words(english))
     found = np.empty((len(predictions), len(kinds)))
