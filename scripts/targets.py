@@ -60,7 +60,8 @@ SETS = {
         "f1", ["+target=cluener"], ["+task=mlm", "data=cluener", "trainer.max_time=00:02:00"],
         [Regime("10 %", ["label_fraction=0.1", "trainer.max_time=00:01:00"]), Regime("all", ["trainer.max_time=00:02:00"])],
         "Entity-level micro F1, as seqeval's strict one. Baseline: the better of a linear tagger (a chain on hashed features, which "
-        "also stands beside the encoder) and the dictionary of the training entities. BERT-base: 79.6 as published."),
+        "also stands beside the encoder) and the dictionary of the training entities. BERT-base: 79.6 as published. "
+        "What is gained over a dictionary (61.8 with all labels) is the linear tagger's: neither encoder adds to it in this time."),
     "nuclei": Set(
         "miou", ["+target=nuclei"],
         ["+task=simclr", "data=nuclei", "encoder.stem=standard", "max_image_size=128", "batch_size=64", "trainer.max_time=00:01:30"],
@@ -72,7 +73,8 @@ SETS = {
         "miou", ["+target=scenes", "data.answer=map"],
         ["+task=simclr", "data=scenes", "encoder.stem=standard", "trainer.max_time=00:02:00"],
         [Regime("10 %", ["label_fraction=0.1", "trainer.max_time=00:01:00"]), Regime("all", ["trainer.max_time=00:01:30"])],
-        "Mean intersection over union of the ten digits and the ground. Baseline: logistic regression on colour and position."),
+        "Mean intersection over union of the ten digits and the ground. Baseline: logistic regression on colour and position. "
+        "In so short a time, beside other processes on the same cores, training takes off with one seed and not with the next: 60 or 11."),
 }  # fmt: skip
 ARMS = [Arm("scratch", False), Arm("pretrained", True)]
 
