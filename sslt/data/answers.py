@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sslt.data import frames
-from sslt.data.ragged import Ragged
+from sslt.data.ragged import Ragged, objects
 
 IGNORE = 255  # of a map: pixels that are neither learned from nor counted
 Space = dict[str, Any]
@@ -244,22 +244,18 @@ class Texts(Answers):
     fills: ClassVar = {}
 
     def __init__(self, values: Sequence[Sequence[str]], space: Space, **more: Any):
-        column = np.empty(len(values), object)
-        for i, row in enumerate(values):  # one by one: NumPy would take rows of equal length for a matrix
-            column[i] = list(row)
-        super().__init__(column, space, **more)
+        super().__init__(objects([list(row) for row in values]), space, **more)
 
     def save(self, folder: Path, prefix: str = "answer") -> dict[str, Any]:
-        encoded = [text.encode("utf-8", "surrogatepass") for row in self.values for text in row]
         stored = copy.copy(self)
-        stored.values = Ragged.of([np.frombuffer(e, np.uint8) for e in encoded], np.uint8)
+        stored.values = Ragged.of_texts([text for row in self.values for text in row])
         np.save(folder / f"{prefix}_counts.npy", np.array([len(row) for row in self.values], np.int64))
         return super(Texts, stored).save(folder, prefix)
 
     @classmethod
     def _read(cls, entry: Any, about: Mapping[str, Any], prefix: str) -> Any:
         found = cls._columns(entry, about, prefix)
-        texts = iter([row.tobytes().decode("utf-8", "surrogatepass") for row in found.pop("values")])
+        texts = iter(found.pop("values").texts())
         rows = [[next(texts) for _ in range(n)] for n in np.array(entry[f"{prefix}_counts"]).tolist()]
         return cls(rows, about["space"], **found)
 

@@ -26,6 +26,14 @@ class Ragged:
         """Of rows that follow one another."""
         return cls(values, np.cumsum(sizes) - sizes, sizes)
 
+    @classmethod
+    def of_texts(cls, texts: Sequence[str]) -> Ragged:
+        """Of N texts, each as its UTF-8, which `texts` reads again."""
+        return cls.of([np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8) for text in texts], np.uint8)
+
+    def texts(self) -> list[str]:
+        return [row.tobytes().decode("utf-8", "surrogatepass") for row in self]
+
     def __len__(self) -> int:
         return len(self.starts)
 
@@ -55,3 +63,11 @@ class Ragged:
         out = np.full((len(index), len(place), *self.values.shape[1:]), fill, self.values.dtype)
         out[inside] = self.values[(self.starts[index, None] + place)[inside]]
         return out
+
+
+def objects(values: Sequence[Any]) -> np.ndarray:
+    """Any N values as one array of objects [N]."""
+    column = np.empty(len(values), object)
+    for i, value in enumerate(values):  # one by one: NumPy would take rows of equal length for a matrix
+        column[i] = value
+    return column

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sslt.data.answers import Answers, Space
-from sslt.data.ragged import Ragged
+from sslt.data.ragged import Ragged, objects
 
 
 class Spans(Answers):
@@ -37,8 +37,8 @@ class Spans(Answers):
     domains: np.ndarray | None = None
 
     def __init__(self, values: Ragged, space: Space, *, texts: Any, contexts: Any = None, **more: Any):
-        contexts = None if contexts is None else _objects(contexts)
-        super().__init__(values, space, texts=_objects([list(row) for row in texts]), contexts=contexts, **more)
+        contexts = None if contexts is None else objects(contexts)
+        super().__init__(values, space, texts=objects([list(row) for row in texts]), contexts=contexts, **more)
 
     @property
     def known(self) -> np.ndarray:
@@ -70,34 +70,19 @@ class Spans(Answers):
         """Each context once, however many questions are asked about it."""
         stored: Any = copy.copy(self)
         np.save(folder / f"{prefix}_counts.npy", np.array([len(row) for row in self.texts], np.int64))
-        stored.texts = _encoded([text for row in self.texts for text in row])
+        stored.texts = Ragged.of_texts([text for row in self.texts for text in row])
         if self.contexts is not None:
             number = {text: i for i, text in enumerate(dict.fromkeys(self.contexts))}
             np.save(folder / f"{prefix}_which.npy", np.array([number[text] for text in self.contexts], np.int64))
-            stored.contexts = _encoded(list(number))
+            stored.contexts = Ragged.of_texts(list(number))
         return super(Spans, stored).save(folder, prefix)
 
     @classmethod
     def _read(cls, entry: Any, about: Mapping[str, Any], prefix: str) -> Any:
         found = cls._columns(entry, about, prefix)
-        texts = iter(_decoded(found["texts"]))
+        texts = iter(found["texts"].texts())
         found["texts"] = [[next(texts) for _ in range(n)] for n in np.array(entry[f"{prefix}_counts"]).tolist()]
         if "contexts" in found:
-            contexts = _decoded(found["contexts"])
+            contexts = found["contexts"].texts()
             found["contexts"] = [contexts[i] for i in np.array(entry[f"{prefix}_which"]).tolist()]
         return cls(found.pop("values"), about["space"], **found)
-
-
-def _objects(values: Sequence[Any]) -> np.ndarray:
-    column = np.empty(len(values), object)
-    for i, value in enumerate(values):  # one by one: NumPy would take rows of equal length for a matrix
-        column[i] = value
-    return column
-
-
-def _encoded(texts: Sequence[str]) -> Ragged:
-    return Ragged.of([np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8) for text in texts], np.uint8)
-
-
-def _decoded(rows: Ragged) -> list[str]:
-    return [row.tobytes().decode("utf-8", "surrogatepass") for row in rows]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from sslt.data.prepare.text_samples import as_text
 from sslt.data.ragged import Ragged
 from sslt.data.spans import Spans
 from sslt.targets.metrics.reading import answer_scores
@@ -33,7 +34,7 @@ def answered(best: Best, sure: Tensor, kinds: Tensor | None, threshold: float, c
     for i, (start, end) in enumerate(zip(*places, strict=True)):
         lies = bool(best.tokens[i, 0] >= 0)
         found.append([(start, end)] if lies else [])
-        cut = characters[i, start:end].astype(np.int32).tobytes().decode("utf-32-le", "surrogatepass") if lies else ""
+        cut = as_text(characters[i, start:end]) if lies else ""
         texts.append([space["words"][chosen[i] - 1] if chosen[i] else cut])
     turns = batch["turn"].cpu().numpy() if "turn" in batch else None
     scores = np.stack([sure.double().cpu().numpy(), lead], 1)

@@ -92,19 +92,9 @@ def cornell(folder: Path) -> Iterator[Dialogue]:
 
 
 def _fields(file: Path) -> Iterator[tuple[int, list[str]]]:
-    with disk.reading(file):
-        text = file.read_bytes().decode("utf-8", "replace") if _is_utf8(file) else file.read_bytes().decode("iso-8859-1")
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(disk.read_text_or_latin1(file).split("\n"), 1):
         if line.strip():
             yield number, line.rstrip("\r").split(SEPARATOR)
-
-
-def _is_utf8(file: Path) -> bool:
-    try:
-        file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 class DialogueSource(ToTexts):
@@ -233,8 +223,8 @@ class Sgd(DialogueSource):
         )
 
     def _files(self, folder: Path, part: str) -> list[Path]:
-        packed = next((f for end in ("", ".xz", ".gz") if (f := folder / f"{part}.jsonl{end}").is_file()), None)
-        return [packed] if packed else sorted((folder / part).glob("dialogues_*.json"))
+        lines = disk.packed_or_not(folder / f"{part}.jsonl")
+        return [lines] if lines else sorted((folder / part).glob("dialogues_*.json"))
 
     def own_splits(self) -> tuple[str, ...]:
         return tuple(s for s in SPLITS if s in self.files)

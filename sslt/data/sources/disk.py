@@ -78,6 +78,11 @@ def is_packed(path: Path) -> bool:
     return path.suffix.lower() in _OPENERS
 
 
+def packed_or_not(file: Path) -> Path | None:
+    """`file` or, where it is not there, what it was packed to; None where neither is."""
+    return next((f for end in ("", *_OPENERS) if (f := file.with_name(file.name + end)).is_file()), None)
+
+
 def open_binary(path: Path) -> IO[bytes]:
     """The file's bytes, unpacked if it is .xz or .gz, which ends in a `UserError` where that takes no end."""
     if not is_packed(path):
@@ -94,6 +99,16 @@ def read_text(path: Path) -> str:
     """A whole file, line ends as newlines. Raises `UserError` where it is missing, damaged or not UTF-8."""
     with reading(path), open_text(path) as f:
         return f.read()
+
+
+def read_text_or_latin1(path: Path) -> str:
+    """A whole file as it is, in UTF-8 or, where it is not, in Latin-1, which takes all bytes."""
+    with reading(path), open_binary(path) as f:
+        content = f.read()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def lines(f: io.TextIOWrapper, path: Path) -> Iterator[str]:

@@ -16,6 +16,7 @@ from sslt.data.answers import Item, Space
 from sslt.data.base import Raw, Source, check_on_error
 from sslt.data.ragged import Ragged
 from sslt.data.sources import tables
+from sslt.data.sources.disk import packed_or_not
 from sslt.data.sources.interaction_files import ATOMIC, Layout, events, in_order
 from sslt.data.sources.texts import content_digest, name_of
 from sslt.errors import UserError
@@ -231,7 +232,6 @@ def _first(root: str, folder: str, name: str, where: str, *others: str) -> Path:
     base = stored.located(root)
     places = [base / folder, *(base / other for other in others), base]
     for place in places:
-        for packed in ("", ".xz", ".gz"):
-            if (found := place / f"{name}{packed}").is_file():
-                return found
+        if found := packed_or_not(place / name):
+            return found
     raise UserError(f"no {name} in {', '.join(map(str, places))}: get it from {where} (.xz, .gz too), or set data.root=")

@@ -227,8 +227,7 @@ class StsBenchmark(PairTables):
         )
 
     def _file(self, folder: Path, part: str) -> Path | None:
-        names = (folder / f"stsb-{self.language}-{part}.csv{packed}" for packed in ("", ".xz", ".gz"))
-        return next((f for f in names if f.is_file()), None)
+        return disk.packed_or_not(folder / f"stsb-{self.language}-{part}.csv")
 
     @functools.cached_property
     def space(self) -> Space:  # type: ignore[override]

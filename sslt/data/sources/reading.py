@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import functools
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,10 +10,11 @@ import numpy as np
 
 from sslt import stored
 from sslt.data import cache
-from sslt.data.base import SPLITS, Raw, Source, check_on_error
+from sslt.data.base import Raw, check_on_error
 from sslt.data.ragged import Ragged
 from sslt.data.sources import tables
 from sslt.data.sources.reading_files import DIALOGUE_WORDS, Asked, articles_of, is_dialogues, questions_of
+from sslt.data.sources.split_files import SplitFiles
 from sslt.data.sources.texts import content_digest, find_tables, name_of
 from sslt.data.spans import Spans
 from sslt.errors import UserError, nearest
@@ -23,7 +23,7 @@ FORMAT = 1
 SCORERS = ("squad", "cmrc", "coqa")
 
 
-class ReadingSource(Source):
+class ReadingSource(SplitFiles):
     """Questions about texts; subclasses find the files. A sample is a question and its context, with history > 0 also what was asked
     and answered before it in a dialogue: `question_1` and `answer_1` the last time, `question_2` and `answer_2` before that, "" where
     nothing was. Questions about one article (story) are never divided by a drawn split.
@@ -48,25 +48,10 @@ class ReadingSource(Source):
         before = [f"{what}_{i + 1}" for i in range(history) for what in ("question", "answer")]
         self.history, self.parts = history, ("question", "context", *before)
 
-    @abc.abstractmethod
-    def find(self) -> dict[str, Path]:
-        """The file of each split."""
-
-    @functools.cached_property
-    def files(self) -> dict[str, Path]:
-        return self.find()
-
     @functools.cached_property
     def content(self) -> dict[str, list[Any]]:
         """The articles of each split."""
         return {split: articles_of(file) for split, file in self.files.items()}
-
-    def own_splits(self) -> tuple[str, ...]:
-        return tuple(s for s in SPLITS if s in self.files)
-
-    @property
-    def classes(self) -> None:
-        return None
 
     @functools.cached_property
     def _rows(self) -> dict[str, tuple[list[Asked], list[str]]]:

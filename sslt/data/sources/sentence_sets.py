@@ -62,10 +62,7 @@ class Sentences(Source):
     @functools.cached_property
     def files(self) -> dict[str, Path]:
         for folder in (self.root / FOLDER, self.root):
-            there = {
-                split: next((f for end in ("", ".xz", ".gz") if (f := folder / f"{name}.txt{end}").is_file()), None)
-                for split, name in self.set.files.items()
-            }
+            there = {split: disk.packed_or_not(folder / f"{name}.txt") for split, name in self.set.files.items()}
             if found := {split: f for split, f in there.items() if f is not None}:
                 if lacking := there.keys() - found.keys():
                     raise UserError(f"{folder}: {self.set.files[min(lacking)]}.txt is missing beside {found[min(found)].name}")
@@ -81,16 +78,10 @@ class Sentences(Source):
 
     def read(self, split: str) -> Raw:
         file = self.files[split]
-        with disk.reading(file), disk.open_binary(file) as f:
-            content = f.read()
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError:
-            text = content.decode("latin-1")
         texts: list[str] = []
         labels: list[int] = []
         skipped: list[str] = []
-        for number, line in enumerate(text.split("\n"), 1):
+        for number, line in enumerate(disk.read_text_or_latin1(file).split("\n"), 1):
             label, _, sentence = line.strip().partition(" ")
             if not label:
                 continue

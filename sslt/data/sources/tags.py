@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 from pathlib import Path
@@ -13,9 +12,10 @@ import numpy as np
 from sslt import stored
 from sslt.data import cache
 from sslt.data.answers import Space, Tags
-from sslt.data.base import SPLITS, Raw, Source, check_on_error
+from sslt.data.base import Raw, check_on_error
 from sslt.data.ragged import Ragged
-from sslt.data.sources import tables
+from sslt.data.sources import disk, tables
+from sslt.data.sources.split_files import SplitFiles
 from sslt.data.sources.tag_files import Layout, Tagged, has_tags, is_json, read_tagged
 from sslt.data.sources.texts import content_digest, find_tables, name_of
 from sslt.errors import UserError
@@ -23,7 +23,7 @@ from sslt.errors import UserError
 FORMAT = 1
 
 
-class TagSource(Source):
+class TagSource(SplitFiles):
     """Splits that are files of texts with tagged spans. Subclasses find the files.
 
     types: names that come first among those that are found, in this order.
@@ -36,25 +36,13 @@ class TagSource(Source):
         layout.check()
         self.layout, self.on_error, self.first_types = layout, check_on_error(on_error), [str(t) for t in types or []]
 
-    @abc.abstractmethod
-    def find(self) -> dict[str, Path]:
-        """The file of each split."""
-
-    @functools.cached_property
-    def files(self) -> dict[str, Path]:
-        return self.find()
-
     @functools.cached_property
     def tagged(self) -> bool:
         """Whether the files have tags: those to predict need none."""
         return has_tags(next(iter(self.files.values())), self.layout)
 
     def own_splits(self) -> tuple[str, ...]:
-        return tuple(s for s in SPLITS if s in self.files) if self.tagged else ("unlabeled",)
-
-    @property
-    def classes(self) -> None:
-        return None
+        return super().own_splits() if self.tagged else ("unlabeled",)
 
     @functools.cached_property
     def types(self) -> dict[str, list[str]]:
@@ -159,10 +147,7 @@ class _Distributed(TagSource):
 
     def find(self) -> dict[str, Path]:
         for folder in (*(self.root / name for name in self.folders), self.root):
-            there: dict[str, Any] = {
-                split: next((f for end in ("", ".xz", ".gz") if (f := folder / f"{name}{end}").is_file()), None)
-                for split, name in self.names.items()
-            }
+            there: dict[str, Any] = {split: disk.packed_or_not(folder / name) for split, name in self.names.items()}
             if all(there.values()):
                 return there
         raise UserError(f"no {self.name} data in {self.root / self.folders[0]}: put {', '.join(self.names.values())} there ({self.needs})")

@@ -52,8 +52,7 @@ class Imdb(Source):
     def _tables(self, folder: Path) -> dict[str, list[tuple[Path, int]]]:
         found = {}
         for split, part in (("train", "train"), ("test", "test"), ("unlabeled", "unsup")):
-            names = [folder / f"imdb_{part}.tsv{packed}" for packed in ("", ".xz", ".gz")]
-            if file := next((f for f in names if f.is_file()), None):
+            if file := disk.packed_or_not(folder / f"imdb_{part}.tsv"):
                 found[split] = [(file, -1)]
         return found
 
@@ -124,8 +123,8 @@ class AgNews(Source):
 
     @staticmethod
     def _files(folder: Path, split: str) -> list[Path]:
-        plain = [f for packed in ("", ".xz", ".gz") if (f := folder / f"{split}.csv{packed}").is_file()]
-        return plain[:1] or sorted(folder.glob(f"{split}*.parquet"))
+        plain = disk.packed_or_not(folder / f"{split}.csv")
+        return [plain] if plain else sorted(folder.glob(f"{split}*.parquet"))
 
     def own_splits(self) -> tuple[str, ...]:
         return tuple(self.files)
@@ -176,9 +175,9 @@ class Clinc150(Source):
 
     @functools.cached_property
     def file(self) -> Path:
-        names = (self.root / folder / f"data_full.json{packed}" for folder in ("clinc150", ".") for packed in ("", ".xz", ".gz"))
-        if found := next((f for f in names if f.is_file()), None):
-            return found
+        for folder in (self.root / "clinc150", self.root):
+            if found := disk.packed_or_not(folder / "data_full.json"):
+                return found
         raise UserError(f"no CLINC150 in {self.root}/clinc150: put data_full.json there (https://github.com/clinc/oos-eval; .xz, .gz too)")
 
     @functools.cached_property

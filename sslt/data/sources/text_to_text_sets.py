@@ -10,7 +10,7 @@ from pathlib import Path
 from sslt import stored
 from sslt.data import cache
 from sslt.data.base import SPLITS
-from sslt.data.sources import tables
+from sslt.data.sources import disk, tables
 from sslt.data.sources.text_to_text import FORMAT, ToTexts, Written, aligned, table_rows
 from sslt.data.sources.texts import content_digest
 from sslt.errors import UserError
@@ -34,8 +34,7 @@ class _Distributed(ToTexts):
         for folder in (*(self.root / name for name in self.folders), self.root):
             found: dict[str, list[Path]] = {}
             for split, wanted in self.names().items():
-                there = [next((f for n in several for end in ("", ".xz", ".gz") if (f := folder / f"{n}{end}").is_file()), None)
-                         for several in wanted]  # fmt: skip
+                there = [next((f for n in several if (f := disk.packed_or_not(folder / n))), None) for several in wanted]
                 if all(there):
                     found[split] = [f for f in there if f is not None]
             if self.enough(found):
