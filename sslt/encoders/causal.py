@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslt.data.prepare.text_processor import TextProcessor
-from sslt.encoders.text import TextEncoder
-from sslt.encoders.written import as_logits
+from sslt.encoders.written import Writer
 
 
-class CausalEncoder(TextEncoder):
+class CausalEncoder(Writer):
     """A transformers model `…ForCausalLM`: every token is read with those before it alone (Radford et al., 2018).
 
     pooling: "last", the state of the mark at the end of a text, which has read all of it, or "mean" over the tokens.
@@ -21,14 +19,7 @@ class CausalEncoder(TextEncoder):
 
     writes = "causal"
     poolings = ("last", "mean")
-    _known = False  # whether its logits are what `output_layer` makes of states
     auto: ClassVar[str] = "AutoModelForCausalLM"
-
-    @classmethod
-    def _config(cls, processor: TextProcessor, model_type: str, config: dict[str, Any]) -> Any:
-        made = super()._config(processor, model_type, config)
-        made.bos_token_id, made.eos_token_id = processor.cls_id, processor.sep_id
-        return made
 
     @property
     def network(self) -> Any:
@@ -56,7 +47,7 @@ class CausalEncoder(TextEncoder):
         return self._read(inputs["tokens"], inputs.get("mask"), None, inputs.get("documents"))
 
     def reply_states(self, inputs: dict[str, Tensor], outputs: Tensor, outputs_mask: Tensor) -> Tensor:
-        tokens, starts = prompts(inputs, self.processor)
+        tokens, starts = prompts(inputs)
         width = int((starts + outputs_mask.sum(1)).max())
         place = torch.arange(width, device=tokens.device) - starts[:, None]  # among what is written
         written = outputs.gather(1, place.clamp(0, outputs.shape[1] - 1))
@@ -69,14 +60,8 @@ class CausalEncoder(TextEncoder):
         layer = self.model.get_output_embeddings()
         return layer.weight, getattr(layer, "bias", None)
 
-    def require_writing(self, *kinds: str) -> None:
-        super().require_writing(*kinds)
-        if self._known:
-            return
-        self._known = True
-        mark = self.processor.unknown_id if self.processor.sep_id is None else self.processor.sep_id
-        tokens = torch.tensor([[mark, self.processor.unknown_id, mark]], device=self.model.device)
-        as_logits(self, lambda: self.word_states({"tokens": tokens}), lambda: self.model(input_ids=tokens).logits)
+    def _read_twice(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self.word_states({"tokens": tokens}), self.model(input_ids=tokens).logits
 
     def unread(self) -> list[str]:
         layer = self.model.get_output_embeddings()
@@ -84,7 +69,7 @@ class CausalEncoder(TextEncoder):
         return [] if tied else [f"model.{n}" for n, p in self.model.named_parameters() if p is layer.weight or p is layer.bias]
 
 
-def prompts(inputs: dict[str, Tensor], processor: TextProcessor) -> tuple[Tensor, Tensor]:
+def prompts(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What a text to go on from looks like: tokens [B, T] and how many of them there are [B]: the text with what starts it, and the mark
     of its end, behind which the reply begins."""
     tokens = inputs["tokens"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslt.encoders.causal import prompts
 from sslt.encoders.inserted import cache_keyword
+from sslt.encoders.published import positions
 from sslt.errors import UserError
 from sslt.ranges import Count, Fraction, Natural, Positive
 
@@ -49,8 +50,8 @@ def generate(encoder: Any, inputs: dict[str, Tensor], limits: Limits) -> list[li
     encoder.require_writing("causal", "seq2seq")
     if encoder.writes == "seq2seq":
         return _written(encoder, inputs, limits)
-    tokens, sizes = prompts(inputs, encoder.processor)
-    longest = getattr(encoder.model.config, "max_position_embeddings", None)
+    tokens, sizes = prompts(inputs)
+    longest = positions(encoder.model.config)
     if longest is not None and int(sizes.max()) + limits.max_tokens > longest:
         raise UserError(
             f"a prompt of {int(sizes.max())} tokens and {limits.max_tokens} to write are more than the model's {longest} positions: lower "

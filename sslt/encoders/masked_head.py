@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sslt.errors import UserError
+
 
 class MaskedHead(nn.Module):
     """The head of a transformers model `…ForMaskedLM` up to its output matrix: hidden states → states that this matrix is multiplied with.
@@ -36,8 +38,6 @@ class MaskedHead(nn.Module):
     def fresh(cls, network: Any) -> MaskedHead:
         """An untrained head for `network`, a transformers model. Raises `UserError` where its family has none."""
         from transformers import AutoModelForMaskedLM
-
-        from sslt.errors import UserError
 
         try:
             model = AutoModelForMaskedLM.from_config(network.config)

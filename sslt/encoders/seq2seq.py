@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt.data.prepare.text_processor import TextProcessor
-from sslt.encoders.text import TextEncoder
-from sslt.encoders.written import as_logits
+from sslt.encoders.written import Writer
 
 
-class Seq2SeqEncoder(TextEncoder):
+class Seq2SeqEncoder(Writer):
     """A transformers model `…ForConditionalGeneration` (Raffel et al., 2020; Lewis et al., 2020).
 
     As an encoder it is its encoder half: features of texts are read from there. Its blocks are those of both halves, in order.
     """
 
     writes = "seq2seq"
-    poolings = ("mean", "cls", "last")
-    _known = False  # whether its logits are what `output_layer` makes of states
     auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
 
     @classmethod
     def _config(cls, processor: TextProcessor, model_type: str, config: dict[str, Any]) -> Any:
         made = super()._config(processor, model_type, config)
-        made.bos_token_id, made.eos_token_id = processor.cls_id, processor.sep_id
         if "decoder_start_token_id" not in config:  # T5 begins with padding, BART with the mark of an end
             made.decoder_start_token_id = processor.pad_id if processor.cls_id is None else processor.sep_id
         for forced in ("forced_bos_token_id", "forced_eos_token_id"):
@@ -71,19 +66,9 @@ class Seq2SeqEncoder(TextEncoder):
         bias = getattr(self.model, "final_logits_bias", None)
         return layer.weight, (bias[0] if bias is not None else getattr(layer, "bias", None))
 
-    def require_writing(self, *kinds: str) -> None:
-        super().require_writing(*kinds)
-        if self._known:
-            return
-        self._known = True
-        end = self.processor.sep_id
-        tokens = torch.tensor([[end, self.processor.unknown_id, end]], device=self.model.device)
-        decoder = F.pad(tokens[:, :-1], (1, 0), value=self.start_id)
-        as_logits(
-            self,
-            lambda: self.word_states({"tokens": tokens}, outputs=tokens),
-            lambda: self.model(input_ids=tokens, decoder_input_ids=decoder).logits,
-        )
+    def _read_twice(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        before = F.pad(tokens[:, :-1], (1, 0), value=self.start_id)
+        return self.word_states({"tokens": tokens}, outputs=tokens), self.model(input_ids=tokens, decoder_input_ids=before).logits
 
     def unread(self) -> list[str]:
         read = {id(p) for p in self.network.parameters()}
@@ -91,10 +76,10 @@ class Seq2SeqEncoder(TextEncoder):
 
     def block_names(self) -> list[str]:
         found: list[str] = []
+        names = {id(m): n for n, m in self.named_modules()}
         for half in (self.network, self.model.get_decoder()):
             stack = next(
                 m for n, m in half.named_modules() if isinstance(m, nn.ModuleList) and n.rpartition(".")[2] in ("layers", "block")
             )  # fmt: skip
-            names = {id(m): n for n, m in self.named_modules()}
             found += [names[id(block)] for block in stack]
         return found

@@ -66,7 +66,7 @@ def _from_cache(encoder: Any, inputs: dict[str, Tensor], ids: Tensor) -> Tensor:
     """Prompts of equal length together, so that none is padded."""
     from transformers import DynamicCache
 
-    tokens, sizes = prompts(inputs, encoder.processor)
+    tokens, sizes = prompts(inputs)
     keyword, network = cache_keyword(encoder.network) or "past_key_values", encoder.network
     found = torch.zeros(len(tokens), len(ids), device=tokens.device)
     for size in sizes.unique().tolist():
