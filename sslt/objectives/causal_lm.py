@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, Objective, n_views
-from sslt.objectives.parts.vocabulary import IGNORED, hits, vocabulary_loss
+from sslt.objectives.parts.vocabulary import IGNORED, mean_loss
 
 
 class CausalLM(Objective):
@@ -36,14 +36,7 @@ class CausalLM(Objective):
             ended = F.pad((inputs["tokens"] == self.end_id).long(), (1, 0))[:, :-1]
             inputs["documents"] = ended.cumsum(1)
         states = encoder.word_states(inputs)[:, :-1].flatten(0, 1)
-        targets = next_tokens(inputs).flatten()
-        n = (targets != IGNORED).sum().clamp(min=1)
-        weight, bias = encoder.output_layer()
-        loss = vocabulary_loss(states, weight, targets, bias) / n
-        logs = {}
-        if self.logs_now:
-            logs = {"perplexity": loss.detach().exp(), "accuracy": hits(states, weight, targets, bias) / n}
-        return Loss(loss, logs)
+        return mean_loss(states, next_tokens(inputs).flatten(), *encoder.output_layer(), self.logs_now)
 
     def units(self, batch: dict[str, Any]) -> int | Tensor:
         views = batch["views"]

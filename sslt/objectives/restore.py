@@ -9,7 +9,7 @@ from sslt.data.views.text_corruption import Corruption
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective
-from sslt.objectives.parts.vocabulary import IGNORED, hits, vocabulary_loss
+from sslt.objectives.parts.vocabulary import IGNORED, mean_loss
 
 
 class Restore(Objective):
@@ -34,14 +34,7 @@ class Restore(Objective):
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         outputs, mask = batch["outputs"], batch["outputs_mask"]
         states = encoder.reply_states(batch["inputs"], outputs, mask).flatten(0, 1)
-        return written_loss(states, outputs, mask, *encoder.output_layer(), self.logs_now)
+        return mean_loss(states, outputs.masked_fill(~mask, IGNORED).flatten(), *encoder.output_layer(), self.logs_now)
 
     def units(self, batch: dict) -> int | Tensor:
         return batch["outputs_mask"].sum()
-
-
-def written_loss(states: Tensor, outputs: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, logs: bool) -> Loss:
-    """Mean cross-entropy of `outputs` [B, M] at the True places of mask [B, M], by states [B · M, D]."""
-    targets, n = outputs.masked_fill(~mask, IGNORED).flatten(), mask.sum().clamp(min=1)
-    loss = vocabulary_loss(states, weight, targets, bias) / n
-    return Loss(loss, {"perplexity": loss.detach().exp(), "accuracy": hits(states, weight, targets, bias) / n} if logs else {})

@@ -11,7 +11,7 @@ from sslt.data.views.text_corruption import DeleteWords
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, encode_views
-from sslt.objectives.restore import written_loss
+from sslt.objectives.parts.vocabulary import IGNORED, mean_loss
 from sslt.ranges import Count
 
 
@@ -44,7 +44,8 @@ class TSDAE(Objective):
         else:
             table = encoder.token_embeddings.weight  # type: ignore[union-attr]
             states, weight, bias = self.decoder(table, pooled, outputs), table, self.decoder.bias  # type: ignore[assignment]
-        return written_loss(states.flatten(0, 1), outputs, mask, weight, bias, self.logs_now)  # type: ignore[arg-type]
+        targets = outputs.masked_fill(~mask, IGNORED).flatten()
+        return mean_loss(states.flatten(0, 1), targets, weight, bias, self.logs_now)  # type: ignore[arg-type]
 
     def units(self, batch: dict) -> int | Tensor:
         return batch["outputs_mask"].sum()

@@ -20,7 +20,7 @@ from sslt.encoders.base import Encoder
 from sslt.targets import bio
 from sslt.targets.base import Cheap, Rows
 from sslt.targets.metrics.tags import tag_metrics
-from sslt.targets.tag_features import Entries, Words, context, words_of
+from sslt.targets.tag_features import Entries, Words, context, find, words_of
 
 log = logging.getLogger("sslt")
 FORMAT = 1  # of what is kept in the cache: raise it when training changes
@@ -130,15 +130,21 @@ class LinearTagger(nn.Module):
 
     def tag(self, texts: Sequence[str], demand: float) -> tuple[Ragged, Ragged]:
         """Spans and their probabilities, as `bio.decode` gives them. demand: by how much the log-probability of no span is lowered."""
-        spans: list[np.ndarray] = []
-        sure: list[np.ndarray] = []
+        return self.tag_by(texts, (demand,))[0]
+
+    def tag_by(self, texts: Sequence[str], demands: Sequence[float]) -> list[tuple[Ragged, Ragged]]:
+        """`tag` by each of several demands, of texts that are read once."""
+        spans: list[list[np.ndarray]] = [[] for _ in demands]
+        sure: list[list[np.ndarray]] = [[] for _ in demands]
         for i in range(0, len(texts), GROUP):
             scores, places = self.read(texts[i : i + GROUP])
-            scores[..., 0] -= demand
-            found = bio.decode(scores.log_softmax(-1), places, torch.zeros(places.shape[:2], dtype=torch.bool, device=places.device))
-            spans += found[0]
-            sure += found[1]
-        return Ragged.of(spans, np.int64, 3), Ragged.of(sure, np.float64, 1)
+            nowhere = torch.zeros(places.shape[:2], dtype=torch.bool, device=places.device)
+            for j, demand in enumerate(demands):
+                lowered = torch.cat([scores[..., :1] - demand, scores[..., 1:]], -1)
+                found = bio.decode(lowered.log_softmax(-1), places, nowhere)
+                spans[j] += found[0]
+                sure[j] += found[1]
+        return [(Ragged.of(a, np.int64, 3), Ragged.of(b, np.float64, 1)) for a, b in zip(spans, sure, strict=True)]
 
     def of_tokens(self, batch: dict[str, Tensor]) -> Tensor:
         """Log-probabilities of tags [B, L, K] of the tokens of a batch with `text`, 0 at those that stand for none.
@@ -173,9 +179,8 @@ def of_tokens(scores: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
 def strongest(train: Rows, val: Rows | None, test: Rows) -> Cheap:
     """What the linear tagger says of `test`; how much it demands of being in no span is chosen by F1 on `val`."""
     tagger = LinearTagger.solve(train.items, train.answers)
-    scores = {} if val is None else {
-        d: tag_metrics(tagger.tag(val.items, d)[0], val.answers.values, val.answers.types)["f1"] for d in DEMANDS
-    }  # fmt: skip
+    held = {} if val is None else dict(zip(DEMANDS, tagger.tag_by(val.items, DEMANDS), strict=True))
+    scores = {d: tag_metrics(spans, val.answers.values, val.answers.types)["f1"] for d, (spans, _) in held.items()}  # type: ignore[union-attr]
     demand = max(scores, key=lambda d: scores[d], default=0.0)
     spans, sure = tagger.tag(test.items, demand)
     return Cheap(METHOD, Tags(spans, test.answers.space, scores=sure), scores.get(demand, float("nan")))
@@ -305,7 +310,5 @@ def _summed(table: Tensor, known: Tensor) -> Tensor:
 
 def _places(terms: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Rows of the table, int32, of features; 0 of those that are not known."""
-    if not len(terms):
-        return np.zeros(found.shape, np.int32)
-    place = np.searchsorted(terms, found).clip(max=len(terms) - 1)
-    return np.where(terms[place] == found, place + 1, 0).astype(np.int32)
+    place, known = find(terms, found)
+    return np.where(known, place + 1, 0).astype(np.int32)

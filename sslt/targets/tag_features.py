@@ -56,8 +56,8 @@ class Words(NamedTuple):
     def of_spans(self, spans: Ragged) -> np.ndarray:
         """(first word, number of words, type, text) int64 [S, 4] of the spans that begin and end with words."""
         text, found = np.repeat(np.arange(len(spans)), spans.sizes), spans.flat()
-        first, starts = _find(self.texts * _FAR + self.places[:, 0], text * _FAR + found[:, 0])
-        last, ends = _find(self.texts * _FAR + self.places[:, 1], text * _FAR + found[:, 1])
+        first, starts = find(self.texts * _FAR + self.places[:, 0], text * _FAR + found[:, 0])
+        last, ends = find(self.texts * _FAR + self.places[:, 1], text * _FAR + found[:, 1])
         return np.stack([first, last + 1 - first, found[:, 2], text], 1)[starts & ends & (last >= first)]
 
 
@@ -107,7 +107,7 @@ class Entries(NamedTuple):
         """The number of words, where and which, for all that stands anywhere, the longest last."""
         left = words.left
         for n, hashes in _hashes(words.own[:, CASED], min(LONGEST, int(words.sizes.max(initial=0)))):
-            entry, known = _find(self.hashes, hashes)
+            entry, known = find(self.hashes, hashes)
             at = np.flatnonzero(known & (left[: len(hashes)] >= n))
             yield n, at, entry[at]
 
@@ -124,7 +124,7 @@ class Entries(NamedTuple):
             tagged, found = self.tagged[entry], self.found[entry]
             if own is not None:
                 keys, own_tagged, own_found = own
-                pair, _ = _find(keys, text[at] * count + entry)  # it is there: each place was counted
+                pair, _ = find(keys, text[at] * count + entry)  # it is there: each place was counted
                 tagged, found = tagged - own_tagged[pair], found - own_found[pair]
             times = tagged.sum(1)
             at, tagged, found, times = (x[times > 0] for x in (at, tagged, found, times))
@@ -147,7 +147,7 @@ class Entries(NamedTuple):
         tagged, own = np.zeros((len(keys), self.tagged.shape[1]), np.int64), words.of_spans(spans)
         for n, hashes in _hashes(words.own[:, CASED], min(LONGEST, int(words.sizes.max(initial=0)))):
             first, _, kind, row = own[own[:, 1] == n].T
-            pair, _ = _find(keys, row * count + _find(self.hashes, hashes[first])[0])
+            pair, _ = find(keys, row * count + find(self.hashes, hashes[first])[0])
             np.add.at(tagged, (pair, kind), 1)
         return keys, tagged, times
 
@@ -192,9 +192,9 @@ def _hashes(words: np.ndarray, longest: int) -> Iterator[tuple[int, np.ndarray]]
         yield n, made
 
 
-def _find(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where in the sorted `known` each of `wanted` is, and whether."""
     if not len(known):
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
+        return np.zeros(wanted.shape, np.int64), np.zeros(wanted.shape, bool)
     place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
     return place, known[place] == wanted

@@ -45,6 +45,7 @@ class T5Spans(Corruption):
         if not 0 < rate < 1:
             raise UserError(f"views.rate={rate}: give the share of the tokens, more than 0 and less than 1")
         self.rate, self.mean_span = rate, mean_span
+        self._ids: tuple[Any, Tensor] | None = None
 
     def check(self, encoder: Any) -> None:
         super().check(encoder)
@@ -67,13 +68,19 @@ class T5Spans(Corruption):
         text = torch.arange(tokens.shape[1], device=tokens.device) < size[:, None]
         number, hidden = self.hidden(size, tokens.shape[1])
         first = hidden & ~F.pad(hidden[:, :-1], (1, 0))
-        ids = torch.as_tensor(sentinels(p.tokenizer), device=tokens.device)
+        ids = self._of(p, tokens.device)
         sentinel = ids[number.clamp(max=len(ids) - 1)]
         read, mask = rows_of(torch.where(first, sentinel, tokens), text & (first | ~hidden), p, start=True)
         written = torch.stack([sentinel, tokens], 2).flatten(1), torch.stack([first, hidden], 2).flatten(1)
         outputs, outputs_mask = rows_of(*written, p, start=False, cut=False)  # a span of one token is two here
         learned = hidden.any(1, keepdim=True)  # a text of one token has nothing hidden
         return {**batch, "inputs": {"tokens": read, "mask": mask}, "outputs": outputs, "outputs_mask": outputs_mask & learned}
+
+    def _of(self, processor: Any, device: torch.device) -> Tensor:
+        """The ids of the sentinels, looked up in the vocabulary once."""
+        if self._ids is None or self._ids[0] is not processor or self._ids[1].device != device:
+            self._ids = processor, torch.as_tensor(sentinels(processor.tokenizer), device=device)
+        return self._ids[1]
 
     def _counts(self, size: Tensor) -> tuple[Tensor, Tensor]:
         """Of texts of so many tokens [B]: how many are hidden, and in how many spans."""

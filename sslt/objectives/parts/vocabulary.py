@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sslt.objectives.base import Loss
+
 IGNORED = -100  # targets that are not counted
 _LOGITS = 1 << 23  # of a chunk: 32 MB in float32, which caches and allocators like better than a batch's gigabytes
 
@@ -31,6 +33,13 @@ def vocabulary_loss(states: Tensor, weight: Tensor, targets: Tensor, bias: Tenso
     elif states.dtype != weight.dtype:
         states = states.to(weight.dtype)
     return _Chunked.apply(states, weight, bias, targets, smoothing)
+
+
+def mean_loss(states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, logs_now: bool) -> Loss:
+    """The mean of `vocabulary_loss` over counted positions; with `logs_now` also how many of them are right, and the perplexity."""
+    n = (targets != IGNORED).sum().clamp(min=1)
+    loss = vocabulary_loss(states, weight, targets, bias) / n
+    return Loss(loss, {"perplexity": loss.detach().exp(), "accuracy": hits(states, weight, targets, bias) / n} if logs_now else {})
 
 
 def vocabulary_scores(states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:

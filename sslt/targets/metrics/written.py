@@ -120,15 +120,20 @@ def rouge_signature(references: Sequence[Sequence[str]], language: str | None) -
     return f"nrefs:{'1' if most == 1 else f'up to {most}, best'}|F|mean|{how}|Lsum:by sentences"
 
 
-def bleu_metric(language: str) -> Any:
-    """sacrebleu's BLEU (Post, 2018) with the tokenizer of a language; of Japanese by characters where MeCab is not installed."""
+def _sacrebleu() -> Any:
+    """Its metrics. Raises `UserError` where it is not installed."""
     try:
-        from sacrebleu.metrics import BLEU
+        from sacrebleu import metrics
     except ImportError as e:
         raise UserError(f"sacrebleu {EXTRA}") from e
+    return metrics
+
+
+def bleu_metric(language: str) -> Any:
+    """sacrebleu's BLEU (Post, 2018) with the tokenizer of a language; of Japanese by characters where MeCab is not installed."""
     if language == "ja":
-        return BLEU(tokenize="ja-mecab" if importlib.util.find_spec("MeCab") else "char")
-    return BLEU(tokenize="zh" if language.startswith("zh") else "13a")
+        return _sacrebleu().BLEU(tokenize="ja-mecab" if importlib.util.find_spec("MeCab") else "char")
+    return _sacrebleu().BLEU(tokenize="zh" if language.startswith("zh") else "13a")
 
 
 def _columns(references: Sequence[Sequence[str]]) -> Any:
@@ -152,12 +157,8 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], langua
 def tokenized_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU of lower-cased words and signs, as papers report it of tokenized text: on another scale than `bleu`."""
     check_numbers(predictions, references)
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as e:
-        raise UserError(f"sacrebleu {EXTRA}") from e
     twin = [[" ".join(tokens(r)) for r in several] for several in references]
-    metric = BLEU(tokenize="none", force=True)  # force: no warning that these are tokenized
+    metric = _sacrebleu().BLEU(tokenize="none", force=True)  # force: no warning that these are tokenized
     return _share(metric.corpus_score([" ".join(tokens(text)) for text in predictions], _columns(twin)).score)
 
 
@@ -172,20 +173,14 @@ def bleu_counts(predictions: Sequence[str], references: Sequence[Sequence[str]],
 
 def bleu_of(counts: np.ndarray) -> float:
     """BLEU of the rows that have these counts [N, 10]; the same number as that of their texts."""
-    from sacrebleu.metrics import BLEU
-
     total = counts.sum(0).tolist()
-    return _share(BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9], smooth_method="exp").score)
+    return _share(_sacrebleu().BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9], smooth_method="exp").score)
 
 
 def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
     """chrF2 of a corpus (Popović, 2015) as sacrebleu counts it, and its signature."""
     check_numbers(predictions, references)
-    try:
-        from sacrebleu.metrics import CHRF
-    except ImportError as e:
-        raise UserError(f"sacrebleu {EXTRA}") from e
-    metric = CHRF()
+    metric = _sacrebleu().CHRF()
     found = metric.corpus_score(list(predictions), _columns(references)).score
     return _share(found), str(metric.get_signature())
 
@@ -193,9 +188,7 @@ def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tup
 def chrf_rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """chrF2 of each row, float64 [N]: how near a text is, where a row has no 4-gram in common with its reference."""
     check_numbers(predictions, references)
-    from sacrebleu.metrics import CHRF
-
-    metric = CHRF()
+    metric = _sacrebleu().CHRF()
     return np.array([metric.sentence_score(p, list(r)).score / 100 for p, r in zip(predictions, references, strict=True)])
 
 
