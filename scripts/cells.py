@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,18 @@ class Cells:
     def values(self, pattern: str, key: str = "test/accuracy") -> list[float]:
         """`key` of every cell of which the whole name matches."""
         return [line[key] for name, line in self.found.items() if re.fullmatch(pattern, name) and key in line]
+
+
+def fill(
+    about: str | None, name: str, parts: Iterable[str], measure: Callable[[Cells, str, int], None], write: Callable[[Cells, Path], None]
+) -> None:
+    """A script's main: measure parts of a document (`--only`, else all) seed by seed, and write docs/results/NAME.md after each."""
+    args = parser(about, Path("docs/results"), name, f"{name}.jsonl").parse_args()
+    cells = Cells(args.root, args.data, args.kept)
+    for seed in SEEDS[: args.seeds]:
+        for part in args.only.split(",") if args.only else parts:
+            measure(cells, part, seed)
+            write(cells, args.out)
 
 
 def numbers(root: Path, pattern: str, key: str = "test/accuracy") -> list[float]:

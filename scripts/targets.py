@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from cells import SEEDS, Cells, about, parser, percent
+from cells import Cells, about, fill, percent
 
 
 class Arm(NamedTuple):
@@ -131,15 +131,5 @@ def write(cells: Cells, out: Path) -> None:
     (out / "targets.md").write_text("\n".join([HOW.format(about=about()), *(line for name in measured for line in section(cells, name))]))
 
 
-def main() -> None:
-    options = parser(__doc__, Path("docs/results"), "targets", "targets.jsonl")
-    args = options.parse_args()
-    cells = Cells(args.root, args.data, args.kept)
-    for seed in SEEDS[: args.seeds]:
-        for name in args.only.split(",") if args.only else SETS:
-            measure(cells, name, seed)
-            write(cells, args.out)
-
-
 if __name__ == "__main__":
-    main()
+    fill(__doc__, "targets", SETS, measure, write)

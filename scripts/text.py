@@ -8,10 +8,11 @@ Each cell is a pretraining, where it has one, and the command that measures it, 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
-from cells import SEEDS, Cells, about, parser, percent
+from cells import Cells, about, fill, folder, percent
 
 
 class Row(NamedTuple):
@@ -91,13 +92,11 @@ def measure(cells: Cells, name: str, seed: int) -> None:
     """All cells of a section with a seed."""
     for row in SECTIONS[name].rows:
         cell = f"{name}-{seed}-{row.name}"
-        start = [lambda r=row, c=cell: f"from={cells.run(folder(c), 'pretrain', *r.pretrain, f'seed={seed}')}"] if row.pretrain else []
-        cells.measure(cell, row.verb, *row.args, *start, f"seed={seed}")
 
+        def start(row: Row = row, cell: str = cell) -> str:
+            return f"from={cells.run(folder(f'{cell}-pretrain'), 'pretrain', *row.pretrain, f'seed={seed}')}"
 
-def folder(cell: str) -> str:
-    """Where the pretraining of a cell is."""
-    return "".join(c if c.isalnum() else "_" for c in cell) + "-pretrain"
+        cells.measure(cell, row.verb, *row.args, *([start] if row.pretrain else []), f"seed={seed}")
 
 
 def section(cells: Cells, name: str) -> list[str]:
@@ -105,7 +104,7 @@ def section(cells: Cells, name: str) -> list[str]:
     of = SECTIONS[name]
     keys = [m if "/" in m else f"test/{m}" for m in of.metrics]
     rows = [f"| | {' | '.join(of.metrics)} |", "|---" * (len(keys) + 1) + "|"]
-    measured = lambda row, key: cells.values(f"{name}-[0-9]-" + row.name.translate({ord(c): "\\" + c for c in "+.()%"}), key)  # noqa: E731
+    measured = lambda row, key: cells.values(f"{name}-[0-9]-{re.escape(row.name)}", key)  # noqa: E731
     base = next((v for row in of.rows if (v := measured(row, f"baseline/{of.baseline}"))), [])
     for row in of.rows:
         found = [measured(row, key) for key in keys]
@@ -139,15 +138,5 @@ def write(cells: Cells, out: Path) -> None:
     (out / "text.md").write_text("\n".join([HOW.format(about=about()), *(line for name in measured for line in section(cells, name))]))
 
 
-def main() -> None:
-    options = parser(__doc__, Path("docs/results"), "text", "text.jsonl")
-    args = options.parse_args()
-    cells = Cells(args.root, args.data, args.kept)
-    for seed in SEEDS[: args.seeds]:
-        for name in args.only.split(",") if args.only else SECTIONS:
-            measure(cells, name, seed)
-            write(cells, args.out)
-
-
 if __name__ == "__main__":
-    main()
+    fill(__doc__, "text", SECTIONS, measure, write)
