@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from conftest import TINY_TEXT
 
@@ -57,15 +59,16 @@ def test_a_causal_encoder_reads_examples(sslt, films, here):
     [
         (["encoder=bag"], "reads no hidden words out: choose encoder=bert_tiny or encoder=gpt_tiny"),
         (TINY_TEXT, "pretrain it by +task=mlm"),
-        (["data=stsb"], "choose objective="),
+        (["data.path=scores.csv", "data.answer=number"], "choose objective=regression"),
         ([*GPT, "adaptation=probe"], "nothing would be trained"),
         ([*GPT, "views.n=2"], "leave views=plain with views.n=1"),
         ([*GPT, "objective.words={good:[a]}"], "there is no class 'good'"),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_a_line(settings, message, sslt, films, capsys):
+    Path("scores.csv").write_text("\n".join(["text,label", *(f"film {i} was good,{i % 2}.5" for i in range(80))]) + "\n")
     named = {s.partition("=")[0] for s in settings}
-    own = [s for s in PROMPT if s.partition("=")[0] not in named and not ("data" in named and s.startswith("data.path"))]
+    own = [s for s in PROMPT if s.partition("=")[0] not in named]
     sslt("finetune", *own, *settings, "from=scratch", "trainer.max_steps=1", code=2)
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
