@@ -189,14 +189,26 @@ def _text_column(cfg: Any, node: Any) -> dict[str, str]:
 
 def _of_pairs(cfg: Any) -> bool:
     """Whether the run was made on samples of several parts."""
+    return bool(_parts_of_data(cfg))
+
+
+def parts_of_run(cfg: Any, head: Target | None) -> tuple[str, ...]:
+    """Names of the parts of the samples that a run reads; () where each is one. Of questions those of earlier turns are among them."""
+    if head is None or head.answer.read_by is None:
+        return _parts_of_data(cfg)
+    turns = int(_data_of_run(cfg).get("history") or 0) if "domains" in head.space else 0
+    return ("question", "context", *(f"{what}_{i + 1}" for i in range(turns) for what in ("question", "answer")))
+
+
+def _parts_of_data(cfg: Any) -> tuple[str, ...]:
     made = moved.up_to_date(OmegaConf.to_container(OmegaConf.create(_data_of_run(cfg)), resolve=False))
     if "_target_" not in made:
-        return False
+        return ()
     try:
         check_trusted({"data": made}, list(cfg.trust), stored.shown(stored.located(str(cfg["from"]))))
     except UserError:  # a class of others, which is not asked: what is read now is read by one of sslt's own
-        return False
-    return bool(get_object(made["_target_"]).parts)
+        return ()
+    return tuple(get_object(made["_target_"]).parts)
 
 
 def _same_layout(cfg: Any, node: Any) -> dict[str, Any]:
