@@ -12,7 +12,7 @@ IMAGE, TEXT, PARTS, QUESTION, HISTORY = "image", "text", "parts", "question", "h
 _GIVE = {
     IMAGE: "a picture: the base64 of a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM file, or the file itself as multipart/form-data",
     TEXT: "a text: a string",
-    PARTS: "an object of texts, {}",
+    PARTS: "an object of texts, PARTS",
     QUESTION: 'an object {"question": text, "context": text}, perhaps with "history": [[question, answer], …], the earliest first',
     HISTORY: "a history: a list of the names of items, the earliest first",
 }
@@ -47,7 +47,7 @@ class Reads:
     @property
     def wanted(self) -> str:
         """What an item has to be, in words."""
-        return _GIVE[self.kind].format("{" + ", ".join(f'"{name}": text' for name in self.parts) + "}")
+        return _GIVE[self.kind].replace("PARTS", "{" + ", ".join(f'"{name}": text' for name in self.parts) + "}")
 
 
 # -------------------------------------------------------------------- the body

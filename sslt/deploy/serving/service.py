@@ -102,7 +102,7 @@ class Service:
     def health(self) -> Reply:
         """200 while the worker is there and answers."""
         if self.supervisor.healthy:
-            return Reply(200, {"status": "ok", "queue": len(self.queue)})
+            return Reply(200, {"status": "ok", "queue": len(self.queue), "worker": self.supervisor.worker.pid})
         state = "starting" if self.supervisor.state == "ready" else self.supervisor.state  # dead, and not yet noticed
         return Reply(503, {"status": state, "reason": self.supervisor.reason or "the worker is dead"}, {"Retry-After": "5"})
 
