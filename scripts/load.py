@@ -64,7 +64,34 @@ uvicorn.run(app, port=sock, log_level="warning")
 def bodies(reads: str, items: int, words: int, side: int, count: int = 64) -> list[bytes]:
     """Bodies of requests: texts of random words around `words` long, or PNGs of `side` pixels."""
     rng = np.random.default_rng(0)
-    vocabulary = "the a of and to in is it was that film good bad story of an actor who plays not very well but often with some".split()
+    vocabulary = [
+        "the",
+        "a",
+        "of",
+        "and",
+        "to",
+        "in",
+        "is",
+        "it",
+        "was",
+        "that",
+        "film",
+        "good",
+        "bad",
+        "story",
+        "of",
+        "an",
+        "actor",
+        "who",
+        "plays",
+        "not",
+        "very",
+        "well",
+        "but",
+        "often",
+        "with",
+        "some",
+    ]
 
     def one() -> str:
         if reads == "text":

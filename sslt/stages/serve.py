@@ -42,8 +42,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
             write_text(Path(str(cfg.client)).expanduser(), client_code(address, service.reads))
         if not str(cfg.host).startswith(ALONE) and key is None:
             log.warning("host=%s: whoever reaches this machine may ask; api_key_file= or $%s sets a key", cfg.host, KEY)
-        print(f"{cfg['from']} is served at {address} (to try it: {address}/, to end: Ctrl-C)", flush=True)
-        server.run(app, sock, float(cfg.timeout) + GRACE)
+        said = f"{cfg['from']} is served at {address} (to try it: {address}/, to end: Ctrl-C)"
+        server.run(app, sock, float(cfg.timeout) + GRACE, lambda: print(said, flush=True))
         found = {"serve/inputs": 0, "serve/restarts": 0}
         for family in service.metrics.registry.collect():
             for sample in family.samples:

@@ -64,7 +64,10 @@ def texts(here) -> tuple[TextEncoder, list[str]]:
     cfg = compose("pretrain", ["+task=mlm", *TINY_TEXT, "encoder.processor.max_length=64"])
     torch.manual_seed(0)
     encoder = build_encoder(cfg.encoder, build(cfg.data))
-    rng, words = np.random.default_rng(0), "the mail of a request is read by an event loop that waits for it".split()
+    rng, words = (
+        np.random.default_rng(0),
+        ["the", "mail", "of", "a", "request", "is", "read", "by", "an", "event", "loop", "that", "waits", "for", "it"],
+    )
     assert isinstance(encoder, TextEncoder)
     return encoder, [" ".join(rng.choice(words, n)) for n in rng.integers(1, 90, 40)]
 

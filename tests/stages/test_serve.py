@@ -63,7 +63,30 @@ def server(*args: str) -> Iterator[tuple[subprocess.Popen, str]]:
 def run(sslt, here: Path) -> Path:
     """A classifier of texts with TF-IDF beside it, and what it predicts for a file."""
     sslt("finetune", "+target=docs", "from=scratch", *TINY_TEXT, "trainer.max_steps=3", "baseline=false", "hydra.run.dir=run")
-    rng, words = np.random.default_rng(0), "the mail of a request is read by an event loop that waits for tests of logging and xml".split()
+    rng, words = (
+        np.random.default_rng(0),
+        [
+            "the",
+            "mail",
+            "of",
+            "a",
+            "request",
+            "is",
+            "read",
+            "by",
+            "an",
+            "event",
+            "loop",
+            "that",
+            "waits",
+            "for",
+            "tests",
+            "of",
+            "logging",
+            "and",
+            "xml",
+        ],
+    )
     lines = [" ".join(rng.choice(words, n)) for n in rng.integers(1, 60, 48)]
     (here / "lines.txt").write_text("\n".join(lines) + "\n")
     sslt("predict", "from=run", "input=lines.txt", "trainer.accelerator=cpu", "hydra.run.dir=predicted")
@@ -79,7 +102,11 @@ def test_a_server_whole(run, here):
         health = call(f"{url}/health", key=None)
         assert health[0] == 200 and call(f"{url}/info", key=None)[0] == 401
         info = call(f"{url}/info")[1]
-        assert info["exact"] and info["space"]["classes"] and info["digest"] == json.loads((here / "served" / "run.json").read_text())["digest"]
+        assert (
+            info["exact"]
+            and info["space"]["classes"]
+            and info["digest"] == json.loads((here / "served" / "run.json").read_text())["digest"]
+        )
 
         # answers, one at a time, many at once, and many requests at a time
         alone = [call(f"{url}/predict", {"input": line})[1]["predictions"][0] for line in lines[:6]]
@@ -95,7 +122,9 @@ def test_a_server_whole(run, here):
         assert call(f"{url}/predict", {"input": "x" * 200_000})[0] == 413 and call(f"{url}/predict", b" " * 20_000_000)[0] == 413
 
         # the client, which needs nothing
-        made = subprocess.run([sys.executable, "-I", "-S", "client.py", *lines[:2]], env={"SSLT_API_KEY": KEY}, capture_output=True, text=True)
+        made = subprocess.run(
+            [sys.executable, "-I", "-S", "client.py", *lines[:2]], env={"SSLT_API_KEY": KEY}, capture_output=True, text=True
+        )
         assert [json.loads(line) for line in made.stdout.splitlines()] == wanted[:2], made.stderr
 
         # a worker that is killed shows, and is replaced by one that says the same

@@ -25,7 +25,10 @@ KEY = os.environ.get("SSLT_API_KEY")
 
 
 def ask(kind, inputs, timeout=60.0, tries=3):
-    """The answers to a list of inputs, one dict each; one that could not be answered has `error`. Raises RuntimeError with the server's reason."""
+    """The answers to a list of inputs, one dict each; one that could not be answered has `error`.
+
+    Raises RuntimeError with the server's reason.
+    """
     body = json.dumps({{"inputs": [{encoded} for item in inputs]}}).encode()
     headers = {{"Content-Type": "application/json", **({{"X-API-Key": KEY}} if KEY else {{}})}}
     for left in range(tries - 1, -1, -1):

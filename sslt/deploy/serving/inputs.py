@@ -60,7 +60,12 @@ def items_of(body: bytes, content_type: str, reads: Reads, limits: Limits) -> li
         items = [_of_file(body, reads)] if reads.kind == IMAGE else _refuse_kind(kind, reads)
     elif kind == "text/plain" and reads.kind == TEXT:
         items = [_of_file(body, reads)]
-    elif kind in ("application/json", "", "application/x-www-form-urlencoded", "text/plain"):  # curl -d says urlencoded of whatever it sends
+    elif kind in (
+        "application/json",
+        "",
+        "application/x-www-form-urlencoded",
+        "text/plain",
+    ):  # curl -d says urlencoded of whatever it sends
         items = _of_json(body)
     else:
         items = _refuse_kind(kind, reads)
@@ -147,7 +152,7 @@ def checked(item: Any, reads: Reads, limits: Limits) -> tuple[Any, int]:
     extra = set() if reads.kind == PARTS else {"history"}
     if not isinstance(item, dict) or not set(wanted) <= item.keys() <= {*wanted, *extra}:
         raise Refused(422, f"give {reads.wanted}")
-    texts = {name: _text(item[name], name, limits, reads) for name in wanted}
+    texts: dict[str, Any] = {name: _text(item[name], name, limits, reads) for name in wanted}
     if (turns := item.get("history")) is not None:
         if not (_is_list(turns) and all(_is_list(turn) and len(turn) == 2 for turn in turns)):
             raise Refused(422, f"give {reads.wanted}")

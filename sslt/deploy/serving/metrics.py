@@ -15,14 +15,15 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 class Metrics:
     """Counts requests by path and code, how long they took, how many are answered at a time, and batches.
 
-    `sslt_in_flight_seconds_total` is the integral of `sslt_in_flight` over time: its rate is the mean number of requests in the server, which
-    is the rate of requests times their mean latency (Little, 1961, "A proof for the queuing formula L = λW").
+    `sslt_in_flight_seconds_total` is the integral of `sslt_in_flight` over time: its rate is the mean number of requests in the server,
+    which is the rate of requests times their mean latency (Little, 1961, "A proof for the queuing formula L = λW").
     """
 
     def __init__(self, queue_length: Callable[[], int], healthy: Callable[[], bool]):
         self.registry = r = CollectorRegistry()
         self.requests = Counter("sslt_requests", "requests answered", ["path", "code"], registry=r)
-        self.seconds = Histogram("sslt_request_seconds", "from a request's head to the end of its answer", ["path"], buckets=SECONDS, registry=r)
+        about = "from the head of a request to the end of its answer"
+        self.seconds = Histogram("sslt_request_seconds", about, ["path"], buckets=SECONDS, registry=r)
         self.in_flight = Gauge("sslt_in_flight", "requests that are not answered yet", ["path"], registry=r)
         self.in_flight_seconds = Counter("sslt_in_flight_seconds", "requests in flight, integrated over time", ["path"], registry=r)
         self.batches = Histogram("sslt_batch_items", "items of a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=r)

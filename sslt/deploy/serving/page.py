@@ -14,11 +14,14 @@ _HTML = """<!doctype html>
 <style nonce="__NONCE__">
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; background: #fff }
   h1 { font-size: 1.3rem } label { display: block; margin: .8rem 0 .2rem } small { color: #666 }
-  textarea, input[type=password] { width: 100%; box-sizing: border-box; font: inherit; padding: .4rem; border: 1px solid #999; border-radius: 4px }
-  button { font: inherit; margin: 1rem 0; padding: .4rem 1.4rem; border: 0; border-radius: 4px; background: #0b5fa5; color: #fff; cursor: pointer }
-  button:disabled { background: #999 } img { max-width: 16rem; max-height: 16rem; display: block; margin: .5rem 0; image-rendering: pixelated }
+  textarea, input[type=password] { width: 100%; box-sizing: border-box; font: inherit; padding: .4rem }
+  textarea, input[type=password] { border: 1px solid #999; border-radius: 4px }
+  button { font: inherit; margin: 1rem 0; padding: .4rem 1.4rem; border: 0; border-radius: 4px; cursor: pointer }
+  button { background: #0b5fa5; color: #fff } button:disabled { background: #999 }
+  img { max-width: 16rem; max-height: 16rem; display: block; margin: .5rem 0; image-rendering: pixelated }
   #answer { font-size: 1.2rem; min-height: 2rem; overflow-wrap: anywhere } .wrong { color: #a40000 }
-  table { border-collapse: collapse } td { padding: .1rem .8rem .1rem 0 } td:nth-child(2) { text-align: right; font-variant-numeric: tabular-nums }
+  table { border-collapse: collapse } td { padding: .1rem .8rem .1rem 0 }
+  td:nth-child(2) { text-align: right; font-variant-numeric: tabular-nums }
   meter { width: 12rem; vertical-align: middle }
 </style>
 <h1>__TITLE__</h1>
@@ -37,7 +40,8 @@ function field(name, title, element) {
   $("fields").append(element); fields[name] = element; return element;
 }
 if (about.reads === "image") {
-  const file = field("image", "A picture", document.createElement("input")); file.type = "file"; file.accept = "image/*"; file.required = true;
+  const file = field("image", "A picture", document.createElement("input"));
+  file.type = "file"; file.accept = "image/*"; file.required = true;
   const shown = make("img", "", $("fields")); shown.alt = ""; shown.hidden = true;
   file.onchange = () => { shown.hidden = !file.files.length; if (file.files.length) shown.src = URL.createObjectURL(file.files[0]); };
 } else {
@@ -72,7 +76,10 @@ $("form").onsubmit = async event => {
     if (typeof said === "string" && said.startsWith("data:image/png;base64,")) {
       answer.textContent = ""; const bytes = Uint8Array.from(atob(said.slice(22)), c => c.charCodeAt(0));
       make("img", "", answer).src = URL.createObjectURL(new Blob([bytes], {type: "image/png"}));
-    } else answer.textContent = (typeof said === "string" ? said : JSON.stringify(said).slice(0, 2000)) + (row.score == null ? "" : "  " + row.score);
+    } else {
+      answer.textContent = typeof said === "string" ? said : JSON.stringify(said).slice(0, 2000);
+      if (row.score != null) answer.textContent += "  " + row.score;
+    }
     const shares = row.scores ?? row.shares;
     if (shares && !Array.isArray(shares)) for (const [name, p] of Object.entries(shares).sort((a, b) => b[1] - a[1])) {
       const line = make("tr", "", $("scores")); make("td", name, line); make("td", typeof p === "number" ? p.toFixed(4) : p, line);

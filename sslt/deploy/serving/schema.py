@@ -27,7 +27,12 @@ def input_schema(reads: Reads) -> dict[str, Any]:
         return {"type": "string", "description": reads.wanted, **({"format": "byte"} if reads.kind == IMAGE else {})}
     if reads.kind == HISTORY:
         return {"type": "array", "items": _TEXT, "description": reads.wanted}
-    return {"type": "object", "required": list(reads.parts), "properties": {name: _TEXT for name in reads.parts}, "description": reads.wanted}
+    return {
+        "type": "object",
+        "required": list(reads.parts),
+        "properties": {name: _TEXT for name in reads.parts},
+        "description": reads.wanted,
+    }
 
 
 def described(kind: str, service: Service) -> dict[str, Any]:
@@ -46,5 +51,5 @@ def described(kind: str, service: Service) -> dict[str, Any]:
     error = {"type": "object", "properties": {"error": _TEXT}}
     answers = {"200": {"description": "an answer to each input, in their order", "content": {"application/json": {"schema": rows}}}}
     codes = {c: {"description": d, "content": {"application/json": {"schema": error}}} for c, d in _CODES.items()}
-    security = {"security": [{"key": []}]} if service.needs_key else {}
+    security: dict[str, Any] = {"security": [{"key": []}]} if service.needs_key else {}
     return {"requestBody": {"required": True, "content": content}, "responses": {**answers, **codes}, **security}

@@ -8,7 +8,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any
 
@@ -46,7 +46,16 @@ def address_of(sock: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Ends by a signal as by its own will; uvicorn's would raise the signal again, and heed no second SIGTERM."""
+    """Says when it listens, and ends by a signal as by its own will; uvicorn's would raise the signal again, and heed no second SIGTERM."""
+
+    def __init__(self, config: uvicorn.Config, listens: Callable[[], None]):
+        super().__init__(config)
+        self.listens = listens
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.listens()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -64,9 +73,11 @@ class _Server(uvicorn.Server):
         log.info("%s came: no new requests, those that came are answered (once more: ends at once)", signal.Signals(sig).name)
 
 
-def run(app: Any, sock: socket.socket, patience: float) -> None:
-    """Serve until a signal comes, then answer what came before it. patience: seconds for that. Raises `KeyboardInterrupt` after a second."""
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=int(patience) + 1, server_header=False, ws="none"
-    )
-    asyncio.run(_Server(config).serve(sockets=[sock]))
+def run(app: Any, sock: socket.socket, patience: float, listens: Callable[[], None]) -> None:
+    """Serve until a signal comes, then answer what came before it. patience: seconds for that; listens: called when requests can come.
+
+    Raises `KeyboardInterrupt` after a second signal.
+    """
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
+    config = uvicorn.Config(app, lifespan="on", timeout_graceful_shutdown=int(patience) + 1, **quiet)
+    asyncio.run(_Server(config, listens).serve(sockets=[sock]))

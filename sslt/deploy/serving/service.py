@@ -81,7 +81,8 @@ class Service:
                 rows[i] = {"error": str(e), "status": e.status}
         if good:
             try:
-                answers = await self.queue.answers(kind, *map(list, zip(*good.values(), strict=True)), self.limits.timeout)
+                known, sizes = zip(*good.values(), strict=True)
+                answers = await self.queue.answers(kind, known, sizes, self.limits.timeout)
             except Full as e:
                 return Reply(503, {"error": f"{e}: ask again in {e.after} s"}, {"Retry-After": str(e.after)})
             except asyncio.TimeoutError:

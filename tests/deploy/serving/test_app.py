@@ -18,7 +18,14 @@ from sslt.deploy.serving.inputs import Limits
 from sslt.deploy.serving.service import Service
 
 LIMITS = Limits(max_bytes=2000, max_items=5, max_pixels=100, max_characters=50, timeout=5.0)
-ABOUT = {"run": "<b>mine</b>", "model": "bert", "digest": "0", "input": "a text", "answers": ["predict", "features"], "space": {"classes": []}}
+ABOUT = {
+    "run": "<b>mine</b>",
+    "model": "bert",
+    "digest": "0",
+    "input": "a text",
+    "answers": ["predict", "features"],
+    "space": {"classes": []},
+}
 JSON = {"content-type": "application/json"}
 
 
@@ -100,7 +107,7 @@ BAD = [
     (b"x", {"content-type": "image/png"}, 415, "not read"),
     (b"x", {"content-type": "multipart/form-data"}, 400, "boundary"),
     (b"--x\r\n\r\nabc", {"content-type": "multipart/form-data; boundary=x"}, 400, "cut short"),
-    (b'--x\r\n\r\n\xff\r\n--x--\r\n', {"content-type": "multipart/form-data; boundary=x"}, 415, "UTF-8"),
+    (b"--x\r\n\r\n\xff\r\n--x--\r\n", {"content-type": "multipart/form-data; boundary=x"}, 415, "UTF-8"),
 ]
 
 
@@ -148,7 +155,9 @@ def test_other_kinds_of_inputs_are_checked_too():
         keeper.ask = lambda kind, items: asyncio.sleep(0, [found.append(item) or {"prediction": 1} for item in items])
         service.queue.ask = keeper.ask
         assert (await client.post("/predict", files=files)).status_code == 200 and found == [files[0][1][1], b""]
-        assert (await client.post("/predict", content=b"raw", headers={"content-type": "image/png"})).status_code == 200 and found[2] == b"raw"
+        assert (await client.post("/predict", content=b"raw", headers={"content-type": "image/png"})).status_code == 200 and found[
+            2
+        ] == b"raw"
         text = base64.b64encode(b"x").decode()
         assert (await client.post("/predict", json={"inputs": [text, {"image": text}]})).status_code == 200 and found[3:] == [text] * 2
         assert (await client.post("/predict", json={"input": [1, 2]})).status_code == 422
@@ -223,7 +232,9 @@ def test_metrics_hold_littles_law():
 def test_the_page_and_the_document_hold_no_markup_of_others():
     async def test(client, service, keeper):
         reply = await client.get("/")
-        assert "<b>mine" not in reply.text and "&lt;b&gt;mine&lt;/b&gt;" in reply.text and "http" not in reply.text.split("<body", 1)[0][200:]
+        assert (
+            "<b>mine" not in reply.text and "&lt;b&gt;mine&lt;/b&gt;" in reply.text and "http" not in reply.text.split("<body", 1)[0][200:]
+        )
         policy = reply.headers["content-security-policy"]
         nonce = policy.split("'nonce-")[1].split("'")[0]
         assert f'<script nonce="{nonce}">' in reply.text and "unsafe" not in policy

@@ -108,7 +108,7 @@ def test_a_worker_that_dies_or_hangs_idly_is_noticed_and_replaced(worker, number
 @pytest.mark.parametrize("item", ["die", "sleep"])
 def test_what_kills_a_worker_fails_and_the_next_is_answered(worker, item):
     async def test(watcher):
-        with pytest.raises(Lost, match="code 7|within 1 seconds"):
+        with pytest.raises(Lost, match=r"code 7|within 1 seconds"):
             await watcher.ask("predict", [item])
         assert not watcher.healthy
         assert await watcher.ask("predict", ["x"]) == [{"said": "x"}]  # waits for the new one
