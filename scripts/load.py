@@ -28,9 +28,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from urllib.request import Request, urlopen
 
-import httpx
 import numpy as np
 
 PLAIN = """
@@ -105,33 +104,54 @@ def bodies(reads: str, items: int, words: int, side: int, count: int = 64) -> li
     return [json.dumps({"inputs": [one() for _ in range(items)]}).encode() for _ in range(count)]
 
 
+class Client:
+    """Sends requests that are made already, each on a connection of its own that is kept: with little work of its own beside a server."""
+
+    def __init__(self, url: str, key: str | None):
+        self.host, port = url.removeprefix("http://").rstrip("/").rsplit(":", 1)
+        self.port, self.key = int(port), f"X-API-Key: {key}\r\n" if key else ""
+        self.free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    def request(self, body: bytes) -> bytes:
+        kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        return f"POST /predict HTTP/1.1\r\nHost: {self.host}\r\n{self.key}{kind}\r\n".encode() + body
+
+    async def ask(self, request: bytes) -> int:
+        """The HTTP code of the answer, once all of it is there; 0 where there is none."""
+        try:
+            reader, writer = self.free.pop() if self.free else await asyncio.open_connection(self.host, self.port)
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            await reader.readexactly(int(head.split("content-length:")[1].split("\r\n")[0]))
+        except (OSError, asyncio.IncompleteReadError):
+            return 0
+        if "connection: close" in head:
+            writer.close()
+        else:
+            self.free.append((reader, writer))
+        return int(head.split(" ", 2)[1])
+
+
 async def offered(url: str, sent: list[bytes], rate: float, seconds: float, seed: int, key: str | None) -> dict[str, float]:
     """Latencies at `rate` requests a second over `seconds`, from the planned times: p50, p95, p99 in seconds, and the share of errors."""
-    rng = np.random.default_rng(seed)
+    rng, client = np.random.default_rng(seed), Client(url, key)
     planned = np.cumsum(rng.exponential(1 / rate, max(1, int(rate * seconds))))
-    took, errors = np.zeros(len(planned)), 0
-    headers = {"Content-Type": "application/json", **({"X-API-Key": key} if key else {})}
-    limits = httpx.Limits(max_connections=1000, max_keepalive_connections=1000)
-    async with httpx.AsyncClient(timeout=60.0, limits=limits, headers=headers) as client:
-        await client.post(f"{url}/predict", content=sent[0])
-        began = time.perf_counter()
+    took, requests = np.zeros(len(planned)), [client.request(body) for body in sent]
+    await client.ask(requests[0])
+    began = time.perf_counter()
 
-        async def ask(i: int) -> bool:
-            try:
-                reply = await client.post(f"{url}/predict", content=sent[i % len(sent)])
-                return reply.status_code != 200
-            except httpx.HTTPError:
-                return True
-            finally:
-                took[i] = time.perf_counter() - began - planned[i]
+    async def ask(i: int) -> bool:
+        code = await client.ask(requests[i % len(requests)])
+        took[i] = time.perf_counter() - began - planned[i]
+        return code != 200
 
-        tasks = []
-        for i, at in enumerate(planned):
-            if (left := began + at - time.perf_counter()) > 0:
-                await asyncio.sleep(left)
-            tasks.append(asyncio.create_task(ask(i)))
-        errors = sum(await asyncio.gather(*tasks))
-        lasted = time.perf_counter() - began
+    tasks = []
+    for i, at in enumerate(planned):
+        if (left := began + at - time.perf_counter()) > 0:
+            await asyncio.sleep(left)
+        tasks.append(asyncio.create_task(ask(i)))
+    errors = sum(await asyncio.gather(*tasks))
+    lasted = time.perf_counter() - began
     p50, p95, p99 = np.quantile(took, [0.5, 0.95, 0.99]).tolist()
     return {"rate": rate, "p50": p50, "p95": p95, "p99": p99, "errors": errors / len(planned), "answered": (len(planned) - errors) / lasted}
 
@@ -220,7 +240,8 @@ def main() -> None:
             command = [sys.executable, "-m", "sslt", "serve", "port=0", f"hydra.run.dir={folder}", *args.run]
             pid = stack.enter_context(started(command, args.log)).pid
             url = re.findall(r"served at (\S+)", args.log.read_text())[0]
-        reads: Any = httpx.get(f"{url}/info", headers={"X-API-Key": args.key or ""}).json()["reads"]
+        with urlopen(Request(f"{url}/info", headers={"X-API-Key": args.key or ""})) as reply:
+            reads = json.load(reply)["reads"]
         sent = bodies(reads, args.items, args.words, args.side)
         if args.rate and not args.soak:
             told("ours", asyncio.run(offered(url, sent, args.rate, args.seconds, 0, args.key)))

@@ -28,6 +28,7 @@ from sslt.encoders.base import Encoder
 
 CANON = 4  # rows; what they give is right by definition
 SIZES = (2, 4, 8, 16, 32, 64)  # rows of a batch, which is filled up to one of them by rows of its own
+MANY = 100_000  # lengths of parts that are remembered
 STEP = 8  # to a multiple of which texts are padded
 
 
@@ -36,24 +37,35 @@ class Alike:
 
     def __init__(self) -> None:
         self.known: dict[tuple[Any, int], bool] = {}  # (what is alike in the rows, rows) → whether they give what `CANON` rows give
+        self._joined: dict[tuple[int, ...], tuple[int, ...]] = {}  # `widths_of` parts → the shape of a row of theirs
 
-    def batches(self, samples: Samples, size: int, longest: int | None = None) -> Iterator[tuple[Any, np.ndarray]]:
+    def batches(self, encoder: Encoder, samples: Samples, size: int, longest: int | None = None) -> Iterator[tuple[Any, np.ndarray]]:
         """(what is alike in them, rows) of all samples, the longest first, at most about `size` in a batch.
 
         longest: as in `Samples.ordered_batches`.
         """
-        widths = widths_of(samples)
-        groups: dict[Any, list[int]] = {}
-        for i, key in enumerate(widths):
-            groups.setdefault(key, []).append(i)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, key in enumerate(widths_of(samples)):
+            groups.setdefault(self._shape(encoder, samples, i, key), []).append(i)
         for key in sorted(groups, reverse=True):
             count = max(size, CANON)
-            if key and longest is not None and sum(key) > longest:
-                count = max(CANON, count * longest // sum(key))
+            if key and longest is not None and max(key) > longest:
+                count = max(CANON, count * longest // max(key))
             count = max(n for n in SIZES if n <= count)
             rows = np.array(groups[key], np.int64)
             for start in range(0, len(rows), count):
                 yield key, rows[start : start + count]
+
+    def _shape(self, encoder: Encoder, samples: Samples, i: int, key: tuple[int, ...]) -> tuple[int, ...]:
+        """What is alike in rows that may be computed together: of several parts that of each, and the row that they are read as."""
+        if not isinstance(samples, PartSamples):
+            return key
+        if key not in self._joined:
+            if len(self._joined) > MANY:
+                self._joined.clear()
+            made = encoder.inputs(samples.batch(np.array([i])))
+            self._joined[key] = (*key[:-1], *(made[name].shape[1] for name in sorted(made)))
+        return self._joined[key]
 
     def compute(self, encoder: Encoder, of: Callable[[np.ndarray], Any], key: Any, rows: np.ndarray) -> Any:
         """What `of` gives (`Answers` or a tensor [B, …]) of rows that are alike in `key`, row by row, at most `SIZES[-1]` of them."""
@@ -93,16 +105,12 @@ def alike_on(device: torch.device) -> Alike | None:
 def widths_of(samples: Samples) -> list[tuple[int, ...]]:
     """What of the shape of a batch follows from each row: nothing of images; of texts the length they are padded to.
 
-    Of several parts that of each, and how long they are together, by which they are padded where they are read as one row.
+    Of several parts that of each, and how long they are together, which says how long the row is that they are read as.
     """
-    if isinstance(samples, PartSamples):
-        parts = [widths_of(part) for part in samples.parts.values()]
-        together = samples.lengths
-        return [
-            (*(n for key in keys for n in key), *(() if together is None else (int(together[i]),)))
-            for i, keys in enumerate(zip(*parts, strict=True))
-        ]
     lengths = samples.lengths
+    if isinstance(samples, PartSamples) and lengths is not None:
+        parts = [widths_of(part) for part in samples.parts.values()]
+        return [(*(n for key in keys for n in key), int(n)) for *keys, n in zip(*parts, lengths, strict=True)]
     return [()] * len(samples) if lengths is None else [(-(-int(n) // STEP) * STEP,) for n in lengths]
 
 

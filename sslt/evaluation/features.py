@@ -97,7 +97,7 @@ def _over_batches(
     with evaluating(encoder), precision.autocast(device, number_format):
         longest = encoder.reading.get("max_length")
         plain = ((None, index) for index in samples.ordered_batches(batch_size, longest))
-        for i, (key, index) in enumerate(plain if alike is None else alike.batches(samples, batch_size, longest)):
+        for i, (key, index) in enumerate(plain if alike is None else alike.batches(encoder, samples, batch_size, longest)):
             done += len(index)
             if rank == 0 and time.monotonic() - told > SILENT:
                 log.info("features of %s of %s samples", f"{done:,}", f"{len(samples):,}")

@@ -103,10 +103,15 @@ def test_pairs_are_alike_by_their_parts_and_their_sum(texts):
     """Rows of one key are padded to one length however they are read: part by part, or as one row."""
     encoder, items = texts
     samples = encoder.processor.at_once(Offered("text", list(zip(items, items[::-1], strict=True)), Class, ("a", "b")))
-    keys, alone = widths_of(samples), {}
-    for i, key in enumerate(keys):
+    alone: dict[tuple[int, ...], dict[str, torch.Size]] = {}
+    for i, key in enumerate(widths_of(samples)):
         shape = {k: v.shape[1:] for k, v in encoder.inputs(samples.batch(np.array([i]))).items()}
         assert alone.setdefault(key, shape) == shape
+    for _, rows in Alike().batches(encoder, samples, 64):  # and those that are computed together are padded as each is alone
+        together = {k: v.shape[1:] for k, v in encoder.inputs(samples.batch(rows)).items()}
+        assert all(
+            together == {k: v.shape[1:] for k, v in encoder.inputs(samples.batch(rows[i : i + 1])).items()} for i in range(len(rows))
+        )
     found = encode(encoder, samples, CPU, 256, alike=Alike())
     some = encoder.processor.at_once(Offered("text", [(items[i], items[39 - i]) for i in (8, 2)], Class, ("a", "b")))
     assert torch.equal(encode(encoder, some, CPU, 16, alike=Alike()), found[[8, 2]])

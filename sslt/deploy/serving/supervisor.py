@@ -18,6 +18,7 @@ from sslt.errors import UserError
 log = logging.getLogger("sslt")
 LOOKED = 0.25  # seconds between two looks at the worker
 IDLE = 2.0  # seconds without a batch after which it is asked whether it is there
+SILENT = 10.0  # seconds after which one that is idle and does not answer is taken to hang
 FORGIVEN = 600.0  # seconds after which a restart does not count any more
 READY, STARTING, DEAD, STOPPED = "ready", "starting", "dead", "stopped"
 
@@ -76,7 +77,7 @@ class Supervisor:
             if self.state == READY and not self._one.locked() and time.monotonic() - self._heard > IDLE:
                 with contextlib.suppress(Lost):
                     async with self._one:
-                        await self._asked(PING, [], self.hangs)
+                        await self._asked(PING, [], min(SILENT, self.hangs))
             if self.state == STARTING:
                 await self._again()
 
