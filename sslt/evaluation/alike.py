@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslt.data.answers import Answers
@@ -46,7 +47,7 @@ class Alike:
         """
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, key in enumerate(widths_of(samples)):
-            groups.setdefault(self._shape(encoder, samples, i, key), []).append(i)
+            groups.setdefault(self._shape(encoder, samples, i, key, longest), []).append(i)
         for key in sorted(groups, reverse=True):
             count = max(size, CANON)
             if key and longest is not None and max(key) > longest:
@@ -56,10 +57,11 @@ class Alike:
             for start in range(0, len(rows), count):
                 yield key, rows[start : start + count]
 
-    def _shape(self, encoder: Encoder, samples: Samples, i: int, key: tuple[int, ...]) -> tuple[int, ...]:
-        """What is alike in rows that may be computed together: of several parts that of each, and the row that they are read as."""
+    def _shape(self, encoder: Encoder, samples: Samples, i: int, key: tuple[int, ...], longest: int | None) -> tuple[int, ...]:
+        """What is alike in rows that may be computed together: of texts the length that all of them are filled up to, which is a little
+        coarse, so that more go together; of several parts that of each, and of the row that they are read as."""
         if not isinstance(samples, PartSamples):
-            return key
+            return key if not key or longest is None or key[0] > longest else (min(_coarse(key[0]), longest),)
         if key not in self._joined:
             if len(self._joined) > MANY:
                 self._joined.clear()
@@ -112,6 +114,21 @@ def widths_of(samples: Samples) -> list[tuple[int, ...]]:
         parts = [widths_of(part) for part in samples.parts.values()]
         return [(*(n for key in keys for n in key), int(n)) for *keys, n in zip(*parts, lengths, strict=True)]
     return [()] * len(samples) if lengths is None else [(-(-int(n) // STEP) * STEP,) for n in lengths]
+
+
+def _coarse(width: int) -> int:
+    """A multiple of `STEP`, of longer texts of a larger one, by which a text grows by less than half: 32, 48, 64, 96, 128, 192, …"""
+    step = max(STEP, 2 ** (max(width - 1, 1).bit_length() - 2))
+    return -(-width // step) * step
+
+
+def widened(batch: dict[str, Tensor], key: tuple[int, ...], padding: dict[str, int]) -> dict[str, Tensor]:
+    """A batch of texts filled up to the length that `key` says."""
+    more = key[0] - batch["tokens"].shape[1] if len(key) == 1 and "tokens" in batch else 0
+    if more <= 0:
+        return batch
+    fills = {"tokens": padding.get("tokens", 0), "mask": 0, "places": padding.get("places", -1)}
+    return {k: F.pad(x, (*[0] * (2 * (x.dim() - 2)), 0, more), value=fills[k]) if k in fills else x for k, x in batch.items()}
 
 
 def _looked_at(size: int) -> list[np.ndarray]:

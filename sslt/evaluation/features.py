@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sslt.data import cache
 from sslt.data.answers import Answers
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, evaluating, fingerprint
-from sslt.evaluation.alike import Alike
+from sslt.evaluation.alike import Alike, widened
 from sslt.targets.base import Target
 
 FORMAT = 1
@@ -90,20 +91,20 @@ def _over_batches(
     parts: list[Any] = []
     told, done = time.monotonic(), 0
 
-    def of(index: np.ndarray) -> Any:
-        return compute({k: v.to(device, non_blocking=True) for k, v in samples.batch(index).items()})
+    def of(index: np.ndarray, key: tuple[int, ...] = ()) -> Any:
+        return compute({k: v.to(device, non_blocking=True) for k, v in widened(samples.batch(index), key, samples.padding).items()})
 
     encoder.to(device)
     with evaluating(encoder), precision.autocast(device, number_format):
         longest = encoder.reading.get("max_length")
-        plain = ((None, index) for index in samples.ordered_batches(batch_size, longest))
+        plain = (((), index) for index in samples.ordered_batches(batch_size, longest))
         for i, (key, index) in enumerate(plain if alike is None else alike.batches(encoder, samples, batch_size, longest)):
             done += len(index)
             if rank == 0 and time.monotonic() - told > SILENT:
                 log.info("features of %s of %s samples", f"{done:,}", f"{len(samples):,}")
                 told = time.monotonic()
             if i % world == rank:
-                parts.append(of(index) if alike is None else alike.compute(encoder, of, key, index))
+                parts.append(of(index) if alike is None else alike.compute(encoder, partial(of, key=key), key, index))
                 rows.append(torch.from_numpy(np.ascontiguousarray(index)))
     return parts, rows
 

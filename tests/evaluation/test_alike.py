@@ -16,7 +16,7 @@ from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.load import build_encoder
 from sslt.encoders.text import TextEncoder
-from sslt.evaluation.alike import CANON, SIZES, Alike, widths_of
+from sslt.evaluation.alike import CANON, SIZES, Alike, widened, widths_of
 from sslt.evaluation.features import encode, predicted
 from sslt.targets.classification import Classification
 
@@ -84,6 +84,22 @@ def test_a_text_has_the_same_bits_in_any_company(texts):
         assert (predicted(encoder, target, some, CPU, 16, alike=alike).scores == found[rows]).all()
     plain = predicted(encoder, target, samples, CPU, 256).scores
     assert np.abs(plain - found).max() < 1e-5
+
+
+def test_texts_grow_by_less_than_half_and_the_rest_is_padding(texts):
+    """Texts of one key are filled up to one length, no further than is read, by what a mask leaves out."""
+    encoder, items = texts
+    samples = encoder.processor.at_once(Offered("text", items))
+    found = []
+    for key, rows in Alike().batches(encoder, samples, 8, 64):
+        batch = samples.batch(rows)
+        wide = widened(batch, key, samples.padding)
+        width = batch["tokens"].shape[1]
+        assert wide["tokens"].shape == wide["mask"].shape == (len(rows), key[0]) and width <= key[0] <= min(64, max(8, 1.5 * width))
+        assert torch.equal(wide["tokens"][:, :width], batch["tokens"]) and not wide["mask"][:, width:].any()
+        assert (wide["tokens"][:, width:] == encoder.processor.pad_id).all()
+        found += rows.tolist()
+    assert sorted(found) == list(range(len(items))) and widened(batch, (), {}) is batch
 
 
 def test_an_image_has_the_same_bits_in_any_company(here):
