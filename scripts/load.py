@@ -119,6 +119,8 @@ class Client:
     async def ask(self, request: bytes) -> int:
         """The HTTP code of the answer, once all of it is there; 0 where there is none."""
         try:
+            while self.free and self.free[-1][0].at_eof():  # the server has closed it, idle as it was
+                self.free.pop()[1].close()
             reader, writer = self.free.pop() if self.free else await asyncio.open_connection(self.host, self.port)
             writer.write(request)
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()

@@ -17,6 +17,7 @@ import uvicorn
 from sslt.errors import UserError
 
 log = logging.getLogger("sslt")
+KEPT = 75  # seconds that an idle connection stays open: longer than proxies keep theirs, which would else send into a closed one
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -78,6 +79,6 @@ def run(app: Any, sock: socket.socket, patience: float, listens: Callable[[], No
 
     Raises `KeyboardInterrupt` after a second signal.
     """
-    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none", "timeout_keep_alive": KEPT}
     config = uvicorn.Config(app, lifespan="on", timeout_graceful_shutdown=int(patience) + 1, **quiet)
     asyncio.run(_Server(config, listens).serve(sockets=[sock]))
