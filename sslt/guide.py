@@ -16,6 +16,7 @@ VERBS = {
     "predict": ("labels (or features) for new files", "sslt predict from=RUN input=photos/"),
     "run": ("pretrain, finetune and evaluate in one go", "sslt run +task=simclr +target=digits"),
     "merge": ("fold an adapter into its base", "sslt merge from=RUN"),
+    "serve": ("answer requests over HTTP", "sslt serve from=RUN port=8000"),
 }
 CHOICES = {
     "pretrain": ("task", "data", "encoder"),
@@ -24,6 +25,7 @@ CHOICES = {
     "predict": ("data",),
     "run": ("task", "target"),
     "merge": (),
+    "serve": (),
 }
 # What a user calls a list → the folder it is.
 KINDS = {

@@ -43,7 +43,7 @@ def perform(verb: str, cfg: Any, run: Run) -> None:
 
 def stage(verb: str, cfg: Any, run: Run) -> None:
     """What every process of a run does."""
-    _quiet_libraries()
+    quiet_libraries()
     import torch
 
     from sslt import distributed
@@ -201,7 +201,7 @@ def _watch(processes: list[subprocess.Popen], run: Run, done: threading.Event) -
             os._exit(2 if isinstance(lost, UserError) else 1)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """What libraries say to their own developers is not for ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

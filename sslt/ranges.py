@@ -70,6 +70,18 @@ SETTINGS = {
     "shots": "list[Count]",
     "draws": "Count",
     "curve.fractions": "list[Fraction]",
+    "port": "Natural",
+    "max_batch": "Count",
+    "max_wait_ms": "NonNegative",
+    "max_queue": "Count",
+    "max_items": "Count",
+    "max_bytes": "Count",
+    "max_pixels": "Count",
+    "max_characters": "Count",
+    "timeout": "Positive",
+    "hangs": "Positive",
+    "restarts": "Natural",
+    "threads": "Count | None",
 }
 
 

@@ -17,6 +17,7 @@ from sslt.config import build
 from sslt.data.answers import Answers, Class, Tags, Texts
 from sslt.encoders.base import require
 from sslt.errors import UserError
+from sslt.evaluation.alike import alike_on
 from sslt.evaluation.features import encode, predicted
 from sslt.report.answers import answer_rows, row_names, said_of, write_files, write_rows
 from sslt.runs import RUN_FILE, Run, display
@@ -49,14 +50,15 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     splits = source.own_splits() if cfg.input is not None else (cfg.split,)
     parts = {split: common.prepare(encoder, source, split) for split in splits}
     device, batch = common.device_of(cfg), int(cfg.batch_size)
+    alike = alike_on(device)  # so that a row is answered as it is anywhere else
     if head is None:
-        x = torch.cat([encode(encoder, samples, device, batch) for samples in parts.values()])
+        x = torch.cat([encode(encoder, samples, device, batch, alike=alike) for samples in parts.values()])
         out = run / "features.npy"
         if run.is_main:
             np.save(out, x.numpy())
             print(f"features of {len(x)} samples, {x.shape[1]} numbers each: {display(out)}")
         return {}
-    predictions = [predicted(encoder, head, samples, device, batch) for samples in parts.values()]
+    predictions = [predicted(encoder, head, samples, device, batch, alike=alike) for samples in parts.values()]
     rows = [row for (split, samples), found in zip(parts.items(), predictions, strict=True)
             for row in answer_rows(head, found, samples, split if len(parts) > 1 else None, row_names(source, split, samples))]  # fmt: skip
     truths = [name for split, samples in parts.items() for name in _truth(cfg, head, source, split, samples)]
@@ -187,14 +189,26 @@ def _text_column(cfg: Any, node: Any) -> dict[str, str]:
 
 def _of_pairs(cfg: Any) -> bool:
     """Whether the run was made on samples of several parts."""
+    return bool(_parts_of_data(cfg))
+
+
+def parts_of_run(cfg: Any, head: Target | None) -> tuple[str, ...]:
+    """Names of the parts of the samples that a run reads; () where each is one. Of questions those of earlier turns are among them."""
+    if head is None or head.answer.read_by is None:
+        return _parts_of_data(cfg)
+    turns = int(_data_of_run(cfg).get("history") or 0) if "domains" in head.space else 0
+    return ("question", "context", *(f"{what}_{i + 1}" for i in range(turns) for what in ("question", "answer")))
+
+
+def _parts_of_data(cfg: Any) -> tuple[str, ...]:
     made = moved.up_to_date(OmegaConf.to_container(OmegaConf.create(_data_of_run(cfg)), resolve=False))
     if "_target_" not in made:
-        return False
+        return ()
     try:
         check_trusted({"data": made}, list(cfg.trust), stored.shown(stored.located(str(cfg["from"]))))
     except UserError:  # a class of others, which is not asked: what is read now is read by one of sslt's own
-        return False
-    return bool(get_object(made["_target_"]).parts)
+        return ()
+    return tuple(get_object(made["_target_"]).parts)
 
 
 def _same_layout(cfg: Any, node: Any) -> dict[str, Any]:

@@ -252,5 +252,5 @@ def test_processes_of_libraries_import_nothing_there_either(here, monkeypatch):
     """What a library starts once a run has begun."""
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     (here / "yaml.py").write_text("raise SystemExit('ran')")
-    processes._quiet_libraries()
+    processes.quiet_libraries()
     assert subprocess.run([sys.executable, "-c", "import yaml"]).returncode == 0

@@ -1,0 +1,140 @@
+"""Items of many requests, answered together: what waits, who goes with whom, and what happens to who cannot be answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+Answer = dict[str, Any]
+Ask = Callable[[str, list[Any]], Awaitable[list[Answer]]]
+
+
+class Full(Exception):
+    """There is no room for more; after: seconds after which there may be."""
+
+    def __init__(self, after: int):
+        super().__init__("too much waits to be answered")
+        self.after = after
+
+
+class Lost(Exception):
+    """Nobody answers these items: what answered them is gone."""
+
+
+class Watcher(Protocol):
+    """Who is told of batches."""
+
+    def batch(self, items: int) -> None: ...
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """One item. kind: what is asked about it; size: by which items are alike; arrived: on the queue's clock, in seconds."""
+
+    kind: str
+    item: Any
+    size: int
+    arrived: float
+    answer: asyncio.Future[Answer]
+
+
+class BatchQueue:
+    """Gathers items into batches and has them answered, one batch at a time.
+
+    A batch is the oldest item and those of its kind that are nearest to it in size, at most `max_batch`. While nothing else is being
+    answered it waits for more until its oldest item has waited `max_wait` seconds; what waits behind a batch that is being answered has
+    waited long enough. At most `max_queue` items wait.
+
+    ask: (kind, items) → an answer each, in their order; an exception is that of all of them. What nobody waits for any more is left out.
+    """
+
+    def __init__(self, ask: Ask, max_batch: int, max_wait: float, max_queue: int, watcher: Watcher | None = None):
+        self.ask, self.max_batch, self.max_wait, self.max_queue, self.watcher = ask, max_batch, max_wait, max_queue, watcher
+        self.waiting: list[Job] = []
+        self.answering = 0  # items in the batch that is being answered
+        self._news = asyncio.Event()
+        self._rate = 0.0  # seconds that an item took lately
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    async def answers(self, kind: str, items: Sequence[Any], sizes: Sequence[int], timeout: float) -> list[Answer]:
+        """The answers to the items of one request, in their order.
+
+        Raises `Full` where they do not fit, `asyncio.TimeoutError` after `timeout` seconds, and what `ask` raises.
+        """
+        if len(self.waiting) + len(items) > self.max_queue:
+            raise Full(self.seconds_left())
+        now, loop = time.monotonic(), asyncio.get_running_loop()
+        jobs = [Job(kind, item, size, now, loop.create_future()) for item, size in zip(items, sizes, strict=True)]
+        self.waiting += jobs
+        self._news.set()
+        try:
+            return await asyncio.wait_for(asyncio.gather(*(job.answer for job in jobs)), timeout)
+        finally:  # those that are not answered are wanted by nobody
+            for job in jobs:
+                job.answer.cancel()
+
+    def seconds_left(self) -> int:
+        """About how long all that waits will take, in whole seconds, at least 1."""
+        return max(1, math.ceil(self._rate * (len(self.waiting) + self.answering)))
+
+    # ---------------------------------------------------------------- who goes with whom
+    async def run(self) -> None:
+        """Answer what comes, for ever."""
+        while True:
+            batch = await self.next_batch()
+            if batch:
+                await self._answer(batch)
+
+    async def next_batch(self) -> list[Job]:
+        """Wait for a batch and take it; [] where nobody wants it any more."""
+        while not self._wanted():
+            self._news.clear()
+            await self._news.wait()
+        while (first := self._oldest()) is not None:
+            alike = [job for job in self.waiting if job.kind == first.kind]
+            left = first.arrived + self.max_wait - time.monotonic()
+            if len(alike) >= self.max_batch or left <= 0:
+                alike.sort(key=lambda job: (job is not first, abs(job.size - first.size)))  # stable: of equal ones the older
+                batch = alike[: self.max_batch]
+                taken = set(map(id, batch))
+                self.waiting = [job for job in self.waiting if id(job) not in taken]
+                return batch
+            self._news.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news.wait(), left)
+        return []
+
+    def _wanted(self) -> list[Job]:
+        self.waiting = [job for job in self.waiting if not job.answer.done()]
+        return self.waiting
+
+    def _oldest(self) -> Job | None:
+        return next(iter(self._wanted()), None)
+
+    async def _answer(self, batch: list[Job]) -> None:
+        began, self.answering = time.monotonic(), len(batch)
+        if self.watcher is not None:
+            self.watcher.batch(len(batch))
+        try:
+            found = await self.ask(batch[0].kind, [job.item for job in batch])
+            if len(found) != len(batch):
+                raise Lost(f"{len(found)} answers to {len(batch)} items")
+            for job, answer in zip(batch, found, strict=True):
+                if not job.answer.done():
+                    job.answer.set_result(answer)
+        except Exception as e:
+            for job in batch:
+                if not job.answer.done():
+                    job.answer.set_exception(e)
+                    job.answer.exception()  # its request may have another's already
+        finally:
+            took = (time.monotonic() - began) / len(batch)
+            self._rate = took if not self._rate else 0.8 * self._rate + 0.2 * took
+            self.answering = 0
