@@ -53,7 +53,7 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
     start = cfg["from"]
     trust = list(cfg.trust)
     if start in (None, "scratch"):
-        encoder = build_encoder(_whole(_sized(cfg, corpus or source), source), corpus or source)
+        encoder = build_encoder(_whole(_sized(cfg, corpus or source), source), corpus or source, _taught_by(cfg, source))
     elif str(start).startswith("scratch:"):
         encoder = fresh_like(str(start).partition(":")[2], trust)
     else:
@@ -71,6 +71,16 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
     set_dropout(encoder, cfg.dropout)
     set_windows(encoder, cfg.windows)
     return encoder
+
+
+def _taught_by(cfg: Any, source: Any) -> Encoder | None:
+    """The teacher of `objective.teacher=`, whose words a fresh student of texts has to read; None where there is none."""
+    teacher = None if cfg.get("objective") is None else cfg.objective.get("teacher")
+    if source.modality != "text" or teacher is None:
+        return None
+    found = load_encoder(str(teacher), "text", list(cfg.trust))
+    log.info("the student reads by the tokenizer of its teacher, %s", teacher)
+    return found
 
 
 def _whole(node: Any, source: Any) -> Any:
