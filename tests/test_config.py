@@ -163,9 +163,8 @@ def test_every_option_can_be_chosen(name):
     group, option = name.split("/")
     content = yaml.safe_load(FILES[NAMES.index(name)].read_text(encoding="utf-8")) or {}
     missing = [f"{group}.{k}=x" for k, v in content.items() if v == "???"]
-    verb = {"objective": "pretrain", "views": "pretrain", "corruption": "evaluate", "test_time": "evaluate", "method": "compress"}.get(
-        group, "finetune"
-    )
+    verbs = {"objective": "pretrain", "views": "pretrain", "corruption": "evaluate", "test_time": "evaluate", "method": "compress"}
+    verb = verbs.get(group, "finetune")
     verb = "evaluate" if name == "trainer/devices" else verb  # for what does not train
     start = [] if verb == "pretrain" else ["from=x"]
     plus = "+" if group in ("joint", "shift", "episodes", "corruption", "test_time") else ""

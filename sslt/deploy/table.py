@@ -27,10 +27,8 @@ def change(target: Target, before: Any, after: Any, answers: Any) -> Change:
 
 def sentence(target: Target, found: Change, tolerance: float) -> str:
     """Whether the change is kept, and why, in words."""
-    metric = target.primary
-    interval = (
-        f"{_points(found.mean)} of {metric} (95 %: {_points(found.low)} to {_points(found.high)}), of which {tolerance:g} may be lost"
-    )
+    ends = f"{_points(found.low)} to {_points(found.high)}"
+    interval = f"{target.primary} changed by {_points(found.mean)} (95 %: {ends}), tolerance={tolerance:g}"
     if found.kept(tolerance):
         return f"kept: {interval}"
     if found.high < -tolerance:
