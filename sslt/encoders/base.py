@@ -51,6 +51,7 @@ class Encoder(nn.Module, abc.ABC):
     adapter: dict[str, Any] | None = None  # what an adapter in it is rebuilt from (`encoders/inserted.py`)
     origin: str | None = None  # where its weights can be found again: a folder or a published name
     base_fingerprint: str | None = None  # `fingerprint` before the adapter came
+    pruned: dict[str, Any] | None = None  # how its layers differ from what `args` build (`encoders/pruned.py`)
     stored_as: str | None = None  # number format of its matrices on disk, where that is not float32
 
     def __init__(self, processor: Any, **args: Any):
@@ -218,6 +219,8 @@ class Encoder(nn.Module, abc.ABC):
             "modality": self.modality,
             "dim": self.dim,
         }
+        if self.pruned is not None:
+            about["pruned"] = self.pruned
         if self.adapter is None:
             self.save_weights(folder)
             if self.stored_as is not None:
@@ -291,7 +294,7 @@ def fingerprint(encoder: Encoder) -> str:
     """Digest of an encoder's weights, arguments and kind: the key of everything computed by it."""
     from sslt.data.cache import digest
 
-    parts: list[Any] = [type(encoder).__qualname__, encoder.args]
+    parts: list[Any] = [type(encoder).__qualname__, encoder.args, *([] if encoder.pruned is None else [encoder.pruned])]
     for name, tensor in sorted(encoder.state_dict().items()):
         parts += [name, tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy()]
     return digest(*parts)

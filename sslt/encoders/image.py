@@ -130,7 +130,7 @@ class ImageEncoder(PixelEncoder):
 
     def save_weights(self, folder: Path) -> None:
         super().save_weights(folder)
-        if not self.args["name"].startswith("torchvision/"):
+        if self.pruned is None and not self.args["name"].startswith("torchvision/"):  # timm builds no layers of other widths
             p = self.processor
             about = {
                 "architecture": self.args["name"],
