@@ -18,13 +18,17 @@ class Method(abc.ABC):
     The constructor takes settings from the method's YAML. An adapter is merged before, and what stands beside the encoder (late fusion)
     stays in `target.beside`.
 
-    fit: `stages.fitting.fit`, which the stage hands over, since it stands on a floor above; for methods that train.
+    fit: `stages.fitting.fit`, which the stage hands over, since it stands on a floor above; for methods that train. So are `term`, the
+    class of its terms; `fresh`, config → the encoder that it names; `samples_for`, train and val as another encoder reads them.
     found: numbers to keep in metrics.json, by full name. remarks: sentences for the end of the run. Both are filled by `apply`.
     """
 
     reads_train: ClassVar[bool] = False  # whether it looks at training samples; others get none prepared
     saves: ClassVar[bool] = True  # False: `apply` writes what it makes into the run folder itself, and no encoder/ is written
     fit: Callable[..., Any]
+    term: Callable[..., Any]
+    fresh: Callable[[Any], Encoder]
+    samples_for: Callable[[Encoder], tuple[Samples | None, Samples | None]]
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}

@@ -237,9 +237,7 @@ def same(pruned: Tensor, masked: Tensor, features: Tensor | None) -> bool:
     return pruned.shape == wanted.shape and bool((pruned - wanted).abs().max() <= TOLERANCE * masked.abs().max().clamp(min=1e-6))
 
 
-def without(
-    encoder: Encoder, groups: list[Group], kept: list[Tensor], inputs: dict[str, Tensor]
-) -> Tensor | None:
+def without(encoder: Encoder, groups: list[Group], kept: list[Tensor], inputs: dict[str, Tensor]) -> Tensor | None:
     """`cut`, and make sure on `inputs` that it computes what it computes with zeros there. Raises `UserError` where it does not."""
     whole = {k: v.clone() for k, v in encoder.state_dict().items()}
     mask(groups, kept)

@@ -132,7 +132,9 @@ def channels(encoder: Encoder, inputs: dict[str, Tensor], features: bool) -> lis
         encoder.requires_grad_()
         with torch.enable_grad():
             graph.build_dependency(probed, inputs, forward_fn=lambda model, x: model(x), verbose=False)
-        found = [_group(graph, items, probed) for items in graph.get_all_groups(ignored_layers=[probed.probe], root_module_types=[nn.Conv2d])]
+        found = [
+            _group(graph, items, probed) for items in graph.get_all_groups(ignored_layers=[probed.probe], root_module_types=[nn.Conv2d])
+        ]
     except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as e:
         raise UserError(f"torch-pruning cannot follow the channels of {type(encoder).__name__} ({type(e).__name__})") from e
     finally:

@@ -16,8 +16,9 @@ from sslt.deploy import table
 from sslt.deploy.method import Method
 from sslt.deploy.variants import Variant, load_variant, parameters, refuse_other_answers, stored_bytes
 from sslt.encoders import inserted
-from sslt.encoders.base import fingerprint
+from sslt.encoders.base import Encoder, fingerprint
 from sslt.errors import UserError
+from sslt.learner import Term
 from sslt.report.end import say_next
 from sslt.report.tables import print_table
 from sslt.runs import Run, open_run
@@ -48,8 +49,10 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     was = before.predictions(samples, device, batch)
     sizes = {"parameters": parameters(before.encoder, before.target), "bytes": stored_bytes(parent.path)}
 
-    train, val = _to_learn_from(method, before, source, labels)
-    method.fit = fitting.fit
+    train, val = _to_learn_from(method, before.encoder, source, labels)
+    method.fit, method.term = fitting.fit, Term
+    method.fresh = lambda own: common.starting_encoder(own, source)
+    method.samples_for = lambda other: _to_learn_from(method, other, source, labels)
     encoder, target = method.apply(before.encoder, before.target, train, val, cfg, run)
     _note(run, node, cfg)
     if method.saves:
@@ -103,13 +106,13 @@ def _identity(parent: Run, variant: Variant) -> dict[str, Any]:
     return {"from": str(parent.path.resolve()), "fingerprint": fingerprint(variant.encoder)}
 
 
-def _to_learn_from(method: Method, variant: Variant, source: Any, labels: dict[str, Any]) -> tuple[Samples | None, Samples | None]:
+def _to_learn_from(method: Method, encoder: Encoder, source: Any, labels: dict[str, Any]) -> tuple[Samples | None, Samples | None]:
     """The training samples that the run learned from and its validation samples, for methods that look at some."""
     if not method.reads_train:
         return None, None
     fraction, per_class, seed = labels["label_fraction"], labels["labels_per_class"], labels["seed"]
-    train = label_subset(common.prepare(variant.encoder, source, "train"), fraction, per_class, seed)
-    return train, common.prepare_labelled(variant.encoder, source, "val") if "val" in source.splits() else None
+    train = label_subset(common.prepare(encoder, source, "train"), fraction, per_class, seed)
+    return train, common.prepare_labelled(encoder, source, "val") if "val" in source.splits() else None
 
 
 def _note(run: Run, node: Any, cfg: Any) -> None:

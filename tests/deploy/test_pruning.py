@@ -180,7 +180,9 @@ def test_even_widths_and_multiples():
     """Transformers keep as many hidden units in each block, channels stay in multiples, and each group keeps some."""
     bert = made("bert")
     groups = units.hidden(bert)
-    kept = pruning.choose(bert, groups, pruning.by_magnitude(groups), 0.1, "parameters", inputs(bert), even=True, multiple=8, what="channels")
+    kept = pruning.choose(
+        bert, groups, pruning.by_magnitude(groups), 0.1, "parameters", inputs(bert), even=True, multiple=8, what="channels"
+    )
     assert len({len(k) for k in kept}) == 1 and len(kept[0]) % 8 == 0
     with pytest.raises(UserError, match=r"at most \d+% of its parameters can go"):
         pruning.choose(bert, groups, pruning.by_magnitude(groups), 0.9, "parameters", inputs(bert), even=True, multiple=1, what="channels")
