@@ -16,6 +16,7 @@ VERBS = {
     "predict": ("labels (or features) for new files", "sslt predict from=RUN input=photos/"),
     "run": ("pretrain, finetune and evaluate in one go", "sslt run +task=simclr +target=digits"),
     "merge": ("fold an adapter into its base", "sslt merge from=RUN"),
+    "bench": ("measure runs side by side: score, latency, memory, size", "sslt bench from=RUN,RUN2"),
     "compress": ("make a run smaller or faster, and measure what it costs", "sslt compress from=RUN method=half"),
 }
 CHOICES = {
@@ -25,6 +26,7 @@ CHOICES = {
     "predict": ("data",),
     "run": ("task", "target"),
     "merge": (),
+    "bench": ("data",),
     "compress": ("method", "encoder"),
 }
 # What a user calls a list → the folder it is.

@@ -71,6 +71,11 @@ SETTINGS = {
     "draws": "Count",
     "curve.fractions": "list[Fraction]",
     "tolerance": "Share",
+    "batch_sizes": "list[Count]",
+    "rounds": "Count",
+    "warmup": "Natural",
+    "max_seconds": "Positive",
+    "threads": "Count | None",
 }
 
 

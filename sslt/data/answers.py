@@ -67,14 +67,15 @@ class Answers(abc.ABC):
         """Which rows have an answer, bool [N]: all, but of kinds whose samples have more to tell than that."""
         return np.ones(len(self), bool)
 
-    def _present(self) -> list[str]:
+    def present(self) -> list[str]:
+        """Names of the columns that there are."""
         return [n for n in (*self.columns, "scores", "groups") if getattr(self, n) is not None]
 
     # ---------------------------------------------------------------- rows
     def take(self, index: np.ndarray) -> Any:
         """The rows `index`, in that order."""
         part = copy.copy(self)
-        for name in self._present():
+        for name in self.present():
             column = getattr(self, name)
             setattr(part, name, column.take(index) if isinstance(column, Ragged) else column[index])
         return part
@@ -89,21 +90,21 @@ class Answers(abc.ABC):
         for name in ("groups", "scores"):
             if any(getattr(p, name) is None for p in parts):
                 setattr(joined, name, None)
-        for name in joined._present():
+        for name in joined.present():
             setattr(joined, name, _joined([getattr(p, name) for p in parts]))
         return joined
 
     # ---------------------------------------------------------------- on disk
     def save(self, folder: Path, prefix: str = "answer") -> dict[str, Any]:
         """Write the columns into a folder as PREFIX_NAME.npy; returns what `load` needs beside them."""
-        for name in self._present():
+        for name in self.present():
             column = getattr(self, name)
             if isinstance(column, Ragged):
                 np.save(folder / f"{prefix}_{name}.npy", column.flat())
                 np.save(folder / f"{prefix}_{name}_sizes.npy", column.sizes)
             else:
                 np.save(folder / f"{prefix}_{name}.npy", np.asarray(column))
-        return {"kind": self.kind, "space": self.space, "columns": self._present()}
+        return {"kind": self.kind, "space": self.space, "columns": self.present()}
 
     @staticmethod
     def load(entry: Any, about: Mapping[str, Any], prefix: str = "answer") -> Any:

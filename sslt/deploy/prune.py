@@ -50,8 +50,8 @@ class Prune(Method):
     def check(self, encoder: Encoder, target: Target) -> None:
         if self.what != "channels" and not units.is_transformer(encoder):
             raise UserError(
-                f"method.what={self.what}: {named(encoder)} is no transformer whose blocks are known (BERT, DistilBERT, GPT-2, timm's ViTs): "
-                f"choose method.what=channels for convolutions"
+                f"method.what={self.what}: {named(encoder)} is no transformer whose blocks are known (BERT, DistilBERT, GPT-2, timm's "
+                f"ViTs): choose method.what=channels for convolutions"
             )
         if self.what == "channels" and not units.is_transformer(encoder):
             if encoder.modality != "image":
@@ -77,14 +77,9 @@ class Prune(Method):
                 self.found |= training.train(self, own, place, encoder, target, train)
         after = sum(p.numel() for p in encoder.parameters())
         self.found |= {"pruned/parameters_share": 1 - after / before}
-        self.remarks.append(
-            f"{before:,} parameters of the encoder became {after:,}: {self.what} went, "
-            + (
-                f"{self.rounds} time{'s' if self.rounds > 1 else ''}, and what stayed was trained on"
-                if self.finetune
-                else "untrained since"
-            )
-        )
+        times = f"{self.rounds} time{'s' if self.rounds > 1 else ''}"
+        then = f"{times}, and what stayed was trained on" if self.finetune else "untrained since"
+        self.remarks.append(f"{before:,} parameters of the encoder became {after:,}: {self.what} went, {then}")
         return encoder, target
 
     def _once(self, encoder: Encoder, target: Target, train: Samples, share: float, seed: int) -> None:

@@ -17,6 +17,7 @@ from sslt.data import cache
 from sslt.data.answers import Answers
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder, evaluating, fingerprint
+from sslt.evaluation.alike import Alike
 from sslt.targets.base import Target
 
 FORMAT = 1
@@ -35,25 +36,38 @@ def predicted(
     batch_size: int,
     number_format: str = MEASURED,
     how: Callable[..., Any] | None = None,
+    alike: Alike | None = None,
 ) -> Any:
-    """What a target answers to all samples, in their order. Ranks share the work; all get the result. how: its method, None: `predict`."""
+    """What a target answers to all samples, in their order. Ranks share the work; all get the result. how: its method, None: `predict`.
+
+    alike: what batches are made by, so that no bit of a row depends on the rows beside it; None, and where a target cannot be computed
+    so: as they come.
+    """
     how = how or target.predict
     rounds = target.rounds(samples)
+    alike = None if target.reads_beside else alike
     if rounds is None:
-        return _answered(encoder, target, samples, device, batch_size, number_format, how)
+        return _answered(encoder, target, samples, device, batch_size, number_format, how, alike)
     found = []
     for rows in rounds:
-        found.append(_answered(encoder, target, samples.subset(rows), device, batch_size, number_format, how))
+        found.append(_answered(encoder, target, samples.subset(rows), device, batch_size, number_format, how, alike))
         target.hear(found[-1])
     return Answers.join(found).take(np.argsort(np.concatenate(rounds)))
 
 
 def _answered(
-    encoder: Encoder, target: Target, samples: Samples, device: torch.device, batch_size: int, number_format: str, how: Callable[..., Any]
+    encoder: Encoder,
+    target: Target,
+    samples: Samples,
+    device: torch.device,
+    batch_size: int,
+    number_format: str,
+    how: Callable[..., Any],
+    alike: Alike | None,
 ) -> Any:
     target.to(device)
     with evaluating(target):
-        parts, rows = _over_batches(encoder, samples, device, batch_size, number_format, lambda batch: how(encoder, batch))
+        parts, rows = _over_batches(encoder, samples, device, batch_size, number_format, lambda batch: how(encoder, batch), alike)
     found = [(Answers.join(parts) if parts else None, rows)]
     if distributed.world_size() > 1:
         found = distributed.gather_objects(found[0])
@@ -68,30 +82,46 @@ def _over_batches(
     batch_size: int,
     number_format: str,
     compute: Callable[[dict[str, Tensor]], Any],
+    alike: Alike | None = None,
 ) -> tuple[list[Any], list[Tensor]]:
     """What `compute` gives of this rank's share of the batches, and which rows they are of."""
     rank, world = distributed.rank(), distributed.world_size()
     rows: list[Tensor] = []
     parts: list[Any] = []
     told, done = time.monotonic(), 0
+
+    def of(index: np.ndarray) -> Any:
+        return compute({k: v.to(device, non_blocking=True) for k, v in samples.batch(index).items()})
+
     encoder.to(device)
     with evaluating(encoder), precision.autocast(device, number_format):
-        for i, index in enumerate(samples.ordered_batches(batch_size, encoder.reading.get("max_length"))):
+        longest = encoder.reading.get("max_length")
+        plain = ((None, index) for index in samples.ordered_batches(batch_size, longest))
+        for i, (key, index) in enumerate(plain if alike is None else alike.batches(samples, batch_size, longest)):
             done += len(index)
             if rank == 0 and time.monotonic() - told > SILENT:
                 log.info("features of %s of %s samples", f"{done:,}", f"{len(samples):,}")
                 told = time.monotonic()
             if i % world == rank:
-                batch = {k: v.to(device, non_blocking=True) for k, v in samples.batch(index).items()}
-                parts.append(compute(batch))
+                parts.append(of(index) if alike is None else alike.compute(encoder, of, key, index))
                 rows.append(torch.from_numpy(np.ascontiguousarray(index)))
     return parts, rows
 
 
-def encode(encoder: Encoder, samples: Samples, device: torch.device, batch_size: int, number_format: str = MEASURED) -> Tensor:
-    """Pooled features [N, D], float32 on the CPU, in the order of the samples. Ranks share the work; all get the result."""
+def encode(
+    encoder: Encoder,
+    samples: Samples,
+    device: torch.device,
+    batch_size: int,
+    number_format: str = MEASURED,
+    alike: Alike | None = None,
+) -> Tensor:
+    """Pooled features [N, D], float32 on the CPU, in the order of the samples. Ranks share the work; all get the result.
+
+    alike: as in `predicted`.
+    """
     parts, rows = _over_batches(
-        encoder, samples, device, batch_size, number_format, lambda batch: encoder(encoder.inputs(batch)).pooled.float()
+        encoder, samples, device, batch_size, number_format, lambda batch: encoder(encoder.inputs(batch)).pooled.float(), alike
     )
     if distributed.world_size() > 1:
         width = torch.tensor([parts[0].shape[1] if parts else 0], device=device)

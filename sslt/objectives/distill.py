@@ -210,7 +210,7 @@ def _loaded(teacher: str, modality: str, trust: list[str]) -> Encoder:
         inserted.merge(found)
     if found.modality != modality:
         raise UserError(
-            f"objective.teacher={teacher} reads {many(found.modality)}, and the student {many(modality)}: give a teacher of {many(modality)}"
+            f"objective.teacher={teacher} reads {many(found.modality)}, and the student {many(modality)}: give one of {many(modality)}"
         )
     return found
 
@@ -288,9 +288,7 @@ def _pixels(ours: Any, theirs: Any, named: str) -> Callable[[dict[str, Tensor]],
 def _require_tokens(encoder: Encoder, teacher: Encoder) -> None:
     for who, one in (("the student", encoder), ("the teacher", teacher)):
         if "tokens" not in one.offers:
-            raise UserError(
-                f"objective.tokens={who} ({type(one).__name__}) has no tokens beside its pooled features: set objective.tokens=0"
-            )
+            raise UserError(f"objective.tokens: {who} ({type(one).__name__}) has no tokens: set objective.tokens=0")
 
 
 def _resized(tokens: Tensor, wanted: int, teacher: Encoder) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from typing import Any
 
 from omegaconf import OmegaConf, open_dict
@@ -12,9 +11,10 @@ from sslt import distributed, groups
 from sslt.config import build
 from sslt.data.base import Samples
 from sslt.data.streams.subsets import label_subset
-from sslt.deploy import table
+from sslt.deploy import table, timing
+from sslt.deploy.measured import Settings, measure
 from sslt.deploy.method import Method
-from sslt.deploy.variants import Variant, load_variant, parameters, refuse_other_answers, stored_bytes
+from sslt.deploy.variants import Variant, load_variant, refuse_other_answers
 from sslt.encoders import inserted
 from sslt.encoders.base import Encoder, fingerprint
 from sslt.errors import UserError
@@ -26,61 +26,58 @@ from sslt.stages import common, fitting
 from sslt.stages.evaluate import data_of
 from sslt.targets import heads
 
-log = logging.getLogger("sslt")
+_TIMED = {"latency": "prepared samples", "raw": "from raw input"}
 
 
 def main(cfg: Any, run: Run) -> dict[str, Any]:
-    """Write `encoder/` and `head/` of the compressed run, `before/…`, `after/…`, `change/…` and `kept`. Returns the metrics."""
+    """Write `encoder/` and `head/` of the compressed run, and the rows `before/…`, `after/…` with `kept`. Returns the metrics."""
     if cfg.method is None:
         raise UserError(f"compress how? Choose a method: {', '.join(f'method={name}' for name in groups.options('method'))}")
-    parent, node = open_run(cfg["from"]), data_of(cfg)
-    method, before = build(cfg.method), _load(cfg, parent.path)
+    parent, node, settings = open_run(cfg["from"]), data_of(cfg), Settings.of(cfg)
+    method, start = build(cfg.method), _load(cfg, parent.path)
     assert isinstance(method, Method)
-    if before.encoder.adapter is not None:
-        inserted.merge(before.encoder)
-    method.check(before.encoder, before.target)
-    source = build(node)
-    labels = labels_of(parent)
-    run.update(data=source.fingerprint(), primary=before.target.primary, labels=labels, parent=_identity(parent, before))
-    refuse_other_answers(before, source)
+    if start.encoder.adapter is not None:
+        inserted.merge(start.encoder)
+    method.check(start.encoder, start.target)
+    source, labels = build(node), labels_of(parent)
+    identity = {"from": str(parent.path.resolve()), "fingerprint": fingerprint(start.encoder)}
+    run.update(data=source.fingerprint(), primary=start.target.primary, labels=labels, parent=identity)
+    refuse_other_answers(start, source)
     common.refuse_new_answers(source)
-    device, batch = common.device_of(cfg), common.eval_batch_size(cfg)
-    samples = common.prepare_labelled(before.encoder, source, "test")
-    was = before.predictions(samples, device, batch)
-    sizes = {"parameters": parameters(before.encoder, before.target), "bytes": stored_bytes(parent.path)}
+    common.prepare_labelled(start.encoder, source, "test")
 
-    train, val = _to_learn_from(method, before.encoder, source, labels)
+    train, val = _to_learn_from(method, start.encoder, source, labels)
     method.fit, method.term = fitting.fit, Term
     method.fresh = lambda own: common.starting_encoder(own, source)
     method.samples_for = lambda other: _to_learn_from(method, other, source, labels)
-    encoder, target = method.apply(before.encoder, before.target, train, val, cfg, run)
-    _note(run, node, cfg)
+    encoder, target = method.apply(start.encoder, start.target, train, val, cfg, run)
+    _note(run, node)
     if method.saves:
         common.save_result(run, encoder, cfg, source, {})
         heads.save(run, target, heads.node_of(parent / "head"))
     distributed.barrier()  # it is read by all ranks
-    after = _load(cfg, run.path)  # what is measured is what is stored
-    own = common.prepare_labelled(after.encoder, source, "test")
-    now = after.predictions(own, device, batch)
-    assert samples.answers is not None and own.answers is not None
-    found = table.change(after.target, was, now, own.answers)
-    rows = {
-        "before": {before.target.primary: before.target.score(was, samples.answers), **sizes},
-        "after": {
-            after.target.primary: after.target.score(now, own.answers),
-            "parameters": parameters(after.encoder, after.target),
-            "bytes": stored_bytes(run.path),
-        },
-    }
-    metrics: dict[str, Any] = {f"test/{k}": float(v) for k, v in after.target.measure(now, own.answers).items()}
-    metrics |= {f"{when}/{k}": v for when, row in rows.items() for k, v in row.items()}
-    metrics |= {f"change/{k}": v for k, v in zip((after.target.primary, "low", "high"), found, strict=True)}
-    metrics |= {"kept": found.kept(cfg.tolerance), "tolerance": float(cfg.tolerance), **method.found}
+
+    variants = [_load(cfg, parent.path, "before"), _load(cfg, run.path, "after")]  # what is measured is what is stored
+    device, batch = common.device_of(cfg), common.eval_batch_size(cfg)
+    common.prepare_labelled(variants[1].encoder, source, "test")
+    found = measure(variants, source, "test", device, batch, settings, _opening(cfg), timed=run.is_main)
+    target, (before, after) = variants[1].target, found.rows
+    moved = table.Change(*(after[k] for k in ("difference", "difference_low", "difference_high")))
+    speeds = {where: timing.speed(*seconds) for where, seconds in found.seconds.items()}
+    metrics: dict[str, Any] = {f"test/{k}": float(v) for k, v in target.measure(found.predictions[1], found.answers).items()}
+    metrics |= {f"{row['variant']}/{k}": v for row in found.rows for k, v in row.items() if k != "variant" and v is not None}
+    for (what, size), ratio in speeds.items():
+        metrics |= {f"faster/{what}/{size}{end}": v for end, v in zip(("", "/low", "/high"), ratio, strict=True)}
+    metrics |= {"kept": moved.kept(cfg.tolerance), "tolerance": float(cfg.tolerance), "threads": found.threads, **method.found}
     run.add_metrics(metrics)
     if run.is_main:
-        print_table(f"{parent} → {run}", table.rows(rows["before"], rows["after"]))
-    said = [table.sentence(after.target, found, cfg.tolerance), *method.remarks]
-    say_next(run, {}, [f"sslt bench from={parent},{run}", f"sslt predict from={run} input=FILE"], remarks=said)
+        print_table(
+            f"{parent} → {run}", [line for line in table.rows(before, after) if not line["metric"].endswith(("variant", "/rounds"))]
+        )
+    said = [table.sentence(target, moved, cfg.tolerance)]
+    said += [f"{_TIMED[what]}, batches of {size}: {s.words}" for (what, size), s in speeds.items()]
+    next_steps = [f"sslt bench from={parent},{run}", f"sslt predict from={run} input=FILE"]
+    say_next(run, {}, next_steps, remarks=[*said, *method.remarks])
     return metrics
 
 
@@ -97,13 +94,12 @@ def labels_of(parent: Run) -> dict[str, Any]:
     }
 
 
-def _load(cfg: Any, folder: Any) -> Variant:
-    return load_variant(folder, list(cfg.trust), base=cfg.base, windows=cfg.windows)
+def _opening(cfg: Any) -> dict[str, Any]:
+    return {"trust": list(cfg.trust), "base": cfg.base, "windows": cfg.windows}
 
 
-def _identity(parent: Run, variant: Variant) -> dict[str, Any]:
-    """What the parent is known by, wherever it is moved."""
-    return {"from": str(parent.path.resolve()), "fingerprint": fingerprint(variant.encoder)}
+def _load(cfg: Any, folder: Any, name: str | None = None) -> Variant:
+    return load_variant(folder, **_opening(cfg), name=name)
 
 
 def _to_learn_from(method: Method, encoder: Encoder, source: Any, labels: dict[str, Any]) -> tuple[Samples | None, Samples | None]:
@@ -115,7 +111,7 @@ def _to_learn_from(method: Method, encoder: Encoder, source: Any, labels: dict[s
     return train, common.prepare_labelled(encoder, source, "val") if "val" in source.splits() else None
 
 
-def _note(run: Run, node: Any, cfg: Any) -> None:
+def _note(run: Run, node: Any) -> None:
     """Keep in the run's config which data it is about, as `from=` the run asks for them."""
     if not run.is_main:
         return

@@ -17,6 +17,7 @@ from sslt.config import build
 from sslt.data.answers import Answers, Class, Tags, Texts
 from sslt.encoders.base import require
 from sslt.errors import UserError
+from sslt.evaluation.alike import alike_on
 from sslt.evaluation.features import encode, predicted
 from sslt.report.answers import answer_rows, row_names, said_of, write_files, write_rows
 from sslt.runs import RUN_FILE, Run, display
@@ -49,14 +50,15 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     splits = source.own_splits() if cfg.input is not None else (cfg.split,)
     parts = {split: common.prepare(encoder, source, split) for split in splits}
     device, batch = common.device_of(cfg), int(cfg.batch_size)
+    alike = alike_on(device)  # so that a row is answered as it is anywhere else
     if head is None:
-        x = torch.cat([encode(encoder, samples, device, batch) for samples in parts.values()])
+        x = torch.cat([encode(encoder, samples, device, batch, alike=alike) for samples in parts.values()])
         out = run / "features.npy"
         if run.is_main:
             np.save(out, x.numpy())
             print(f"features of {len(x)} samples, {x.shape[1]} numbers each: {display(out)}")
         return {}
-    predictions = [predicted(encoder, head, samples, device, batch) for samples in parts.values()]
+    predictions = [predicted(encoder, head, samples, device, batch, alike=alike) for samples in parts.values()]
     rows = [row for (split, samples), found in zip(parts.items(), predictions, strict=True)
             for row in answer_rows(head, found, samples, split if len(parts) > 1 else None, row_names(source, split, samples))]  # fmt: skip
     truths = [name for split, samples in parts.items() for name in _truth(cfg, head, source, split, samples)]

@@ -65,6 +65,7 @@ class Target(Objective, abc.ABC, Generic[A]):
     trains: ClassVar[bool] = True  # False: it has no weights, so that an encoder can be measured by it as it is
     fuses: ClassVar[bool] = False  # whether cheap methods can stand beside the encoder in it
     calibrates: bool = False  # whether something in it is set on validation once it is trained
+    reads_beside: ClassVar[bool] = False  # whether shapes that a row is computed in depend on the rows beside it (windows, what is written)
     shows: int = 0  # training samples that it has from `prepare`, though it has no weights
 
     def __init__(self, encoder: Encoder, space: Space):

@@ -40,6 +40,7 @@ class ExtractiveQA(Target[Spans]):
     """
 
     answer, reads, primary = Spans, "tokens", "f1"
+    reads_beside = True
     watched = ("exact_match",)
     called, calibrates = "this reader", True
     threshold: Tensor

@@ -41,6 +41,7 @@ class Prompt(OfClasses):
     """
 
     reads, trains, writes = "words", False, True
+    reads_beside = True
     called = "this prompt"
     scale: Tensor
     biases: Tensor

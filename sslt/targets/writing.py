@@ -37,6 +37,7 @@ class Writing(Target[Texts], abc.ABC):
     """
 
     answer, reads, trains, writes = Texts, "words", False, True
+    reads_beside = True
     watched = ("perplexity",)
     watched_rows = 200
     called = "this writer"

@@ -33,7 +33,7 @@ def shaken(encoder: Any) -> Any:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
-        for name, p in module.named_parameters(recurse=False):
+        for p in module.parameters(recurse=False):
             if p.dim() == 1:
                 with torch.no_grad():
                     p.add_(0.2 * torch.randn_like(p))

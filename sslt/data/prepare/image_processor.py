@@ -146,6 +146,14 @@ class ImageProcessor:
             sizes=sizes,
         )
 
+    def at_once(self, source: Source) -> ImageSamples:
+        """The one split of a source that is in memory (`offered.Offered`), made ready as `prepare` does it, and kept nowhere."""
+        raw = source.read(source.own_splits()[0])
+        images = np.concatenate([resize(image[None], self.size, self.channels, self.fitted_by) for image in raw.items])
+        sizes = np.array([image.shape[:2] for image in raw.items], np.int64)
+        seen = frames.fitted(sizes, self.size, self.fitted_by, NARROWEST)
+        return ImageSamples(images, raw.answers, "", seen=seen, sizes=sizes)
+
     def _prepare_own(self, source: Source, split: str) -> cache.Entry:
         """The entry of one of the source's own splits: all its rows, in order, unreadable ones as zeros."""
         key = cache.digest(source.fingerprint(), split, self.size, self.channels, self.fitted_by, FORMAT)

@@ -13,7 +13,7 @@ import torch
 from sslt import stored
 from sslt.data import cache
 from sslt.data.answers import Item
-from sslt.data.base import Source
+from sslt.data.base import Samples, Source
 from sslt.data.prepare.text_processor import CHUNK, TokenProcessor, content_of
 from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.ragged import Ragged
@@ -88,7 +88,13 @@ class ItemProcessor(TokenProcessor):
         return " ".join("_" if i == PAD else "…" if i < FIRST else self.items[i - FIRST] for i in ids)
 
     def prepare(self, source: Source, split: str) -> ItemSamples:
-        made = super().prepare(source, split)
+        return self._with_items(super().prepare(source, split), source)
+
+    def at_once(self, source: Source) -> ItemSamples:
+        return self._with_items(super().at_once(source), source)
+
+    def _with_items(self, made: Samples, source: Source) -> ItemSamples:
+        """The samples with the ids of their answers."""
         assert isinstance(made, TextSamples)
         if made.answers is not None and not isinstance(made.answers, Item):
             raise UserError(f"the histories of {source.name} have {made.answers.words}: what is learned of histories is the next item")

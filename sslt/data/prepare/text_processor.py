@@ -21,7 +21,7 @@ from sslt import stored
 from sslt.data import cache, copies
 from sslt.data.answers import Answers, Texts
 from sslt.data.base import Samples, Source
-from sslt.data.prepare.parts import PartView, prepared
+from sslt.data.prepare.parts import PartSamples, PartView, prepared
 from sslt.data.prepare.reversible import require_reversible, train_reversible
 from sslt.data.prepare.text_samples import TextSamples, as_characters
 from sslt.data.prepare.tokenizers import backend_spec, continues_word, inside_words, marks_of, special_ids, train_tokenizer
@@ -98,6 +98,29 @@ class TokenProcessor(abc.ABC):
             outputs=Ragged.from_flat(entry["outputs"], np.array(entry["outputs_sizes"])) if "outputs" in entry else None,
             max_output=self.max_output or self.max_length,
             characters=Ragged.from_flat(entry["characters"], np.asarray(entry["lengths"])) if source.answer.in_text else None,
+        )
+
+    def at_once(self, source: Source) -> Samples:
+        """The one split of a source that is in memory (`offered.Offered`), made ready as `prepare` does it, and kept nowhere."""
+        if source.parts:
+            return PartSamples({name: self.at_once(PartView(source, i)) for i, name in enumerate(source.parts)})
+        raw, placed = source.read(source.own_splits()[0]), source.answer.in_text
+        places: list[np.ndarray] = []
+        ids = [row for chunk in (self._placed(raw.items, places) if placed else self.encode(raw.items)) for row in chunk]
+        sizes = np.array([len(row) for row in ids], np.int64)
+        return TextSamples(
+            tokens=np.fromiter(chain.from_iterable(ids), dtype=np.int32),
+            starts=np.cumsum(sizes) - sizes,
+            sizes=sizes,
+            answers=raw.answers,
+            fingerprint="",
+            special=self.special,
+            max_length=self.max_length,
+            skipped=0,
+            windows=self.windows,
+            places=np.concatenate(places) if placed else None,
+            max_output=self.max_output or self.max_length,
+            characters=Ragged.of([as_characters(text) for text in raw.items], np.int32) if placed else None,
         )
 
     def _tokenize(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
