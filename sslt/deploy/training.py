@@ -5,27 +5,33 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf, open_dict
 
-from sslt import distributed
+from sslt import distributed, stored
 from sslt.config import build, check_stored, searched_around
 from sslt.data.base import Samples
 from sslt.data.streams.streams import Stream
 from sslt.encoders.base import Encoder
-from sslt.runs import Run
+from sslt.runs import RUN_FILE, Run
 from sslt.targets.base import Target
 from sslt.trusted import check_trusted
 
 RECIPE = ("optimizer", "schedule", "views")
+FOUND_RATE = "rate_search"  # of run.json: what a search for a rate found
 LEAST_STEPS = 300  # where no bound is set: few labels make short epochs
 
 
 def recipe(cfg: Any, parent: Run, given: list[str]) -> Any:
-    """`cfg` with the optimizer, schedule, views and batch size that the parent was trained by, but for what is `given` (overrides)."""
+    """`cfg` with the optimizer, schedule, views and batch size that the parent was fine-tuned by, but for what is `given` (overrides).
+
+    Of a parent that was compressed itself, those of the run that it was made from, where that is still there.
+    """
+    parent = _tuned(parent)
     found, made, where = copy.deepcopy(cfg), parent.config, f"{parent}/config.yaml"
     said = {re.split(r"[.=@]", o.lstrip("+~"))[0] for o in given}
     with open_dict(found):
@@ -33,16 +39,33 @@ def recipe(cfg: Any, parent: Run, given: list[str]) -> Any:
             node = made.get(group)
             if group in said or node is None:
                 continue
-            plain = OmegaConf.to_container(node, resolve=True)
+            plain: Any = OmegaConf.to_container(node, resolve=True)
+            if group == "optimizer":
+                plain["lr"] = _rate(parent, plain.get("lr"))
             check_trusted({group: plain}, list(cfg.trust), where)
             check_stored(group, plain, where)
             found[group] = plain
         if "batch_size" not in said and isinstance(made.get("batch_size"), int):
             found.batch_size = made.batch_size
-        if (rate := searched_around(found.optimizer.lr)) is not None:
-            found.optimizer.lr = parent.info.get("lr", rate)
         found["from"] = None  # the encoder is there
     return found
+
+
+def _tuned(parent: Run) -> Run:
+    """The fine-tuned run that a compressed one came of."""
+    for _ in range(100):
+        origin = (parent.info.get("parent") or {}).get("from")
+        if parent.info.get("verb") != "compress" or not isinstance(origin, str) or not stored.is_file(Path(origin) / RUN_FILE):
+            break
+        parent = Run(Path(origin))
+    return parent
+
+
+def _rate(parent: Run, rate: Any) -> Any:
+    """A learning rate of a run's config as a number; of one that was searched for, the one that was found."""
+    around = searched_around(rate)
+    found = parent.info.get(FOUND_RATE)
+    return rate if around is None else found.get("lr", around) if isinstance(found, dict) else around
 
 
 def train(

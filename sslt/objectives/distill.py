@@ -271,12 +271,17 @@ def _pixels(ours: Any, theirs: Any, named: str) -> Callable[[dict[str, Tensor]],
         )
     alike = (list(ours.mean), list(ours.std), ours.channels) == (list(theirs.mean), list(theirs.std), theirs.channels)
     ratio = theirs.size / ours.size
+    known: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}  # a copy to an accelerator in every step would make it wait
 
     def read(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         x = inputs["image"]
         if not alike:
-            a, b, c, d = (x.new_tensor(list(m)).view(-1, 1, 1) for m in (ours.std, ours.mean, theirs.std, theirs.mean))
-            x = (x * a + b - d) / c
+            key = (x.device, x.dtype)
+            if key not in known:
+                a, b, c, d = (x.new_tensor(list(m)).view(-1, 1, 1) for m in (ours.std, ours.mean, theirs.std, theirs.mean))
+                known[key] = a / c, (b - d) / c
+            scale, shift = known[key]
+            x = x * scale + shift
         if ratio != 1:
             size = [max(1, round(side * ratio)) for side in x.shape[2:]]
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=ratio < 1)
