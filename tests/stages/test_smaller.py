@@ -1,4 +1,4 @@
-"""Protects pruning and distillation as commands: what they make is an ordinary run, taught by the run's own recipe, and mistakes are a line."""
+"""Protects pruning and distillation as commands: what they make is an ordinary run, taught by its parent's recipe; mistakes are a line."""
 
 from __future__ import annotations
 
@@ -92,8 +92,6 @@ def test_distilled(images, sslt, here):
     assert type(load_encoder("student")).__name__ == "Conv4"
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert not any("teacher" in k for k in state) and any("taught_by" in k for k in state)
-    own = {k: v.numel() for k, v in state.items()}
-    assert sum(own.values()) < sum(p.numel() for p in load_encoder(str(images)).parameters())
 
 
 def test_a_student_of_texts_reads_its_teachers_words(texts, sslt, here):
