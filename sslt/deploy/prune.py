@@ -48,6 +48,7 @@ class Prune(Method):
         self.rounds, self.batches, self.multiple, self.finetune = rounds, batches, multiple, finetune
 
     def check(self, encoder: Encoder, target: Target) -> None:
+        refuse_quantized(encoder)
         if self.what != "channels" and not units.is_transformer(encoder):
             raise UserError(
                 f"method.what={self.what}: {named(encoder)} is no transformer whose blocks are known (BERT, DistilBERT, GPT-2, timm's "
@@ -124,6 +125,9 @@ class Unstructured(Method):
             raise UserError(f"method.share={share:g} leaves nothing: give less than 1")
         self.share, self.finetune = share, finetune
 
+    def check(self, encoder: Encoder, target: Target) -> None:
+        refuse_quantized(encoder)
+
     def apply(
         self, encoder: Encoder, target: Target, train: Samples | None, val: Samples | None, cfg: Any, run: Run
     ) -> tuple[Encoder, Target]:
@@ -164,6 +168,12 @@ def zero_smallest(encoder: nn.Module, share: float) -> dict[nn.Parameter, torch.
     for w, mask in masks.items():
         w.mul_(mask)
     return masks
+
+
+def refuse_quantized(encoder: Encoder) -> None:
+    """Raise `UserError` for an encoder whose weights are codes."""
+    if encoder.quantization is not None:
+        raise UserError("a quantized run has no weights to prune: prune the run that it was made from, and quantize the result")
 
 
 def named(encoder: Encoder) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sslt import config, stored, trusted
-from sslt.encoders import inserted, pruned
+from sslt.encoders import inserted, pruned, quantized
 from sslt.encoders.base import ADAPTER, FILE, Encoder, evaluating, fingerprint
 from sslt.encoders.files import Bounded, building, check_folder, fill, read_tensors, refuse_pickled
 from sslt.encoders.seals import check_seal
@@ -151,7 +151,9 @@ def _own(path: Path, trust: list[str], weights: bool = True, base: str | None = 
         encoder = cls(cls.load_processor(path, processor), **args)
         if "pruned" in about:
             pruned.resize(encoder, stored.value(about, "pruned", dict, file), file)
-        if weights and "adapter" in about:
+        if weights and "quantization" in about:
+            quantized.load(encoder, path, stored.value(about, "quantization", dict, file), file)
+        elif weights and "adapter" in about:
             inserted.inject(encoder, stored.value(about, "adapter", dict, file))
             fill(encoder, path / ADAPTER)
         elif weights:

@@ -38,6 +38,9 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     assert isinstance(method, Method)
     if start.encoder.adapter is not None:
         inserted.merge(start.encoder)
+    if start.encoder.quantization is not None:
+        kind = start.encoder.quantization.kind
+        raise UserError(f"from={cfg['from']} is quantized ({kind}), which comes last: compress the run that it was made from")
     method.check(start.encoder, start.target)
     source, labels = build(node), labels_of(parent)
     identity = {"from": str(parent.path.resolve()), "fingerprint": fingerprint(start.encoder)}
@@ -71,9 +74,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     metrics |= {"kept": moved.kept(cfg.tolerance), "tolerance": float(cfg.tolerance), "threads": found.threads, **method.found}
     run.add_metrics(metrics)
     if run.is_main:
-        print_table(
-            f"{parent} → {run}", [line for line in table.rows(before, after) if not line["metric"].endswith(("variant", "/rounds"))]
-        )
+        lines = [line for line in table.rows(before, after) if not line["metric"].endswith(("variant", "/rounds"))]
+        print_table(f"{parent} → {run}", lines)
     said = [table.sentence(target, moved, cfg.tolerance)]
     said += [f"{_TIMED[what]}, batches of {size}: {s.words}" for (what, size), s in speeds.items()]
     next_steps = [f"sslt bench from={parent},{run}", f"sslt predict from={run} input=FILE"]
