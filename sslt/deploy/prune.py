@@ -156,8 +156,8 @@ class Unstructured(Method):
 @torch.no_grad()
 def zero_smallest(encoder: nn.Module, share: float) -> dict[nn.Parameter, torch.Tensor]:
     """Put the smallest `share` of the weights of linear maps and convolutions to zero. Returns where the others stand, by parameter."""
-    layers = [m for m in encoder.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or is_conv1d(m)]
-    weights: list[nn.Parameter] = list({id(m.weight): m.weight for m in layers}.values())  # type: ignore[misc]
+    layers: list[Any] = [m for m in encoder.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or is_conv1d(m)]
+    weights: list[nn.Parameter] = list({id(m.weight): m.weight for m in layers}.values())
     if not weights:
         raise UserError(f"method=prune_unstructured: {type(encoder).__name__} has no matrices of linear maps or convolutions")
     sizes = torch.cat([w.abs().flatten() for w in weights])
