@@ -225,4 +225,4 @@ def _integer_products() -> dict[Any, Any]:
 
     aten = torch.ops.aten
     known = {"_int_mm": product, "_weight_int4pack_mm_for_cpu": packed}
-    return {getattr(aten, name).default: count for name, count in known.items() if hasattr(aten, name)}
+    return {getattr(aten, name): count for name, count in known.items() if hasattr(aten, name)}
