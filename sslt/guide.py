@@ -16,6 +16,7 @@ VERBS = {
     "predict": ("labels (or features) for new files", "sslt predict from=RUN input=photos/"),
     "run": ("pretrain, finetune and evaluate in one go", "sslt run +task=simclr +target=digits"),
     "merge": ("fold an adapter into its base", "sslt merge from=RUN"),
+    "compress": ("make a run smaller or faster, and measure what it costs", "sslt compress from=RUN method=half"),
 }
 CHOICES = {
     "pretrain": ("task", "data", "encoder"),
@@ -24,13 +25,14 @@ CHOICES = {
     "predict": ("data",),
     "run": ("task", "target"),
     "merge": (),
+    "compress": ("method", "encoder"),
 }
 # What a user calls a list → the folder it is.
 KINDS = {
     "tasks": "task", "targets": "target", "data": "data", "encoders": "encoder", "objectives": "objective",
     "adaptations": "adaptation", "views": "views", "optimizers": "optimizer", "schedules": "schedule",
     "trainers": "trainer", "loggers": "logger", "samplings": "sampling", "joint": "joint", "shifts": "shift",
-    "episodes": "episodes", "test_time": "test_time", "corruptions": "corruption",
+    "episodes": "episodes", "test_time": "test_time", "corruptions": "corruption", "methods": "method",
 }  # fmt: skip
 
 

@@ -70,6 +70,7 @@ SETTINGS = {
     "shots": "list[Count]",
     "draws": "Count",
     "curve.fractions": "list[Fraction]",
+    "tolerance": "Share",
 }
 
 

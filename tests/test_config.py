@@ -22,7 +22,7 @@ from sslt.ranges import SETTINGS
 
 FILES = sorted(groups.CONFIG_DIR.glob("*/*.yaml"))
 NAMES = [f"{p.parent.name}/{p.stem}" for p in FILES]
-VERBS = ("pretrain", "finetune", "evaluate", "predict", "run", "merge")
+VERBS = ("pretrain", "finetune", "evaluate", "predict", "run", "merge", "compress")
 # What the code gives, not the config: an objective's encoder and classes, an alignment's features and the task beside it, a logger's
 # folder, weights that exist already
 GIVEN = {"words", "encoder", "n_classes", "space", "lexicon", "save_dir", "model", "params", "width", "task", "layer"}
@@ -163,7 +163,8 @@ def test_every_option_can_be_chosen(name):
     group, option = name.split("/")
     content = yaml.safe_load(FILES[NAMES.index(name)].read_text(encoding="utf-8")) or {}
     missing = [f"{group}.{k}=x" for k, v in content.items() if v == "???"]
-    verb = {"objective": "pretrain", "views": "pretrain", "corruption": "evaluate", "test_time": "evaluate"}.get(group, "finetune")
+    verbs = {"objective": "pretrain", "views": "pretrain", "corruption": "evaluate", "test_time": "evaluate", "method": "compress"}
+    verb = verbs.get(group, "finetune")
     verb = "evaluate" if name == "trainer/devices" else verb  # for what does not train
     start = [] if verb == "pretrain" else ["from=x"]
     plus = "+" if group in ("joint", "shift", "episodes", "corruption", "test_time") else ""
@@ -363,6 +364,7 @@ OUT_OF_RANGE = {
     "evaluate": ["shots=[0]", "draws=0", "knn.k=0", "knn.temperature=0", "curve.fractions=[0.1,2]", "batch_size=-1", "data_overrides=yes"],
     "predict": ["batch_size=0", "seed=-2", "windows=-1"],
     "merge": ["seed=-1"],
+    "compress": ["tolerance=2", "tolerance=-0.1", "batch_size=0"],
 }
 
 

@@ -21,6 +21,7 @@ FLOORS = [
     {"objectives", "adaptation", "report"},
     {"targets"},
     {"evaluation"},
+    {"deploy"},
     {"learner", "callbacks", "loggers"},
     {"execute", "processes", "stages", "chain", "resume", "worker"},
     {"cli", "guide", "__main__"},

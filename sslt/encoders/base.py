@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt.encoders.dropout import has_dropout
+from sslt.encoders.files import round_stored
 from sslt.encoders.seals import seal
 from sslt.errors import UserError
 
@@ -50,6 +51,7 @@ class Encoder(nn.Module, abc.ABC):
     adapter: dict[str, Any] | None = None  # what an adapter in it is rebuilt from (`encoders/inserted.py`)
     origin: str | None = None  # where its weights can be found again: a folder or a published name
     base_fingerprint: str | None = None  # `fingerprint` before the adapter came
+    stored_as: str | None = None  # number format of its matrices on disk, where that is not float32
 
     def __init__(self, processor: Any, **args: Any):
         super().__init__()
@@ -218,6 +220,8 @@ class Encoder(nn.Module, abc.ABC):
         }
         if self.adapter is None:
             self.save_weights(folder)
+            if self.stored_as is not None:
+                round_stored(folder, self.stored_as)
             about["processor"] = self.processor_config(folder)
         else:
             from safetensors.torch import save_file

@@ -1,0 +1,1 @@
+"""Living with a result: smaller, exported, measured, served."""
