@@ -17,6 +17,7 @@ VERBS = {
     "run": ("pretrain, finetune and evaluate in one go", "sslt run +task=simclr +target=digits"),
     "merge": ("fold an adapter into its base", "sslt merge from=RUN"),
     "compress": ("make a run smaller or faster, and measure what it costs", "sslt compress from=RUN method=half"),
+    "export": ("write a run in a format that other programs open", "sslt export from=RUN format=onnx"),
 }
 CHOICES = {
     "pretrain": ("task", "data", "encoder"),
@@ -26,6 +27,7 @@ CHOICES = {
     "run": ("task", "target"),
     "merge": (),
     "compress": ("method", "encoder"),
+    "export": ("data",),
 }
 # What a user calls a list → the folder it is.
 KINDS = {

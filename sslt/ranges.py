@@ -71,6 +71,7 @@ SETTINGS = {
     "draws": "Count",
     "curve.fractions": "list[Fraction]",
     "tolerance": "Share",
+    "max_error": "Positive",
 }
 
 
