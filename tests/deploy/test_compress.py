@@ -58,10 +58,31 @@ def test_images_side_by_side(sslt, here):
     assert compressed["kept"] is True and compressed["after/difference"] == metrics["half/difference"]
     sslt("evaluate", "from=half", CPU, "baseline=false", "hydra.run.dir=e")
     assert Run(here / "e").metrics["test/accuracy"] == compressed["test/accuracy"] == compressed["after/accuracy"]
+    _in_integers(sslt, here)
     sslt("compress", "from=run", *BRIEF, "hydra.run.dir=c1", code=2)  # no method
     sslt("compress", "from=run", "method=int8", *BRIEF, "hydra.run.dir=c2", code=2)  # nothing linear in it
     sslt("bench", "from=run,nothing", *BRIEF, "hydra.run.dir=b1", code=2)
     assert not (here / "c1").exists() and not (here / "b1").exists()
+
+
+def _in_integers(sslt, here):
+    """The graph of the run: convolutions with integer weights and calibrated activations, the head in float; used as any other run."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    sslt("compress", "from=run", "method=onnx_int8_static", "method.samples=32", *BRIEF, "fresh=false", "hydra.run.dir=o")
+    graph = onnx.load(here / "o" / "model" / "model.onnx").graph
+    assert "QuantizeLinear" in {node.op_type for node in graph.node}
+    weights = {x.name: x.data_type for x in graph.initializer}
+    assert weights["target.head.weight"] == onnx.TensorProto.FLOAT and onnx.TensorProto.INT8 in weights.values()
+    with (here / "o" / "layers.csv").open() as f:
+        layers = list(csv.DictReader(f))
+    assert "model.conv1" in {row["layer"] for row in layers} and 0 < float(layers[0]["relative_error"]) < 0.5
+    found = Run(here / "o").metrics
+    assert found["quantized/calibration_samples"] == 32 and found["quantized/bytes"] < found["quantized/bytes_before"]
+    sslt("evaluate", "from=o", CPU, "baseline=false", "hydra.run.dir=oe")
+    assert Run(here / "oe").metrics["test/accuracy"] == found["after/accuracy"] and "after/parameters" not in found
+    sslt("compress", "from=run", "method=onnx_int8", *BRIEF, "hydra.run.dir=o2", code=2)  # nothing linear in it
+    sslt("compress", "from=o", "method=half", *BRIEF, "hydra.run.dir=o3", code=2)
 
 
 def test_texts_in_eight_bits(sslt, here, capsys):
