@@ -31,7 +31,7 @@ from sslt.targets.base import Target
 log = logging.getLogger("sslt")
 AT_ONCE = 16  # calibration samples in a batch
 PRODUCTS = ("MatMul", "Gemm")  # of weights, which ONNX Runtime computes in integers with inputs scaled as they come
-HEAD = "target."  # what names of weights begin with that are not the encoder's
+ENCODER = "encoder.encoder."  # what names of the encoder's parts begin with in the graph
 
 
 class QuantizeOnnx(Method):
@@ -105,34 +105,31 @@ _FOR = {True: "linear maps and convolutions", False: "linear maps"}
 
 
 def _to_quantize(path: Path, kinds: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Names of the nodes of these kinds that stay in float (the head's and those beside the encoder), and output → layer of the others."""
+    """Names of the nodes of these kinds that stay in float, and output → layer of the others: the encoder's, of one input and weights."""
     import onnx
 
     graph = onnx.load(path).graph
-    weights = {x.name for x in graph.initializer}
-    own = {x.name for x in graph.initializer if x.name.startswith(HEAD)}  # and whatever is made of them alone
+    constant = {x.name for x in graph.initializer}
     left, names = [], {}
-    for i, node in enumerate(graph.node):
-        node.name = node.name or f"node_{i}"
-        constant = [x for x in node.input if x in weights]
-        if len(constant) == len([x for x in node.input if x]) and constant:
-            weights |= set(node.output)
-            own |= set(node.output) if own & set(constant) else set()
-        elif node.op_type in kinds and constant:
-            if own & set(constant):
+    for node in graph.node:
+        given = [x for x in node.input if x]
+        if given and constant.issuperset(given):  # weights that are turned or reshaped
+            constant |= set(node.output)
+        elif node.op_type in kinds:
+            layer = _layer(node)
+            if layer is None or constant.isdisjoint(given):  # the head's, of what stands beside; of two activations: attention
                 left.append(node.name)
             else:
-                names[node.output[0]] = _layer(node)
-        elif node.op_type in kinds:  # of two activations: attention, which stays in float
-            left.append(node.name)
+                names[node.output[0]] = layer
     return left, names
 
 
-def _layer(node: Any) -> str:
-    """The module that a node was made of, as torch's exporter notes it; its output where it does not."""
+def _layer(node: Any) -> str | None:
+    """Which module of the encoder a node was made of, by its weight or as torch's exporter notes it; None of no part of the encoder."""
     scopes = next((x.value for x in node.metadata_props if x.key.endswith("name_scopes")), "[]")
-    named = [x for x in re.findall(r"'([^']*)'", scopes)[:-1] if x.startswith("encoder.encoder.")]
-    return named[-1].removeprefix("encoder.encoder.") if named else str(node.output[0])
+    named = [*re.findall(r"'([^']*)'", scopes), *(x.removesuffix(".weight") for x in node.input if x.endswith(".weight"))]
+    found = [x.removeprefix(ENCODER) for x in named if x.startswith(ENCODER)]
+    return found[-1] if found else None
 
 
 def _feeds(graph: Graph, samples: Samples, index: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
