@@ -18,6 +18,7 @@ VERBS = {
     "merge": ("fold an adapter into its base", "sslt merge from=RUN"),
     "bench": ("measure runs side by side: score, latency, memory, size", "sslt bench from=RUN,RUN2"),
     "compress": ("make a run smaller or faster, and measure what it costs", "sslt compress from=RUN method=half"),
+    "export": ("write a run in a format that other programs open", "sslt export from=RUN format=onnx"),
 }
 CHOICES = {
     "pretrain": ("task", "data", "encoder"),
@@ -28,6 +29,7 @@ CHOICES = {
     "merge": (),
     "bench": ("data",),
     "compress": ("method", "encoder"),
+    "export": ("data",),
 }
 # What a user calls a list → the folder it is.
 KINDS = {

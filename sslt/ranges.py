@@ -76,6 +76,7 @@ SETTINGS = {
     "warmup": "Natural",
     "max_seconds": "Positive",
     "threads": "Count | None",
+    "max_error": "Positive",
 }
 
 

@@ -22,7 +22,7 @@ from sslt.ranges import SETTINGS
 
 FILES = sorted(groups.CONFIG_DIR.glob("*/*.yaml"))
 NAMES = [f"{p.parent.name}/{p.stem}" for p in FILES]
-VERBS = ("pretrain", "finetune", "evaluate", "predict", "run", "merge", "compress", "bench")
+VERBS = ("pretrain", "finetune", "evaluate", "predict", "run", "merge", "compress", "bench", "export")
 # What the code gives, not the config: an objective's encoder and classes, an alignment's features and the task beside it, a logger's
 # folder, weights that exist already
 GIVEN = {"words", "encoder", "n_classes", "space", "lexicon", "save_dir", "model", "params", "width", "task", "layer"}
@@ -365,6 +365,7 @@ OUT_OF_RANGE = {
     "predict": ["batch_size=0", "seed=-2", "windows=-1"],
     "merge": ["seed=-1"],
     "bench": ["rounds=0", "batch_sizes=[0]", "threads=0", "max_seconds=0", "warmup=-1"],
+    "export": ["max_error=0", "tolerance=2", "batch_size=0", "windows=0"],
     "compress": ["tolerance=2", "tolerance=-0.1", "batch_size=0"],
 }
 

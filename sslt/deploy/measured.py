@@ -93,7 +93,8 @@ def measure(
         if rows:
             found = table.change(target, predictions[0], answered, own.answers)
             row |= {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}
-        row |= {"bytes": stored_bytes(variant.folder), "parameters": parameters(variant.encoder, variant.target)}
+        inside = variant.answers is None  # and not in a file, of which neither weights nor operations are counted
+        row |= {"bytes": stored_bytes(variant.folder), "parameters": parameters(variant.encoder, variant.target) if inside else None}
         rows.append(row)
     answers = samples[0].answers
     if not timed:
@@ -225,4 +226,4 @@ def _integer_products() -> dict[Any, Any]:
 
     aten = torch.ops.aten
     known = {"_int_mm": product, "_weight_int4pack_mm_for_cpu": packed}
-    return {getattr(aten, name).default: count for name, count in known.items() if hasattr(aten, name)}
+    return {getattr(aten, name): count for name, count in known.items() if hasattr(aten, name)}

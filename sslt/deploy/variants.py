@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from sslt import stored
 from sslt.data.answers import Answers
 from sslt.data.base import Samples
+from sslt.deploy import exported
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import load_encoder
 from sslt.encoders.windows import set_windows
@@ -27,7 +29,7 @@ class Variant:
     """What answers, from the folder of a run.
 
     encoder, target: as every verb has them; of an exported file the encoder prepares samples and the target reads answers.
-    answers: prepared batch → answers, where something else than `target.predict` computes them (a session of another library).
+    answers: prepared batch → answers, where a file computes them (an exported run), whose weights the encoder does not have.
     """
 
     name: str
@@ -59,6 +61,13 @@ def load_variant(
     Raises `UserError` where the folder holds no head.
     """
     folder = stored.located(str(what))
+    if exported.is_exported(folder):
+        made, target = exported.load(folder, list(trust))
+        if target is None:
+            raise UserError(f"from={what} has features and no answers to measure: export a fine-tuned run")
+        if windows is not None:
+            raise UserError(f"windows={windows}: from={what} is an exported file, which reads as many as it was made for: leave it null")
+        return Variant(name or folder.name, folder, made, target, functools.partial(target.predict, made))
     encoder = load_encoder(str(what), None, list(trust), base=base)
     set_windows(encoder, windows)
     if not stored.is_file(folder / "head" / "head.json"):
@@ -88,7 +97,7 @@ def refuse_other_answers(variant: Variant, source: Any) -> None:
 
 def stored_bytes(folder: Path) -> int:
     """What a result takes on disk: every file of `encoder/` and `head/`, and what else answers (exported files beside them)."""
-    return sum(p.stat().st_size for part in ("encoder", "head") for p in (folder / part).rglob("*") if p.is_file())
+    return sum(p.stat().st_size for part in ("encoder", "head", "model") for p in (folder / part).rglob("*") if p.is_file())
 
 
 def parameters(*modules: torch.nn.Module) -> int:

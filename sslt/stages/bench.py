@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from sslt import distributed, stored
 from sslt.config import build
 from sslt.deploy.figure import score_against_latency
-from sslt.deploy.measured import Measured, Settings, measure
+from sslt.deploy.measured import Measured, Settings, measure, with_threads
 from sslt.deploy.variants import Variant, load_variant, named_apart, refuse_other_answers
 from sslt.errors import UserError
 from sslt.report.end import reported, say_next
@@ -31,7 +31,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         raise UserError("a time is measured in one process: set trainer.devices=1")
     folders, settings = folders_of(str(cfg["from"])), Settings.of(cfg)
     opening = {"trust": list(cfg.trust), "base": cfg.base, "windows": cfg.windows}
-    variants = [_open(folder, name, opening) for folder, name in zip(folders, named_apart(folders), strict=True)]
+    with with_threads(settings.threads):  # which sessions of other libraries are opened with
+        variants = [_open(folder, name, opening) for folder, name in zip(folders, named_apart(folders), strict=True)]
     first = OmegaConf.merge(cfg, {"from": folders[0]})
     source = build(data_of(first))
     for variant in variants:

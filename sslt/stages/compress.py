@@ -12,7 +12,7 @@ from sslt.config import build
 from sslt.data.base import Samples
 from sslt.data.streams.subsets import label_subset
 from sslt.deploy import table, timing
-from sslt.deploy.measured import Settings, measure
+from sslt.deploy.measured import Settings, measure, with_threads
 from sslt.deploy.method import Method
 from sslt.deploy.variants import Variant, load_variant, refuse_other_answers
 from sslt.encoders import inserted
@@ -36,6 +36,11 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     parent, node, settings = open_run(cfg["from"]), data_of(cfg), Settings.of(cfg)
     method, start = build(cfg.method), _load(cfg, parent.path)
     assert isinstance(method, Method)
+    if start.answers is not None:
+        made_from = parent.info.get("from")
+        raise UserError(
+            f"from={cfg['from']} is an exported file, in which nothing can be changed: compress the run it was made from, {made_from}"
+        )
     if start.encoder.adapter is not None:
         inserted.merge(start.encoder)
     if start.encoder.quantization is not None:
@@ -60,7 +65,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         heads.save(run, target, heads.node_of(parent / "head"))
     distributed.barrier()  # it is read by all ranks
 
-    variants = [_load(cfg, parent.path, "before"), _load(cfg, run.path, "after")]  # what is measured is what is stored
+    with with_threads(settings.threads):
+        variants = [_load(cfg, parent.path, "before"), _load(cfg, run.path, "after")]  # what is measured is what is stored
     device, batch = common.device_of(cfg), common.eval_batch_size(cfg)
     common.prepare_labelled(variants[1].encoder, source, "test")
     found = measure(variants, source, "test", device, batch, settings, _opening(cfg), timed=run.is_main)
