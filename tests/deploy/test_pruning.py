@@ -239,3 +239,15 @@ def test_the_guard_refuses_what_is_not_the_same():
     wrong = [units.Group(g.name, g.n, g.rows, [(m, i.flip(0)) for m, i in g.columns], None, g.features) for g in groups]
     with pytest.raises(UserError, match="does not compute the same"):
         pruning.without(encoder, wrong, some(wrong), inputs(encoder))
+
+
+@pytest.mark.parametrize(("kind", "form"), [("vit", "Timm"), ("bert", "HuggingFace")])
+def test_other_libraries_folders_cannot_say_it(kind, form, tmp_path):
+    """Heads that went are in no config of timm or transformers: these formats are refused in one line."""
+    from sslt.deploy.formats import base, folders
+
+    encoder = made(kind)
+    groups = units.heads(encoder)
+    pruning.cut(encoder, groups, [torch.tensor([0, 2])] * len(groups))
+    with pytest.raises(UserError, match="were pruned to widths"):
+        getattr(folders, form)().write(base.Model(encoder, None), tmp_path, {})

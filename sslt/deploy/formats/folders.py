@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sslt import stored
 from sslt.deploy.description import ABOUT
 from sslt.deploy.formats.base import Format, Model, Outputs
+from sslt.encoders.base import Encoder
 from sslt.encoders.files import read_tensors, write_tensors
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.load import load_encoder
@@ -57,6 +58,7 @@ class Timm(Format):
         encoder, p = model.encoder, model.encoder.processor
         if not isinstance(encoder, ImageEncoder) or encoder.args["name"].startswith("torchvision/"):
             raise UserError(f"{_named(model)} is no model of timm: format=onnx, torch or safetensors holds it")
+        _refuse_pruned(encoder, self)
         if encoder.args["stem"] != "standard":
             raise UserError(
                 f"{encoder.args['name']} has the stem for small images (encoder.stem=small), which timm's has not: format=onnx, torch or "
@@ -103,6 +105,12 @@ class Timm(Format):
         return outputs
 
 
+def _refuse_pruned(encoder: Encoder, own: Format) -> None:
+    """Raise `UserError` for an encoder whose layers have widths that a library's config cannot say."""
+    if encoder.pruned is not None:
+        raise UserError(f"its layers were pruned to widths that {own.words} cannot say: format=onnx, torch or safetensors holds it")
+
+
 def _timm(config: Mapping[str, Any], weights: Path | None) -> Any:
     import timm
 
@@ -125,6 +133,7 @@ class HuggingFace(Format):
         encoder = model.encoder
         if not isinstance(encoder, TextEncoder) or encoder.modality != "text":
             raise UserError(f"{_named(model)} is no model of transformers: format=onnx, torch or safetensors holds it")
+        _refuse_pruned(encoder, self)
         if encoder.virtual_tokens is not None or encoder.processor.windows != 1:
             raise UserError("transformers reads a text as one window: windows=1 exports the first alone")
         if encoder.writes == "seq2seq":
