@@ -21,9 +21,12 @@ from sslt.errors import UserError
 from sslt.runs import Run
 from sslt.targets.base import Target
 from sslt.targets.linear_tagger import LinearTagger
+from sslt.targets.neighbours import Neighbours
 from sslt.trusted import check_trusted
 
-SIDE_MODELS: dict[str, type[SideModel | LinearTagger]] = {kind.kind: kind for kind in (Lexicon, Described, LinearTagger)}
+SIDE_MODELS: dict[str, type[SideModel | LinearTagger | Neighbours]] = {
+    kind.kind: kind for kind in (Lexicon, Described, LinearTagger, Neighbours)
+}
 
 
 def save(run: Run, target: Target, node: Any) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from sslt.data.answers import Item, Space
-from sslt.data.base import Source
-from sslt.data.prepare.item_processor import MASK, UNKNOWN
+from sslt.data.base import Samples, Source
+from sslt.data.prepare.item_processor import MASK, UNKNOWN, ItemSamples
 from sslt.data.views.base import Views
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError, nearest
@@ -21,6 +22,7 @@ from sslt.ranges import Count, Natural, Share
 from sslt.targets import baselines, item_baselines
 from sslt.targets.base import Cheap, Rows, Target
 from sslt.targets.metrics.ranking import gain, ndcg, ranking_metrics, ranks
+from sslt.targets.neighbours import stand_beside
 
 SEEN = ("exclude", "keep")
 AT_ONCE = 1 << 24  # scores in memory
@@ -44,6 +46,7 @@ class NextItem(Target[Item]):
     primary = "ndcg@10"
     watched = ("hr@10", "mrr")
     trains = False
+    fuses = True
     called = "this encoder"
 
     def __init__(
@@ -56,6 +59,7 @@ class NextItem(Target[Item]):
         kind = Bert4Rec if encoder.writes == "masked" else Sasrec
         self.learned = kind(encoder, loss, negatives, calibration)
         self.seen, self.top, self.drawn = seen, top, sampled
+        self.beside = nn.ModuleList()  # item-kNN, once it is fused
         ids = torch.from_numpy(encoder.processor.ids(space["items"]))
         known = (ids != UNKNOWN).nonzero().flatten()
         if len(known) < 2:
@@ -83,14 +87,19 @@ class NextItem(Target[Item]):
 
     # ---------------------------------------------------------------- answers
     def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Item:
-        states = self.states(encoder, batch)
-        weight, bias = encoder.output_layer()
-        weight, bias = weight[self.ids], None if bias is None else bias[self.ids]
         parts = []
-        for rows in torch.arange(len(states), device=states.device).split(max(AT_ONCE // len(self.ids), 1)):
-            scores = torch.nn.functional.linear(states[rows], weight, bias)
-            parts.append(self.ranked(wide(scores), {k: batch[k][rows] for k in ("history", "item", "index") if k in batch}))
+        for rows in torch.arange(len(batch["tokens"]), device=batch["tokens"].device).split(max(AT_ONCE // len(self.ids), 1)):
+            some: dict[str, Any] = {k: batch[k][rows] for k in ("tokens", "mask", "history", "item", "index") if k in batch}
+            scores = self.scores(encoder, some)
+            for neighbours in self.beside:
+                scores = neighbours.add(scores, self.columns_of[some["history"]])  # type: ignore[operator]
+            parts.append(self.ranked(scores, some))
         return Item.join(parts)
+
+    def scores(self, encoder: Encoder, batch: dict[str, Any]) -> Tensor:
+        """Those of the encoder for the items that it knows, [B, C]."""
+        weight, bias = encoder.output_layer()
+        return wide(F.linear(self.states(encoder, batch), weight[self.ids], None if bias is None else bias[self.ids]))
 
     def states(self, encoder: Encoder, batch: dict[str, Any]) -> Tensor:
         """What tells the item after the last, [B, D]."""
@@ -167,6 +176,13 @@ class NextItem(Target[Item]):
     def check(cls, source: Source, answers: Item | None = None) -> None:
         if len((source.space or {}).get("items", [0, 1])) < 2:
             raise UserError(f"the histories of {source.name} are all of one item: there is nothing to rank")
+
+    def fuse(self, encoder: Encoder, predictions: Item, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:
+        if not (isinstance(train, ItemSamples) and isinstance(val, ItemSamples)):
+            return {}
+        neighbours, found = stand_beside(self, encoder, train, val)
+        self.beside.append(neighbours)
+        return found
 
     @property
     def cheap_settings(self) -> list[Any]:

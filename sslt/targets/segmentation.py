@@ -31,7 +31,9 @@ class Segmentation(Target[Map]):
     Reads `views` [V, B, C, H, W], `map` [B, H, W] and, where views moved it, `frame` [V, B, 4]. head: `fpn` is a small feature pyramid of
     `width` channels, `linear` a linear map of all maps (`map_heads.py`). stride: pixels of the image from place to place that a map has
     at least to be read, or else the coarsest is; finer ones cost most of the work. Scores are enlarged to the size of the views. balance:
-    a pixel weighs as its class's share of all pixels to the power of -balance: at 0 all pixels weigh alike, at 1 all classes.
+    a pixel weighs as its class's share of all pixels to the power of -balance (1 - progress): at 0 all pixels weigh alike, at 1 all classes
+    do in the beginning. So that rare classes are found early, where the commonest everywhere is otherwise an answer that training can
+    stay at for long; and in the end, where a pixel too many of a rare class counts as much as one too few, all pixels are alike.
     """
 
     answer = Map
@@ -53,7 +55,7 @@ class Segmentation(Target[Map]):
         inputs = {name: x.flatten(0, 1) for name, x in batch["views"].items()}
         truth = Map.moved(batch)["map"]
         logits = resized(wide(self.scores(encoder, inputs)), truth)
-        weight = self.weight.to(logits.dtype)
+        weight = self.weights().to(logits.dtype)
         loss = F.cross_entropy(logits, truth, weight, ignore_index=IGNORE, reduction="sum") / self.units(batch).clamp(min=1e-6)
         with torch.no_grad():  # no prediction is `IGNORE`
             accuracy = (logits.argmax(1) == truth).sum() / (truth != IGNORE).sum().clamp(min=1)
@@ -66,7 +68,11 @@ class Segmentation(Target[Map]):
     def units(self, batch: dict) -> Tensor:
         """Pixels that have a class, by their weights."""
         truth = Map.moved(batch)["map"]
-        return self.weight[truth[truth != IGNORE]].sum()
+        return self.weights()[truth[truth != IGNORE]].sum()
+
+    def weights(self) -> Tensor:
+        """Of the classes at this point of the run, [C]."""
+        return self.weight ** (1 - self.progress)
 
     def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
         assert isinstance(samples.answers, Map)
