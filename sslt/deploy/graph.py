@@ -59,7 +59,8 @@ class GivenBag(Given):
             both = seen[:, 1:] & seen[:, :-1]
             rows = _hashed(tokens[:, :-1], tokens[:, 1:], bag.pairs.num_embeddings)
             summed = summed + torch.bmm((both * bag.pair_weight).unsqueeze(1), bag.pairs.weight[rows]).squeeze(1)
-        pooled = summed * torch.rsqrt(summed.square().mean(1, keepdim=True) + 1e-12)
+        # an added 1e-12 is taken for nothing by the exporter's folding of constants, and an empty text would have no numbers
+        pooled = summed * torch.rsqrt(summed.square().mean(1, keepdim=True).clamp(min=1e-12))
         return Features(pooled, pooled.unsqueeze(1))
 
 

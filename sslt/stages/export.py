@@ -89,7 +89,7 @@ def _export(cfg: Any, run: Run, node: Any, model: Model, samples: Samples, cost:
                 target.eval()
             kind.write(model, made, about)
         found = verify(model, kind.open(model, made), samples, int(cfg.batch_size), int(cfg.seed))
-        found.require(f"the {kind.words} of {cfg['from']}", float(cfg.max_error), float(cfg.tolerance), primary)
+        found.require(f"{kind.words} of {cfg['from']}", float(cfg.max_error), float(cfg.tolerance), primary)
         _keep(run, made, kind, model, found, cfg.split)
     finally:
         shutil.rmtree(made, ignore_errors=True)

@@ -122,7 +122,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(sslt, here, monkeypatch, caps
     sslt("finetune", "+target=digits", "from=scratch", *tiny, "hydra.run.dir=tuned")
     right = standalone.Model.outputs
     monkeypatch.setattr(standalone.Model, "outputs", lambda self, given: {k: 1.001 * x for k, x in right(self, given).items()})
-    sslt("export", "from=tuned", CPU, "hydra.run.dir=out", code=2)
-    assert "gives other numbers than the run" in capsys.readouterr().err and not (here / "out").exists()
-    sslt("export", "from=tuned", "max_error=0.01", CPU, "hydra.run.dir=out")
+    sslt("export", "from=tuned", CPU, "hydra.run.dir=wrong", code=2)
+    assert "gives other numbers than the run" in capsys.readouterr().err and not (here / "wrong").exists()
+    sslt("export", "from=tuned", "max_error=0.01", CPU, "hydra.run.dir=wrong")
     sslt("export", "from=tuned", "format=coreml", CPU, "hydra.run.dir=other", code=2)
