@@ -93,8 +93,8 @@ BEST = 5
 
 
 def tasks() -> list[str]:
-    """Every pretraining task on images."""
-    return [name for name in groups.options("task") if not encoder_class(encoder_of(name)).startswith(TEXT)]
+    """Every pretraining task on images that needs no teacher."""
+    return [name for name in groups.options("task") if name != "distill" and not encoder_class(encoder_of(name)).startswith(TEXT)]
 
 
 def encoder_of(task: str) -> str:

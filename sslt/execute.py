@@ -20,6 +20,8 @@ from sslt.runs import Run, comparable, now, refuse_overwrite
 
 log = logging.getLogger("sslt")
 _EXTRAS = {"datasets": "hf", "peft": "peft", "diffusers": "diffusion", "tensorboard": "tensorboard", "tensorboardX": "tensorboard"}
+_EXTRAS |= {"torchao": "quantize"}
+_EXTRAS |= {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "onnx_ir": "export"}
 _EXTRAS |= {"fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve"}
 
 

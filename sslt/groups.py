@@ -235,7 +235,16 @@ def fit_recipe(verb: str, overrides: list[str], config_dir: str | None = None) -
 def completed(verb: str, overrides: list[str], config_dir: str | None = None) -> list[str]:
     """Overrides as Hydra is to have them: what a recipe's values come to with what was chosen, then those that were given."""
     overrides = to_measure(verb, overrides, config_dir)
+    overrides = [_of_several(o) for o in overrides] if verb == "bench" else overrides
     return [*fit_recipe(verb, overrides, config_dir), *overrides]
+
+
+def _of_several(override: str) -> str:
+    """`from=RUN,RUN2` or `from=[RUN,RUN2]` as one text, which is no sweep: runs side by side are what it is for."""
+    value = override.removeprefix("from=")
+    if value == override or "," not in value or value[0] in "'\"":
+        return override
+    return f"from={written(value[1:-1] if value[0] == '[' and value[-1] == ']' else value)}"
 
 
 def to_measure(verb: str, overrides: list[str], config_dir: str | None = None) -> list[str]:

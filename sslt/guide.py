@@ -16,6 +16,9 @@ VERBS = {
     "predict": ("labels (or features) for new files", "sslt predict from=RUN input=photos/"),
     "run": ("pretrain, finetune and evaluate in one go", "sslt run +task=simclr +target=digits"),
     "merge": ("fold an adapter into its base", "sslt merge from=RUN"),
+    "bench": ("measure runs side by side: score, latency, memory, size", "sslt bench from=RUN,RUN2"),
+    "compress": ("make a run smaller or faster, and measure what it costs", "sslt compress from=RUN method=half"),
+    "export": ("write a run in a format that other programs open", "sslt export from=RUN format=onnx"),
     "serve": ("answer requests over HTTP", "sslt serve from=RUN port=8000"),
 }
 CHOICES = {
@@ -25,6 +28,9 @@ CHOICES = {
     "predict": ("data",),
     "run": ("task", "target"),
     "merge": (),
+    "bench": ("data",),
+    "compress": ("method", "encoder"),
+    "export": ("data",),
     "serve": (),
 }
 # What a user calls a list → the folder it is.
@@ -32,7 +38,7 @@ KINDS = {
     "tasks": "task", "targets": "target", "data": "data", "encoders": "encoder", "objectives": "objective",
     "adaptations": "adaptation", "views": "views", "optimizers": "optimizer", "schedules": "schedule",
     "trainers": "trainer", "loggers": "logger", "samplings": "sampling", "joint": "joint", "shifts": "shift",
-    "episodes": "episodes", "test_time": "test_time", "corruptions": "corruption",
+    "episodes": "episodes", "test_time": "test_time", "corruptions": "corruption", "methods": "method",
 }  # fmt: skip
 
 

@@ -70,6 +70,13 @@ SETTINGS = {
     "shots": "list[Count]",
     "draws": "Count",
     "curve.fractions": "list[Fraction]",
+    "tolerance": "Share",
+    "batch_sizes": "list[Count]",
+    "rounds": "Count",
+    "warmup": "Natural",
+    "max_seconds": "Positive",
+    "threads": "Count | None",
+    "max_error": "Positive",
     "port": "Natural",
     "max_batch": "Count",
     "max_wait_ms": "NonNegative",
@@ -81,7 +88,6 @@ SETTINGS = {
     "timeout": "Positive",
     "hangs": "Positive",
     "restarts": "Natural",
-    "threads": "Count | None",
 }
 
 

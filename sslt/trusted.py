@@ -17,7 +17,11 @@ from sslt.errors import UserError
 
 # What a class must be to stand somewhere, by the last of these names in its path: `shift.target`, `joint.views`, `views.large`.
 # `callbacks` and `logger` write where their arguments say, so that of sslt's own classes none can stand there.
-_METHODS = ("sslt.objectives.episodic.FeatureClassifier", "sslt.objectives.episodic.AdaptingClassifier")
+_METHODS = (
+    "sslt.objectives.episodic.FeatureClassifier",
+    "sslt.objectives.episodic.AdaptingClassifier",
+    "sslt.deploy.method.Method",
+)
 PLACES: dict[str, tuple[str, ...]] = {
     "data": ("sslt.data.base.Source",),
     "target": ("sslt.data.base.Source",),

@@ -22,7 +22,7 @@ from sslt.ranges import SETTINGS
 
 FILES = sorted(groups.CONFIG_DIR.glob("*/*.yaml"))
 NAMES = [f"{p.parent.name}/{p.stem}" for p in FILES]
-VERBS = ("pretrain", "finetune", "evaluate", "predict", "run", "merge", "serve")
+VERBS = ("pretrain", "finetune", "evaluate", "predict", "run", "merge", "compress", "bench", "export", "serve")
 # What the code gives, not the config: an objective's encoder and classes, an alignment's features and the task beside it, a logger's
 # folder, weights that exist already
 GIVEN = {"words", "encoder", "n_classes", "space", "lexicon", "save_dir", "model", "params", "width", "task", "layer"}
@@ -163,8 +163,9 @@ def test_every_option_can_be_chosen(name):
     group, option = name.split("/")
     content = yaml.safe_load(FILES[NAMES.index(name)].read_text(encoding="utf-8")) or {}
     missing = [f"{group}.{k}=x" for k, v in content.items() if v == "???"]
-    verb = {"objective": "pretrain", "views": "pretrain", "corruption": "evaluate", "test_time": "evaluate"}.get(group, "finetune")
-    verb = "evaluate" if name in ("trainer/devices", "trainer/one_device") else verb  # for what does not train
+    verbs = {"objective": "pretrain", "views": "pretrain", "corruption": "evaluate", "test_time": "evaluate", "method": "compress"}
+    verb = verbs.get(group, "finetune")
+    verb = "evaluate" if name == "trainer/devices" else verb  # for what does not train
     start = [] if verb == "pretrain" else ["from=x"]
     plus = "+" if group in ("joint", "shift", "episodes", "corruption", "test_time") else ""
     cfg = config.compose(verb, [*start, f"{plus}{group}={option}", *missing])
@@ -363,7 +364,9 @@ OUT_OF_RANGE = {
     "evaluate": ["shots=[0]", "draws=0", "knn.k=0", "knn.temperature=0", "curve.fractions=[0.1,2]", "batch_size=-1", "data_overrides=yes"],
     "predict": ["batch_size=0", "seed=-2", "windows=-1"],
     "merge": ["seed=-1"],
-    "serve": ["seed=-1", "max_batch=0", "restarts=-1", "timeout=0"],
+    "bench": ["rounds=0", "batch_sizes=[0]", "threads=0", "max_seconds=0", "warmup=-1"],
+    "export": ["max_error=0", "tolerance=2", "batch_size=0", "windows=0"],
+    "compress": ["tolerance=2", "tolerance=-0.1", "batch_size=0"],
 }
 
 

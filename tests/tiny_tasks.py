@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
 from conftest import TINY_IMAGES, TINY_ITEMS, TINY_TEXT, TINY_VIT
 
 from sslt import groups
@@ -30,6 +35,7 @@ SMALLER = {
     "beit": ["objective.words=16", "objective.patches=400"],
     "colorization": ["encoder.processor.channels=3"],
     "data2vec": ["objective.layers=1"],
+    "distill": ["objective.queue=64", "objective.tokens=1"],
     "deepcluster_v2": ["objective.clusters=[10,20]"],
     "moco_v2": ["objective.queue=64"],
     "nnclr": ["objective.queue=64"],
@@ -38,9 +44,27 @@ SMALLER = {
 }
 
 
+_FOLDERS = tempfile.TemporaryDirectory(prefix="sslt-teacher-")  # gone with the process
+
+
+@functools.cache
+def teacher() -> str:
+    """The folder of a small encoder of colours, the same in every process."""
+    from sslt.data.prepare.image_processor import ImageProcessor
+    from sslt.encoders.image import ImageEncoder
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        args = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 24]}
+        made = ImageEncoder(ImageProcessor(16, 3, [0.5] * 3, [0.25] * 3), "resnet18", args, "small", False)
+    made.save(Path(_FOLDERS.name) / "encoder")
+    return str(Path(_FOLDERS.name) / "encoder")
+
+
 def tiny(task: str) -> list[str]:
     """Overrides that make a task's own encoder and loss small."""
     encoder = compose("pretrain", [f"+task={task}"]).encoder
     kind = encoder["_target_"].rpartition(".")[2]
     vit = kind == "ImageEncoder" and encoder.name.startswith("vit")
-    return [*(TINY_VIT if vit else TINY.get(kind, TINY_IMAGES)), *SMALLER.get(task, [])]
+    taught = [f"objective.teacher={teacher()}"] if task == "distill" else []
+    return [*(TINY_VIT if vit else TINY.get(kind, TINY_IMAGES)), *SMALLER.get(task, []), *taught]

@@ -12,7 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sslt.encoders import quantized
 from sslt.encoders.dropout import has_dropout
+from sslt.encoders.files import round_stored
 from sslt.encoders.seals import seal
 from sslt.errors import UserError
 
@@ -50,6 +52,9 @@ class Encoder(nn.Module, abc.ABC):
     adapter: dict[str, Any] | None = None  # what an adapter in it is rebuilt from (`encoders/inserted.py`)
     origin: str | None = None  # where its weights can be found again: a folder or a published name
     base_fingerprint: str | None = None  # `fingerprint` before the adapter came
+    pruned: dict[str, Any] | None = None  # how its layers differ from what `args` build (`encoders/pruned.py`)
+    quantization: quantized.Quantization | None = None  # which of its layers are kept in fewer bits
+    stored_as: str | None = None  # number format of its matrices on disk, where that is not float32
 
     def __init__(self, processor: Any, **args: Any):
         super().__init__()
@@ -69,6 +74,13 @@ class Encoder(nn.Module, abc.ABC):
     @abc.abstractmethod
     def block_names(self) -> list[str]:
         """Dotted names of the blocks, from input to output."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moving to a device exchanges weights in fewer bits, which torch does not do in inference mode."""
+        if self.quantization is None:
+            return super()._apply(fn, recurse)
+        with torch.inference_mode(False):
+            return super()._apply(fn, recurse)
 
     @property
     def samples_are(self) -> str:
@@ -216,8 +228,16 @@ class Encoder(nn.Module, abc.ABC):
             "modality": self.modality,
             "dim": self.dim,
         }
-        if self.adapter is None:
+        if self.pruned is not None:
+            about["pruned"] = self.pruned
+        if self.quantization is not None:
+            quantized.save(self, self.quantization, folder)
+            about["quantization"] = self.quantization.entry
+            about["processor"] = self.processor_config(folder)
+        elif self.adapter is None:
             self.save_weights(folder)
+            if self.stored_as is not None:
+                round_stored(folder, self.stored_as)
             about["processor"] = self.processor_config(folder)
         else:
             from safetensors.torch import save_file
@@ -287,8 +307,12 @@ def fingerprint(encoder: Encoder) -> str:
     """Digest of an encoder's weights, arguments and kind: the key of everything computed by it."""
     from sslt.data.cache import digest
 
-    parts: list[Any] = [type(encoder).__qualname__, encoder.args]
-    for name, tensor in sorted(encoder.state_dict().items()):
+    parts: list[Any] = [type(encoder).__qualname__, encoder.args, *([] if encoder.pruned is None else [encoder.pruned])]
+    state = encoder.state_dict()
+    if encoder.quantization is not None:
+        state = encoder.quantization.state(encoder)
+        parts.append(encoder.quantization.entry)
+    for name, tensor in sorted(state.items()):
         parts += [name, tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy()]
     return digest(*parts)
 

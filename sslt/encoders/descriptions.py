@@ -149,11 +149,11 @@ def colours(x: Tensor, levels: int = 4) -> Tensor:
     """Shares of the `levels`³ colours in each quarter of images [B, 3, H, W] → [B, 4·levels³], as square roots (Hellinger)."""
     code = (x * levels).long().clamp(max=levels - 1)
     code = (code[:, 0] * levels + code[:, 1]) * levels + code[:, 2]
-    b, (h, w) = len(code), (n // 2 for n in code.shape[1:])
-    code = code + torch.arange(b, device=x.device).view(-1, 1, 1) * levels**3
-    quarters = [code[:, :h, :w], code[:, :h, w:], code[:, h:, :w], code[:, h:, w:]]
-    counts = [torch.bincount(q.flatten(), minlength=b * levels**3).view(b, -1) * (b / q.numel()) for q in quarters if q.numel()]
-    return torch.cat(counts, 1).float().sqrt()
+    h, w = (n // 2 for n in code.shape[1:])
+    quarters = [q.flatten(1) for q in (code[:, :h, :w], code[:, :h, w:], code[:, h:, :w], code[:, h:, w:]) if q.shape[1] and q.shape[2]]
+    none = torch.zeros(x.shape[0], levels**3, device=x.device)
+    counts = [none.scatter_add(1, q, torch.ones_like(q, dtype=none.dtype)) for q in quarters]
+    return torch.cat([n * (1 / q.shape[1]) for n, q in zip(counts, quarters, strict=True)], 1).sqrt()
 
 
 def _at_most(x: Tensor, side: int) -> Tensor:

@@ -18,6 +18,7 @@ from sslt.errors import UserError
 from sslt.stored import shown
 
 _DIGEST = "sha256"
+STORED_AS = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # what matrices can be rounded to on disk
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MOST = 100_000  # tensors of one network: thousands of layers have tens of thousands
 _ROOM = 1 << 30  # bytes beyond four times the weights on disk: those may be of half precision, without heads that are dropped again
@@ -53,6 +54,25 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     kept = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     save_file(kept, tmp, metadata={_DIGEST: _digest(kept)})
     os.replace(tmp, path)
+
+
+def rounded(tensor: Tensor, dtype: str) -> Tensor:
+    """A matrix (or more dimensions) of numbers as `dtype` of `STORED_AS`, where all of it fits into its range; anything else as it is."""
+    if tensor.dim() < 2 or tensor.dtype != torch.float32:
+        return tensor
+    made = tensor.to(STORED_AS[dtype])
+    return made if made.isfinite().all() else tensor
+
+
+def round_stored(folder: Path, dtype: str) -> None:
+    """Write the matrices of the safetensors files in `folder` anew as `dtype`; `fill` reads them into a network of any format."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            about, tensors = file.metadata(), {k: rounded(file.get_tensor(k), dtype) for k in file.keys()}  # noqa: SIM118
+        save_file(tensors, path, metadata=about)
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -130,7 +130,7 @@ class ImageEncoder(PixelEncoder):
 
     def save_weights(self, folder: Path) -> None:
         super().save_weights(folder)
-        if not self.args["name"].startswith("torchvision/"):
+        if self.pruned is None and not self.args["name"].startswith("torchvision/"):  # timm builds no layers of other widths
             p = self.processor
             about = {
                 "architecture": self.args["name"],
@@ -212,7 +212,7 @@ class _TorchvisionModel(nn.Module):
                 x = self.get_submodule(child)(x)
             return x
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1)
+        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], 1)
         return self.ln(self.blocks(self.dropout(tokens + self.pos_embedding)))
 
     def stages_of(self, x: Tensor) -> list[Tensor]:

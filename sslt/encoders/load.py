@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sslt import config, stored, trusted
-from sslt.encoders import inserted
+from sslt.encoders import inserted, pruned, quantized
 from sslt.encoders.base import ADAPTER, FILE, Encoder, evaluating, fingerprint
 from sslt.encoders.files import Bounded, building, check_folder, fill, read_tensors, refuse_pickled
 from sslt.encoders.seals import check_seal
@@ -24,8 +24,11 @@ from sslt.runs import RUN_FILE, Run
 from sslt.stored import shown
 
 
-def build_encoder(node: Any, source: Any) -> Encoder:
-    """A fresh encoder by its config node, fitted to the source (size, channels, tokenizer)."""
+def build_encoder(node: Any, source: Any, words_of: Encoder | None = None) -> Encoder:
+    """A fresh encoder by its config node, fitted to the source (size, channels, tokenizer).
+
+    words_of: a transformer whose tokenizer a fresh transformer takes instead of one of the source.
+    """
     from omegaconf import OmegaConf
 
     if node is None:
@@ -37,11 +40,24 @@ def build_encoder(node: Any, source: Any) -> Encoder:
     bound = Bounded(_memory() // 4, f"the encoder {target} is larger than can be trained in this machine's memory")
     try:
         with bound:
-            encoder: Encoder = cls.build(source, args.pop("processor", None) or {}, **args)
+            settings, given = args.pop("processor", None) or {}, _processor_like(cls, words_of)
+            encoder: Encoder = cls.build(source, settings, **args) if given is None else cls(given(settings), **args)
         _try(encoder)
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as e:  # of the library whose model it is
         raise UserError(f"cannot build the encoder {target}: {type(e).__name__}: {stored.first_line(e)}") from e
     return encoder
+
+
+def _processor_like(cls: Any, other: Encoder | None) -> Any:
+    """Settings of a processor → one with the tokenizer of `other`; None where `cls` reads no such words."""
+    from sslt.data.prepare.text_processor import TextProcessor
+
+    if other is None or cls.Processor is not TextProcessor or type(other.processor) is not TextProcessor:
+        return None
+    words: TextProcessor = other.processor
+    return lambda settings: TextProcessor(
+        words.tokenizer, settings.get("max_length", words.max_length), max_output=settings.get("max_output")
+    )
 
 
 def _memory() -> int:
@@ -133,7 +149,11 @@ def _own(path: Path, trust: list[str], weights: bool = True, base: str | None = 
     config.check_arguments(f"{shown(file)}: args", target, args, given={"processor"})
     with building(path, FILE):
         encoder = cls(cls.load_processor(path, processor), **args)
-        if weights and "adapter" in about:
+        if "pruned" in about:
+            pruned.resize(encoder, stored.value(about, "pruned", dict, file), file)
+        if weights and "quantization" in about:
+            quantized.load(encoder, path, stored.value(about, "quantization", dict, file), file)
+        elif weights and "adapter" in about:
             inserted.inject(encoder, stored.value(about, "adapter", dict, file))
             fill(encoder, path / ADAPTER)
         elif weights:

@@ -81,6 +81,8 @@ class PatchEncoder(PixelEncoder):
     def numbers(self, x: Tensor) -> Tensor:
         """The map of images [B, C, S, S], [B, filters · cells²]."""
         x = x.contiguous(memory_format=torch.channels_last)
+        if torch.compiler.is_compiling():  # into how many parts a batch is divided would become a constant of an exported graph
+            return self._map(x).flatten(1)
         whole = torch.is_grad_enabled() or x.device.type != "cpu"
         rows = len(x) if whole else max(1, CHUNK // (self.bank.places(x.shape[-1]) ** 2 * len(self.bank.filters)))
         return torch.cat([self._map(part) for part in x.split(rows)]).flatten(1)

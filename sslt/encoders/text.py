@@ -101,7 +101,7 @@ class TextEncoder(Encoder):
         if windows is not None:
             return Features(windows.pool_one(tokens, last=self.pooling == "last"), tokens, mask)
         if self.pooling == "last" and mask is not None:
-            return Features(tokens[torch.arange(len(tokens), device=tokens.device), mask.sum(1).clamp(min=1) - 1], tokens, mask)
+            return Features(tokens[torch.arange(tokens.shape[0], device=tokens.device), mask.sum(1).clamp(min=1) - 1], tokens, mask)
         return Features(tokens[:, -1 if self.pooling == "last" else 0], tokens, mask)
 
     def _windows(self, inputs: dict[str, Tensor]) -> Windows | None:

@@ -74,7 +74,7 @@ class UNetEncoder(PixelEncoder):
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         image = inputs["image"]
         level = cast(Tensor, self.level)
-        maps = self.trace(self.noisy(image, level, cast(Tensor, self.noise).to(image.dtype)), level.expand(len(image)))
+        maps = self.trace(self.noisy(image, level, cast(Tensor, self.noise).to(image.dtype)), level.expand(image.shape[0]))
         tokens = maps.flatten(2).transpose(1, 2)
         return Features(tokens.mean(1), tokens)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,10 @@ class Objective(nn.Module, abc.ABC):
     def encoders(self, encoder: Encoder) -> dict[str, Encoder]:
         """What pretraining leaves behind, by name: `student`, the encoder that learned, and any other that came of it."""
         return {"student": encoder}
+
+    def made_from(self) -> dict[str, Any]:
+        """What `run.json` says of what it was made from beside its settings: a teacher's fingerprint."""
+        return {}
 
     def after_step(self, encoder: Encoder) -> None:
         """Called after every optimizer step: what moves without a gradient (a momentum teacher) moves now."""

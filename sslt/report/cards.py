@@ -46,6 +46,9 @@ def _usage(encoder: Any) -> str:
     if encoder.adapter is not None:
         where = f"over `{encoder.origin}`, which `base=` may name elsewhere" if encoder.origin else "with the weights it was made over"
         return f"An adapter ({encoder.adapter['kind']}) {where}; `sslt merge from=RUN` folds it in where that can be."
+    if encoder.quantization is not None:
+        kind = encoder.quantization.kind
+        return f'Linear layers are kept in fewer bits ({kind}): `sslt.encoders.load.load_encoder("FOLDER")` needs `sslt[quantize]`.'
     if "model_type" in encoder.args:
         return "    transformers.AutoModel.from_pretrained(FOLDER); transformers.AutoTokenizer.from_pretrained(FOLDER)"
     if str(encoder.args.get("name", "")).startswith("torchvision/"):

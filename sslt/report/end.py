@@ -101,7 +101,9 @@ def say_next(run: Run, metrics: dict[str, Any], commands: list[str], with_labels
     for remark in remarks:
         print(f"  {remark}")
     where = [
-        p for p in ("metrics.json", "plots/", "pictures/", "predictions/", "encoder/", "student/", "teacher/", "raw/") if (run / p).exists()
+        p
+        for p in ("metrics.json", "plots/", "pictures/", "predictions/", "encoder/", "student/", "teacher/", "raw/", "model/")
+        if (run / p).exists()
     ]
     print(f"{run}: {', '.join(where)}")
     for command in commands:

@@ -14,7 +14,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
-from sslt import distributed, groups
+from sslt import distributed, groups, stored
 from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples, many
@@ -29,7 +29,7 @@ from sslt.errors import UserError
 from sslt.learner import Learner, Term
 from sslt.loggers import log_picture
 from sslt.processes import accelerator, image_size
-from sslt.runs import Run
+from sslt.runs import Run, run_of
 from sslt.scales import of_part
 from sslt.targets.base import Target, other_answers
 
@@ -53,12 +53,17 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
     start = cfg["from"]
     trust = list(cfg.trust)
     if start in (None, "scratch"):
-        encoder = build_encoder(_whole(_sized(cfg, corpus or source), source), corpus or source)
+        encoder = build_encoder(_whole(_sized(cfg, corpus or source), source), corpus or source, _taught_by(cfg, source))
     elif str(start).startswith("scratch:"):
         encoder = fresh_like(str(start).partition(":")[2], trust)
     else:
         wanted = cfg.encoder.get("processor", {}).get("max_length") if cfg.encoder is not None else None
         encoder = load_encoder(str(start), source.modality, trust, wanted, cfg.get("base"))
+        if encoder.quantization is not None:
+            raise UserError(
+                f"from={start} is quantized ({encoder.quantization.kind}): it answers and is measured, but cannot be trained; start from "
+                f"the run that it was made from{_parent_of(start)}"
+            )
         if encoder.adapter is not None:
             log.info("from=%s is an adapter over %s: it is merged into its base", start, encoder.origin)
             inserted.merge(encoder)
@@ -71,6 +76,23 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
     set_dropout(encoder, cfg.dropout)
     set_windows(encoder, cfg.windows)
     return encoder
+
+
+def _taught_by(cfg: Any, source: Any) -> Encoder | None:
+    """The teacher of `objective.teacher=`, whose words a fresh student of texts has to read; None where there is none."""
+    teacher = None if cfg.get("objective") is None else cfg.objective.get("teacher")
+    if source.modality != "text" or teacher is None:
+        return None
+    found = load_encoder(str(teacher), "text", list(cfg.trust))
+    log.info("the student reads by the tokenizer of its teacher, %s", teacher)
+    return found
+
+
+def _parent_of(start: Any) -> str:
+    """Of a run that was compressed, where its parent was."""
+    found = run_of(stored.located(str(start)))
+    parent = {} if found is None else found.info.get("parent") or {}
+    return f", from={stored.shown(Path(str(parent['from'])))}" if "from" in parent else ""
 
 
 def _whole(node: Any, source: Any) -> Any:

@@ -12,6 +12,7 @@ from sslt import groups, stored
 from sslt.config import build, check_stored
 from sslt.data.base import Samples, many
 from sslt.data.streams.subsets import label_subset
+from sslt.deploy import exported
 from sslt.encoders.base import Encoder
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.encoders.windows import set_windows
@@ -120,7 +121,7 @@ def _beside(
 ) -> list[str]:
     """Add the cheap methods to the metrics of a fine-tuned run, on the rows that it learned from; what they say of it, in words."""
     found_in = run_of(stored.located(str(cfg["from"])))
-    made = {} if found_in is None else found_in.config
+    made = {} if found_in is None else found_in.info.get("labels") or found_in.config  # one that was compressed has learned as its parent
     labels = (made.get("label_fraction", 1.0), made.get("labels_per_class"), made.get("seed", 0))
     train = label_subset(common.prepare(encoder, source, "train"), *labels)
     val = common.prepare(encoder, source, "val") if "val" in source.splits() else None
@@ -166,6 +167,10 @@ def load(cfg: Any, modality: str | None, changed: dict[str, Any] | None = None) 
         encoder = fresh_like(what.partition(":")[2], trust)
         set_windows(encoder, cfg.windows)
         return encoder, None
+    if exported.is_exported(stored.located(what)):
+        if cfg.windows is not None or changed:
+            raise UserError(f"from={what} is an exported file, in which nothing can be changed any more: leave out windows= and objective.")
+        return exported.load(stored.located(what), trust)
     encoder = load_encoder(what, modality, trust, base=cfg.base)
     set_windows(encoder, cfg.windows)
     if modality not in (None, encoder.modality):

@@ -59,6 +59,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     encoder = common.starting_encoder(cfg, source)
     objective, adaptation = build(cfg.objective, encoder), build(cfg.adaptation)
     fitting.check(cfg, encoder, adaptation, objective, views, int(cfg.batch_size))  # before the data are read
+    run.update(**objective.made_from())
     encoders = weights.of_objective(cfg, objective, encoder)
     samples = _samples(encoder, source, objective.needs_labels)
     _say_what_to_expect(cfg, source.modality, len(samples))

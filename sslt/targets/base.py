@@ -72,9 +72,25 @@ class Target(Objective, abc.ABC, Generic[A]):
         super().__init__()
         self.space = space
 
-    @abc.abstractmethod
     def predict(self, encoder: Encoder, batch: dict[str, Any]) -> A:
-        """Answers to a batch of prepared samples as they are, in the samples' own coordinates (characters, pixels)."""
+        """Answers to a batch of prepared samples as they are, in the samples' own coordinates (characters, pixels).
+
+        Here `read` of `outputs`. A target whose answers are not read from one pass through the encoder has this alone.
+        """
+        return self.read(self.outputs(encoder, batch), batch)
+
+    def outputs(self, encoder: Encoder, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What of answering is a function of the batch's tensors alone, by name, [B, ...] each: what an exported file computes."""
+        raise NotImplementedError(f"{type(self).__name__} has neither `predict` nor `outputs`")
+
+    def read(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> A:
+        """The answers to a batch whose `outputs`, wherever they were computed, are these."""
+        raise NotImplementedError(f"{type(self).__name__} has neither `predict` nor `read`")
+
+    @classmethod
+    def is_read_from_outputs(cls) -> bool:
+        """Whether answers are `read` of `outputs`, so that something else than the encoder may compute these."""
+        return cls.outputs is not Target.outputs and cls.predict is Target.predict
 
     @abc.abstractmethod
     def measure(self, predictions: A, answers: A) -> dict[str, float]:

@@ -58,8 +58,12 @@ class Classification(OfClasses):
         return self.head(pooled.to(self.head.weight.dtype))
 
     # ---------------------------------------------------------------- answers
-    def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Class:
-        logits = self.scores(encoder, encoder.inputs(batch)).float().cpu()
+    def outputs(self, encoder: Encoder, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`logits` [B, C]."""
+        return {"logits": self.scores(encoder, encoder.inputs(batch)).float()}
+
+    def read(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> Class:
+        logits = outputs["logits"].cpu()
         return Class(logits.argmax(1).numpy(), self.space, scores=logits.numpy())
 
     # ---------------------------------------------------------------- before training, and beside it

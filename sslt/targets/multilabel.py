@@ -52,11 +52,13 @@ class Multilabel(Target[Labels]):
         return Loss(F.binary_cross_entropy_with_logits(logits, Labels.moved(batch)["labels"].to(logits.dtype)), {})
 
     # ---------------------------------------------------------------- answers
-    def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Labels:
+    def outputs(self, encoder: Encoder, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`logits` [B, C]."""
         pooled = encoder(encoder.inputs(batch)).pooled
-        return self._answers(self.head(pooled.to(self.head.weight.dtype)).float().cpu().numpy())
+        return {"logits": self.head(pooled.to(self.head.weight.dtype)).float()}
 
-    def _answers(self, logits: np.ndarray) -> Labels:
+    def read(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> Labels:
+        logits = outputs["logits"].cpu().numpy()
         return Labels(logits > self.thresholds.cpu().numpy(), self.space, scores=logits)
 
     def calibrate(self, predictions: Labels, answers: Labels) -> None:

@@ -63,8 +63,12 @@ class Pairs(Target[Number]):
         return Loss(loss, {"mse": error.detach()})
 
     # ---------------------------------------------------------------- answers
-    def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Number:
-        cosines = self.cosines(encoder, batch).detach().double().cpu().numpy()
+    def outputs(self, encoder: Encoder, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`cosine` [B]."""
+        return {"cosine": self.cosines(encoder, batch)}
+
+    def read(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> Number:
+        cosines = outputs["cosine"].detach().double().cpu().numpy()
         return Number(self.low + cosines * (self.high - self.low), self.space)
 
     def measure(self, predictions: Number, answers: Number) -> dict[str, float]:

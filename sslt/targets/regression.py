@@ -63,9 +63,13 @@ class Regression(Target[Number]):
         return Loss(loss, {})
 
     # ---------------------------------------------------------------- answers
-    def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Number:
+    def outputs(self, encoder: Encoder, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`number` [B], in deviations of the training numbers from their mean."""
         pooled = encoder(encoder.inputs(batch)).pooled
-        said = self.head(pooled.to(self.head.weight.dtype))[:, 0].double().cpu()
+        return {"number": self.head(pooled.to(self.head.weight.dtype))[:, 0]}
+
+    def read(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> Number:
+        said = outputs["number"].double().cpu()
         return Number((said * self.std.double().cpu() + self.mean.double().cpu()).numpy(), self.space)
 
     def measure(self, predictions: Number, answers: Number) -> dict[str, float]:

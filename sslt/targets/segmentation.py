@@ -79,8 +79,12 @@ class Segmentation(Target[Map]):
         self.weight.copy_(class_weights(class_pixels(samples.answers), self.balance))
 
     # ---------------------------------------------------------------- answers
-    def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Map:
-        return in_own_size(self.scores(encoder, encoder.inputs(batch)), batch, self.space)
+    def outputs(self, encoder: Encoder, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`scores` [B, C, h, w], of what the encoder sees of the images."""
+        return {"scores": self.scores(encoder, encoder.inputs(batch))}
+
+    def read(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> Map:
+        return in_own_size(outputs["scores"], batch, self.space)
 
     def measure(self, predictions: Map, answers: Map) -> dict[str, float]:
         return map_metrics(predictions, answers)

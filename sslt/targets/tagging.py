@@ -83,18 +83,25 @@ class Tagging(Target[Tags]):
         return bio.stands_for_text(batch["places"]).sum()
 
     # ---------------------------------------------------------------- answers
-    def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Tags:
-        scores, whole = self.scores(encoder, batch)
+    def outputs(self, encoder: Encoder, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`tags` [B, L, K], the head's log-probabilities; `read` adds what stands beside it."""
+        tokens = encoder(encoder.inputs(batch)).tokens
+        return {"tags": self.head(tokens.to(self.head.weight.dtype)).float().log_softmax(-1)}
+
+    def read(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> Tags:
+        scores = outputs["tags"]
         for tagger in self.beside:
             scores = tagger.add(scores, batch)  # type: ignore[operator]
-        spans, sure = bio.decode(scores, batch["places"], whole)
+        spans, sure = bio.decode(scores, batch["places"], self.whole(batch))
         return Tags(spans, self.space, scores=sure)
 
+    def whole(self, batch: dict[str, Any]) -> Tensor:
+        """Which tokens are in the span of the one before, or in none as it is, bool [B, L]."""
+        return bio.continuing(batch["places"], batch["tokens"], self.entries) & (self.cuts_words == 0)
+
     def scores(self, encoder: Encoder, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The head's log-probabilities of tags [B, L, K], and which tokens are in the span of the one before or in none as it is [B, L]."""
-        tokens = encoder(encoder.inputs(batch)).tokens
-        scores = self.head(tokens.to(self.head.weight.dtype)).float().log_softmax(-1)
-        return scores, bio.continuing(batch["places"], batch["tokens"], self.entries) & (self.cuts_words == 0)
+        """The head's log-probabilities of tags [B, L, K], and which tokens are `whole` [B, L]."""
+        return self.outputs(encoder, batch)["tags"], self.whole(batch)
 
     def measure(self, predictions: Tags, answers: Tags) -> dict[str, float]:
         return tag_metrics(predictions.values, answers.values, answers.types)

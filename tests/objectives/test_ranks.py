@@ -34,6 +34,7 @@ TEXT = ("mlm", "causal_lm", *RESTORING, *ITEMS, "simcse")
 VARIANTS = {
     "inpainting": [["objective.mask=blocks"], ["objective.mask=irregular"]],
     "rbm": [["objective.persistent=true"], ["encoder.visible=binary"]],
+    "distill": [["objective.distance=mse"]],
     "denoising": [["objective.noise=masking"], ["objective.noise=salt_and_pepper"]],
 }
 CASES = {

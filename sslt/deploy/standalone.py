@@ -1,0 +1,354 @@
+"""Answers of an exported model: python predict.py FILE_OR_FOLDER. Needs onnxruntime, numpy, pillow for pictures, tokenizers for texts.
+
+Reads the folder that it lies in: export.json says what the graph takes and what its numbers mean. Copy what you need of it: `Pictures`,
+`Texts` and `Words` make inputs, `Lexicon` adds the scores of words, `Answers` reads the outputs.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+import unicodedata
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+AT_ONCE = 1 << 16  # words of a bag that are looked up together
+NARROWEST = 32  # how many times its shorter side the longer side of a picture counts
+BUCKETS = 1 << 24
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+LETTERS = rf"[^\W_{UNSPACED}]+"
+WORD = re.compile(rf"[{UNSPACED}]|{LETTERS}(?:['’]{LETTERS})*|[!?]")
+
+
+class Model:
+    """The graph in a folder, with what stands beside it. session: of ONNX Runtime; None: one on the CPU."""
+
+    def __init__(self, folder: Path, session: Any = None, threads: int | None = None):
+        self.folder = Path(folder)
+        self.about = json.loads((self.folder / "export.json").read_text(encoding="utf-8"))
+        if session is None:
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            if threads is not None:
+                options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(str(self.folder / self.about["file"]), options, providers=["CPUExecutionProvider"])
+        self.session = session
+        self.lexicon = Lexicon(self.folder, self.about["lexicon"]) if self.about["lexicon"] else None
+
+    def outputs(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the graph gives, by name, [B, ...], with the scores of words added to its logits."""
+        names, n = [x["name"] for x in self.about["outputs"]], len(next(iter(inputs.values())))
+        if self.about["samples"]["kind"] == "words":  # a vector for each word of each text
+            widest = max(x.shape[1] for x in inputs.values())
+            step = max(1, AT_ONCE // max(widest, 1))
+        else:
+            step = max(n, 1)
+        parts = [self.session.run(names, {k: x[i : i + step] for k, x in inputs.items()}) for i in range(0, max(n, 1), step)]
+        found = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+        if self.lexicon is not None:
+            found["logits"] = found["logits"] + self.lexicon.scores(inputs)
+        return found
+
+    def rows(self, items: list[Any], batch_size: int = 32) -> list[dict[str, Any]]:
+        """What is answered to pictures (files, or uint8 [H, W, C] each) or texts (of several parts tuples), a row each."""
+        reader, found = READERS[self.about["samples"]["kind"]](self.folder, self.about["samples"]), []
+        for i in range(0, len(items), batch_size):
+            made = [reader.one(item) for item in items[i : i + batch_size]]
+            found += answers(self.about["answers"], self.outputs(reader.together(made)))
+        return found
+
+
+# ---------------------------------------------------------------- pictures
+class Pictures:
+    """Pictures of any size → `image` uint8 [B, S, S, C]: resized as in training (bilinear, antialiased, on bytes), and nothing else."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]):
+        self.size, self.channels, self.fit = about["size"], about["channels"], about["fit"]
+
+    def one(self, item: Any) -> np.ndarray:
+        """A file, or pixels uint8 [H, W, C] of 1 or 3 channels."""
+        x = item if isinstance(item, np.ndarray) else decoded(Path(item))
+        if x.shape[2] == 3 and self.channels == 1:  # grey by ITU-R 601
+            x = ((x.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32) + 32768) >> 16).astype(np.uint8)[..., None]
+        first, kept, scaled, start = self.laid(np.array(x.shape[:2]))
+        x = x[first[0] : first[0] + kept[0], first[1] : first[1] + kept[1]]
+        x = resized(resized(x, int(scaled[1]), 1), int(scaled[0]), 0)
+        end = scaled - start
+        around = [(max(-int(s), 0), max(self.size - int(e), 0)) for s, e in zip(start, end, strict=True)]
+        x = np.pad(x[max(start[0], 0) :, max(start[1], 0) :], (*around, (0, 0)))[: self.size, : self.size]
+        return np.repeat(x, self.channels // x.shape[2], axis=2)
+
+    def laid(self, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Of (height, width) how much is kept and from where on, to what it is scaled, and from where on that is taken."""
+        kept = np.minimum(sides, NARROWEST * sides.min()) if self.fit == "crop" else sides
+        if self.fit == "stretch":
+            scaled = np.full(2, self.size)
+        else:
+            of = kept.min() if self.fit == "crop" else kept.max()
+            scaled = np.maximum(np.rint(kept * self.size / of).astype(np.int64), self.size if self.fit == "crop" else 1)
+        start = np.where(scaled >= self.size, (scaled - self.size) // 2, -((self.size - scaled) // 2))
+        return (sides - kept) // 2, kept, scaled, start
+
+    def together(self, made: list[np.ndarray]) -> dict[str, np.ndarray]:
+        return {"image": np.ascontiguousarray(np.stack(made))}
+
+
+def resized(x: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """Bytes [H, W, C] brought to `size` along an axis: bilinear, antialiased, with 16-bit weights as torch has them (Pillow's have 32)."""
+    n = x.shape[axis]
+    if n == size:
+        return x
+    scale = n / size
+    support, weights = max(scale, 1.0), np.zeros((size, n))
+    for i in range(size):
+        centre = scale * (i + 0.5)
+        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), n)
+        own = np.maximum(1 - np.abs((np.arange(first, last) - centre + 0.5) * (1 / support)), 0)
+        weights[i, first:last] = own / own.sum()
+    bits = next(b for b in range(23) if b == 22 or int(0.5 + weights.max() * (1 << (b + 1))) >= 1 << 15)
+    summed = np.moveaxis(np.tensordot(np.floor(weights * (1 << bits) + 0.5), x.astype(np.float64), (1, axis)), 0, axis)
+    return np.clip((summed.astype(np.int64) + (1 << (bits - 1))) >> bits, 0, 255).astype(np.uint8)
+
+
+def decoded(file: Path) -> np.ndarray:
+    """A picture as uint8 [H, W, C], upright by its EXIF tag, on white where it is transparent."""
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as image:
+        image.load()
+        turned = "exif" in image.info or image.format in ("TIFF", "PNG")
+        image = ImageOps.exif_transpose(image) if turned else image
+        if image.mode.startswith("I"):
+            deep = np.asarray(image).astype(np.int64)[..., None]
+            return (deep if deep.max() <= 255 else np.clip(deep, 0, 65535) // 257).astype(np.uint8)
+        if image.has_transparency_data:
+            rgba = np.asarray(image.convert("RGBA"))
+            alpha = rgba[..., 3:].astype(np.uint16)
+            flat = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+            return flat[..., :1] if image.mode in ("L", "LA", "La") else flat
+        if image.mode in ("1", "L"):
+            return np.array(image.convert("L"))[..., None]
+        return np.array(image.convert("RGB"))
+
+
+# ---------------------------------------------------------------- texts
+class Texts:
+    """Texts → `input_ids`, `attention_mask` (and `token_type_ids`) int64 [B, L]: marks around, cut to `max_length`, padded behind."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]):
+        from tokenizers import Tokenizer
+
+        self.about, self.tokenizer = about, Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+
+    def ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def one(self, item: Any) -> list[tuple[list[int], list[int]]]:
+        """Ids and segments of one row; of parts that are read by themselves one row each."""
+        a = self.about
+        texts = [item] if isinstance(item, str) else list(item)
+        if len(texts) != max(len(a["parts"]), 1):
+            raise ValueError(f"a sample has the texts {a['parts'] or ['text']}, and this one {len(texts)} of them")
+        rows = [texts] if not a["apart"] else [[text] for text in texts]
+        return [self.row([self.ids(text) for text in row]) for row in rows]
+
+    def row(self, parts: list[list[int]]) -> tuple[list[int], list[int]]:
+        """[CLS] a [SEP] b [SEP]; where that does not fit the longest part is cut first."""
+        a = self.about
+        before, between = [] if a["cls"] is None else [a["cls"]], a["marks_between"]
+        room = a["max_length"] - len(before) - 1 - between * (len(parts) - 1)
+        parts = [part[: a["max_length"] - len(before) - 1] for part in parts]
+        ids, segments = list(before), [0] * len(before)
+        for i, (part, kept) in enumerate(zip(parts, shares([len(p) for p in parts], room), strict=True)):
+            marks = [a["sep"]] * (1 if i == len(parts) - 1 else between)
+            ids += part[:kept] + marks
+            segments += [i] * (kept + len(marks))
+        return ids, segments
+
+    def together(self, made: list[list[tuple[list[int], list[int]]]]) -> dict[str, np.ndarray]:
+        found = {}
+        for i, part in enumerate(self.about["parts"] if self.about["apart"] else [""]):
+            rows, before = [row[i] for row in made], f"{part}_" if part else ""
+            width = max(-(-max(len(ids) for ids, _ in rows) // 8) * 8, 1)
+            width = min(width, self.about["max_length"])
+            found[f"{before}input_ids"] = np.array([ids + [self.about["pad"]] * (width - len(ids)) for ids, _ in rows], np.int64)
+            found[f"{before}attention_mask"] = np.array([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], np.int64)
+            if self.about["segments"]:
+                found[f"{before}token_type_ids"] = np.array([s + [0] * (width - len(s)) for _, s in rows], np.int64)
+        return found
+
+
+def shares(sizes: list[int], room: int) -> list[int]:
+    """How many tokens each part keeps of a row with so much room: those that are cut keep equally many, the longest what is left over."""
+    level = room // len(sizes)
+    for _ in sizes:
+        short = [n for n in sizes if n <= level]
+        if len(short) < len(sizes):
+            level = max(level, (room - sum(short)) // (len(sizes) - len(short)))
+    kept = [min(n, level) for n in sizes]
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], -i))[: max(room - sum(kept), 0)]:
+        kept[i] += sizes[i] > kept[i]
+    return kept
+
+
+class Words:
+    """Texts → `words` int64 [B, T], the ids of a bag of words, padded by 0; parts that are read together with a hole between them."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]):
+        self.about = about
+        documents = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))["documents"]
+        self.known = {word: i for i, word in enumerate(documents, 1)}
+
+    def ids(self, text: str) -> list[int]:
+        text = text if text.isascii() else unicodedata.normalize("NFKC", text)
+        first, unknown = 1 + len(self.known), self.about["unknown"]
+        found = [self.known.get(w) or first + zlib.crc32(w.encode("utf-8", "surrogatepass")) % unknown for w in WORD.findall(text.lower())]
+        return found[: self.about["max_length"]]
+
+    def one(self, item: Any) -> list[list[int]]:
+        rows = [self.ids(text) for text in ([item] if isinstance(item, str) else item)]
+        return rows if self.about["apart"] or len(rows) == 1 else [[i for row in rows for i in (*row, 0)]]
+
+    def together(self, made: list[list[list[int]]]) -> dict[str, np.ndarray]:
+        found = {}
+        for i, part in enumerate(self.about["parts"] if self.about["apart"] else [""]):
+            rows = [row[i] for row in made]
+            width = max(max(len(ids) for ids in rows), 1)
+            found[f"{part}_words" if part else "words"] = np.array([ids + [0] * (width - len(ids)) for ids in rows], np.int64)
+        return found
+
+
+READERS: dict[str, Any] = {"image": Pictures, "tokens": Texts, "words": Words}
+
+
+class Lexicon:
+    """TF-IDF of the words of a text, pairs of neighbours and a third kind of term, times a table (late fusion): the scores of classes."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]):
+        self.about, self.arrays = about, dict(np.load(folder / about["file"], allow_pickle=False))
+
+    def scores(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """[B, C] of what the graph takes."""
+        if "words" in inputs:
+            return self.of_words(inputs["words"])
+        tokens = inputs["input_ids"]
+        return self.of_words((tokens + 1) * (~np.isin(tokens, self.about["special"]) & (inputs["attention_mask"] > 0)))
+
+    def of_words(self, tokens: np.ndarray) -> np.ndarray:
+        """[B, C] of ids of words [B, T], 0 where none stands."""
+        a, n, words = self.arrays, len(tokens), self.about["words"]
+        out = np.repeat(a["bias"][None], n, 0)
+        text, term, count = self.counts(tokens)
+        place = np.searchsorted(a["terms"], term).clip(max=max(len(a["terms"]) - 1, 0))
+        known = a["terms"][place] == term if len(a["terms"]) else np.zeros(len(term), bool)
+        text, term, count = text[known], place[known], count[known]
+        weight = (1 + np.log(count.astype(np.float32))) * a["idf"][term]
+        kind = text * 2 + ((a["terms"][term] >= words + BUCKETS) & (self.about["third"] == "parts"))
+        squares = np.bincount(kind, weight.astype(np.float64) ** 2, 2 * n)
+        weight = weight / np.sqrt(squares)[kind].astype(np.float32)
+        np.add.at(out, text, a["table"][term] * weight[:, None])
+        return out
+
+    def counts(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Texts and terms, in order, and how often each text has each."""
+        words, seen = self.about["words"], tokens > 0
+        rows = np.broadcast_to(np.arange(len(tokens))[:, None], tokens.shape)
+        ids, texts = [tokens[seen]], [rows[seen]]
+        both = seen[:, 1:] & seen[:, :-1]
+        ids.append(words + hashed(tokens[:, :-1][both], tokens[:, 1:][both], BUCKETS))
+        texts.append(rows[:, 1:][both])
+        if self.about["third"] == "triples":
+            three = both[:, 1:] & both[:, :-1]
+            first = hashed(tokens[:, :-2][three], tokens[:, 1:-1][three], 1 << 31)
+            ids.append(words + BUCKETS + hashed(first, tokens[:, 2:][three], BUCKETS))
+            texts.append(rows[:, 2:][three])
+        elif self.about["third"] == "parts":
+            starts = self.arrays["starts"][ids[0]]
+            sizes = self.arrays["starts"][ids[0] + 1] - starts
+            within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            ids.append(words + BUCKETS + self.arrays["parts"][np.repeat(starts, sizes) + within])
+            texts.append(np.repeat(texts[0], sizes))
+        room = words + 2 * BUCKETS
+        key, count = np.unique(np.concatenate(texts) * room + np.concatenate(ids), return_counts=True)
+        return key // room, key % room, count
+
+
+def hashed(first: np.ndarray, second: np.ndarray, rows: int) -> np.ndarray:
+    """A row 0 … rows - 1 for each pair of ids."""
+    a, b = first.astype(np.uint64), second.astype(np.uint64)
+    h = (a * np.uint64(0x9E3779B1) + b * np.uint64(0x85EBCA77)) & np.uint64(0xFFFFFFFF)
+    h = ((h ^ (h >> np.uint64(16))) * np.uint64(0x45D9F3B)) & np.uint64(0xFFFFFFFF)
+    return ((h ^ (h >> np.uint64(15))) % np.uint64(rows)).astype(np.int64)
+
+
+# ---------------------------------------------------------------- answers
+def answers(about: dict[str, Any], outputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """A row for each sample: `prediction`, and scores where there are some."""
+    kind = about["kind"]
+    if kind == "features":
+        return [{"features": x} for x in outputs["features"].astype(float).tolist()]
+    if kind == "number":
+        return [{"prediction": float(f"{x * about['std'] + about['mean']:.7g}")} for x in outputs["number"].astype(float).tolist()]
+    if kind == "cosine":
+        low, high = about["low"], about["high"]
+        return [{"prediction": round(low + x * (high - low), 4)} for x in outputs["cosine"].astype(float).tolist()]
+    names, logits = about["classes"], outputs["logits"].astype(float)
+    found: list[dict[str, Any]]
+    if kind == "labels":
+        shares_of = 1 / (1 + np.exp(-logits))
+        found = [
+            {"prediction": [n for n, there in zip(names, row, strict=True) if there]} for row in logits > np.array(about["thresholds"])
+        ]
+    elif kind == "class":
+        shares_of = np.exp(logits - logits.max(1, keepdims=True))
+        shares_of /= shares_of.sum(1, keepdims=True)
+        found = [{"prediction": names[i], "score": round(float(p.max()), 4)} for i, p in zip(logits.argmax(1), shares_of, strict=True)]
+    else:
+        raise SystemExit(f"answers of kind '{kind}' are read by sslt alone: sslt predict from=THE_EXPORTED_RUN input=…")
+    if len(names) <= 20:
+        for row, each in zip(found, shares_of.tolist(), strict=True):
+            row["scores"] = {c: round(p, 4) for c, p in zip(names, each, strict=True)}
+    return found
+
+
+def items_of(path: Path, about: dict[str, Any]) -> tuple[list[Any], list[str] | None]:
+    """What a file or folder holds, and names of it: pictures; a text a line; .jsonl or .csv with the columns `text`, or those of parts."""
+    if about["kind"] == "image":
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        return list(files), [str(p.relative_to(path)) if path.is_dir() else p.name for p in files]
+    columns = about["parts"] or ["text"]
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as f:
+            table = list(csv.DictReader(f))
+    elif path.suffix == ".jsonl":
+        table = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [line if len(columns) == 1 else tuple(line.split("\t")) for line in lines], None
+    return [row[columns[0]] if len(columns) == 1 else tuple(row[c] for c in columns) for row in table], None
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    model = Model(Path(__file__).resolve().parent)
+    for argument in arguments:
+        items, names = items_of(Path(argument), model.about["samples"])
+        for i, row in enumerate(model.rows(items)):
+            print(json.dumps({"row": i, **({"name": names[i]} if names else {}), **row}, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,159 @@
+"""Protects the script beside an exported graph: it makes the inputs that the run's processor makes, and its words score as the run's."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslt.data.answers import Class, Labels, Number
+from sslt.data.prepare.bag_processor import BagProcessor
+from sslt.data.prepare.image_processor import resize
+from sslt.data.prepare.parts import one_row
+from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.text_samples import TextSamples
+from sslt.data.prepare.tokenizers import train_tokenizer
+from sslt.data.sources.image_files import decode
+from sslt.deploy import standalone
+from sslt.encoders.lexicon import NONE, PARTS, TRIPLES, Lexicon, hashed_pairs, parts_of
+
+TEXTS = ["", "Ada went to Rome!", "ﬁne don't 北京 x" * 9, "w " * 40, "the lake and the lake and the lake", "\ud800 broken"]
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_pictures_are_resized_as_in_training(fit):
+    """Bit for bit, up and down, colours and grey, from one pixel to a strip of which most is cut away."""
+    rng = np.random.default_rng(0)
+    for shape in [(8, 8, 3), (13, 29, 3), (29, 13, 1), (64, 64, 3), (1, 1, 1), (3, 200, 3), (200, 2, 1), (8, 9, 3), (7, 7, 1)]:
+        image = rng.integers(0, 256, shape, dtype=np.uint8)
+        for size, channels in ((8, 3), (8, 1), (17, 3)):
+            ours = standalone.Pictures(None, {"size": size, "channels": channels, "fit": fit}).one(image)
+            assert np.array_equal(ours, resize(image[None], size, channels, fit)[0]), (shape, size, channels)
+
+
+def test_picture_files_are_decoded_as_in_training(tmp_path):
+    """Palettes, transparency, 16 bits, grey and a turned photograph."""
+    rng = np.random.default_rng(1)
+    rgba = Image.fromarray(rng.integers(0, 256, (6, 9, 4), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    made = {
+        "rgba.png": (rgba, {}), "la.png": (rgba.convert("LA"), {}), "palette.png": (rgba.convert("RGB").quantize(8), {}),
+        "grey.bmp": (rgba.convert("L"), {}), "bits.png": (rgba.convert("1"), {}), "photo.jpg": (rgba.convert("RGB"), {"exif": turned}),
+        "deep.png": (Image.fromarray(rng.integers(0, 65536, (6, 9), dtype=np.uint16)), {}),
+    }  # fmt: skip
+    for name, (image, more) in made.items():
+        image.save(tmp_path / name, **more)
+        assert np.array_equal(standalone.decoded(tmp_path / name), decode(tmp_path / name, name)), name
+
+
+def test_words_are_those_of_the_bag(tmp_path):
+    processor = BagProcessor({"ada": 2, "the": 9, "don't": 1, "京": 1}, 12, 7, 6)
+    processor.save(tmp_path)
+    reader = standalone.Words(tmp_path, {"unknown": 7, "max_length": 6, "parts": [], "apart": False})
+    assert [reader.ids(text) for text in TEXTS] == [ids[:6] for ids in next(processor.encode(TEXTS))]
+    made = reader.together([reader.one(text) for text in TEXTS])["words"]
+    assert made.shape == (len(TEXTS), 6) and not made[0].any()
+
+
+@pytest.fixture(scope="module")
+def processor() -> TextProcessor:
+    return TextProcessor(train_tokenizer(["ada went to rome and saw the lake"] * 5, 60, True), 12)
+
+
+def tokens_of(processor: TextProcessor, texts: list[str]) -> dict[str, torch.Tensor]:
+    ids = next(processor.encode(texts))
+    sizes = np.array([len(row) for row in ids])
+    samples = TextSamples(
+        tokens=np.array([i for row in ids for i in row], np.int32), starts=np.cumsum(sizes) - sizes, sizes=sizes, answers=None,
+        fingerprint="x", special=processor.special, max_length=processor.max_length, skipped=0,
+    )  # fmt: skip
+    return samples.batch(np.arange(len(texts)))
+
+
+def reader_of(processor: TextProcessor, folder, **more) -> standalone.Texts:
+    processor.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    marks = {"cls": processor.cls_id, "sep": processor.sep_id, "pad": processor.pad_id, "marks_between": processor.marks_between}
+    return standalone.Texts(folder, {**marks, "max_length": processor.max_length, "parts": [], "apart": False, "segments": False, **more})
+
+
+def test_texts_are_rows_of_the_processor(processor, tmp_path):
+    """Empty ones, and ones that are cut."""
+    texts, reader = TEXTS[:-1], reader_of(processor, tmp_path)
+    made, wanted = reader.together([reader.one(text) for text in texts]), tokens_of(processor, texts)
+    assert np.array_equal(made["input_ids"], wanted["tokens"].numpy()) and np.array_equal(made["attention_mask"], wanted["mask"].numpy())
+    with pytest.raises(ValueError, match="the texts"):
+        reader.one(("a", "b"))
+
+
+def test_pairs_are_rows_of_the_processor(processor, tmp_path):
+    """Of all lengths: the longest part is cut first."""
+    lengths = [(a, b) for a in (0, 1, 3, 5, 9, 30) for b in (0, 2, 4, 5, 8, 31)]
+    pairs = [("ada " * a, "rome " * b) for a, b in lengths]
+    reader = reader_of(processor, tmp_path, parts=["a", "b"], segments=True)
+    made = reader.together([reader.one(pair) for pair in pairs])
+    wanted = one_row([tokens_of(processor, [pair[i] for pair in pairs]) for i in (0, 1)], processor)
+    for ours, name in (("input_ids", "tokens"), ("attention_mask", "mask")):
+        assert np.array_equal(made[ours], wanted[name].numpy()), ours
+    assert np.array_equal(made["token_type_ids"] * made["attention_mask"], (wanted["segments"] * wanted["mask"]).numpy())
+
+
+@pytest.mark.parametrize("third", [TRIPLES, PARTS, NONE])
+def test_words_score_as_beside_the_encoder(third, tmp_path):
+    """Repeated, unknown and missing words, texts without any."""
+    words = ["", *(f"w{i}" for i in range(1, 12)), "", ""]
+    made = Lexicon(len(words), third, 3, parts_of(words) if third == PARTS else None)
+    rng = torch.Generator().manual_seed(0)
+    seen = torch.randint(0, len(words), (20, 9), generator=rng)
+    terms, documents = made.counts(seen).term.unique(return_counts=True)
+    made.learn(terms[::2], (21 / (1 + documents[::2])).log() + 1)
+    made.table, made.bias = torch.randn(len(made.terms), 3, generator=rng), torch.randn(3, generator=rng)
+    names = ("terms", "idf", "table", "bias", "parts", "starts")
+    np.savez(tmp_path / "lexicon.npz", **{name: getattr(made, name).numpy() for name in names})
+    ours = standalone.Lexicon(tmp_path, {"file": "lexicon.npz", "words": len(words), "third": third, "special": [1, 2]})
+    new = torch.randint(0, len(words), (30, 7), generator=rng)
+    new[0] = 0
+    new[1] = 3
+    wanted = made(SimpleNamespace(word_ids=lambda inputs: inputs), new)
+    assert ours.of_words(new.numpy()) == pytest.approx(wanted.numpy(), abs=1e-5)
+    tokens, mask = new.numpy(), np.ones_like(new.numpy())
+    mask[:, 5:] = 0
+    read = (tokens + 1) * ~np.isin(tokens, [1, 2]) * mask
+    read[read >= len(words)] = 0
+    given = np.where(read > 0, tokens, 1)
+    assert np.array_equal(ours.scores({"input_ids": given, "attention_mask": mask}), ours.of_words((given + 1) * (read > 0)))
+
+
+def test_pairs_are_hashed_alike():
+    """Ids up to 2^31, whose products leave 64 bits."""
+    first, second = (np.array(x, np.int64) for x in ([1, 2**31 - 1, 123456, 0], [2, 2**31 - 1, 99, 2**30]))
+    for rows in (37, 1 << 24, 1 << 31):
+        wanted = hashed_pairs(torch.from_numpy(first), torch.from_numpy(second), rows).numpy()
+        assert np.array_equal(standalone.hashed(first, second, rows), wanted)
+
+
+def test_answers_are_the_rows_of_the_targets():
+    """Classes, labels by their thresholds, numbers: as `sslt predict` writes them."""
+    from torch import nn
+    from vector_encoder import VectorEncoder
+
+    from sslt.targets.classification import Classification
+    from sslt.targets.multilabel import Multilabel
+    from sslt.targets.regression import Regression
+
+    encoder, space, rng = VectorEncoder(nn.Identity(), 2), {"classes": ["a", "b", "c"]}, torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(9, 3, generator=rng)
+    classes, labels, number = Classification(encoder, space, 0, 0), Multilabel(encoder, space, 0), Regression(encoder, {}, 0, None)
+    labels.thresholds.copy_(torch.tensor([0.5, -1.0, 0.0]))
+    number.mean.fill_(3.0)
+    number.std.fill_(0.1)
+    cases = [
+        (classes, {"logits": logits}, {"kind": Class.kind, **space}),
+        (labels, {"logits": logits}, {"kind": Labels.kind, **space, "thresholds": labels.thresholds.tolist()}),
+        (number, {"number": logits[:, 0]}, {"kind": Number.kind, "mean": float(number.mean), "std": float(number.std)}),
+    ]
+    for target, outputs, about in cases:
+        assert standalone.answers(about, {k: x.numpy() for k, x in outputs.items()}) == target.rows(target.read(outputs, {}))
