@@ -1,6 +1,6 @@
 """Speed of language models against Hugging Face's Trainer and Seq2SeqTrainer, and of SASRec against plain PyTorch, in one process and run.
 
-    python scripts/bench_text.py [--rounds 5] [--only causal,writing,items] [--memory] [--json FILE]
+    python scripts/bench_text.py [--rounds 5] [--only causal,seq2seq,writing,items] [--memory] [--json FILE]
 
 Contenders take turns (A B C A B C ...); a ratio is the median over rounds of theirs / ours in the same round. Set-up and the first steps
 of a round are not counted. The peers are an extra: pip install -e '.[peers]'.
@@ -21,7 +21,7 @@ from bench_pretrain import machine, show, show_memory
 
 from sslt.data import cache
 
-PARTS = ("causal", "writing", "items")
+PARTS = ("causal", "seq2seq", "writing", "items")
 
 
 def main() -> None:
@@ -43,6 +43,7 @@ def main() -> None:
         print("  ".join(f"{k}: {v}" for k, v in found["machine"].items()))
         makers = {
             "causal": lambda: causal(args.steps, folder),
+            "seq2seq": lambda: seq2seq(3 * args.steps, folder),
             "writing": lambda: writing(folder),
             "items": lambda: histories(args.steps, folder),
         }
@@ -71,10 +72,26 @@ def causal(steps: int, folder: Path) -> Comparison:
     return Comparison("causal language model, GPT-2 of 4 layers, 32 x 128 tokens", "tokens", 32 * 128, contenders, 2, steps)
 
 
+def seq2seq(steps: int, folder: Path) -> Comparison:
+    """mBART of 2 + 2 layers, 128 wide, on ragged pairs: an epoch a round, so that every batch is counted as often as any other."""
+    job = texts.seq2seq("mbart_tiny", 64, steps, folder)
+    contenders = [
+        Contender("sslt", job.precision, job.run, tuned=True),
+        Contender("Seq2SeqTrainer", "32-true", texts.seq2seq_trainer(job, False, folder / "hf"), 1.5),
+    ]
+    if job.precision.startswith("bf16"):
+        contenders.append(Contender("Seq2SeqTrainer, same precision", job.precision, texts.seq2seq_trainer(job, True, folder / "hf")))
+    return Comparison("mBART of 2 + 2 layers, 64 pairs of 4 to 60 words", "pairs", 64, contenders, 2, steps - 2)
+
+
 def writing(folder: Path) -> Comparison:
-    """T5 of 2 + 2 layers, greedy, 256 texts of 8 to 99 tokens, replies of at most 64."""
-    ours, theirs = texts.writing("t5_tiny", 32, 256, 64, folder)
-    contenders = [Contender("sslt", "32-true", ours), Contender("Seq2SeqTrainer.predict", "32-true", theirs, 2.0)]
+    """T5 of 2 + 2 layers, greedy, 256 texts of 8 to 99 tokens, replies of 64 at most."""
+    ours, theirs = texts.writing("t5_tiny", 64, 256, 64, folder)
+    contenders = [
+        Contender("sslt", "32-true", ours),
+        Contender("Seq2SeqTrainer.predict, its batches of 8", "32-true", theirs(8), 2.0),
+        Contender("Seq2SeqTrainer.predict, batches of 64 as well", "32-true", theirs(64), 2.0),
+    ]
     return Comparison("writing to 256 texts, T5 of 2 + 2 layers, greedy, at most 64 tokens", "texts", 256, contenders, 1, 1)
 
 

@@ -22,7 +22,7 @@ SEEDS = (0, 1, 2)
 _KEPT = re.compile(
     r"(test|val|baseline|majority|knn|linear|untrained/knn|untrained/linear)/"
     r"(accuracy|f1|map|miou|spearman|exact_match|rougeL|bleu|chrf|hr@10|ndcg@10|perplexity)|baseline/method"
-    r"|(eval|bigrams)/(perplexity|bits_per_byte)|popularity/\S+|best_sentence/\S+"
+    r"|(eval|bigrams)/(perplexity|bits_per_byte)|(popularity|item-knn)/\S+|best_sentence/\S+"
     r"|val/\w+_accuracy|train/(labels|steps|seconds|epochs|interpolated)"
 )
 Argument = str | Callable[[], str]  # what is only made where a cell that needs it has to be run

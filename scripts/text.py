@@ -43,26 +43,32 @@ def imdb(minutes: int) -> list[Row]:
     ]
 
 
-def items(data: str, minutes: int) -> list[Row]:
-    """Recommenders, pretrained and measured as they are."""
-    time = f"trainer.max_time=00:{minutes:02}:00"
+def items(data: str, minutes: int, few: int, *own: str) -> list[Row]:
+    """Recommenders, pretrained and measured as they are; beside item-kNN; and of `few` % of the users."""
+    time, short = (f"trainer.max_time=00:{m:02}:00" for m in (minutes, max(minutes // 2, 1)))
+    target, share = ["+target=next_item", f"data={data}", *own], f"label_fraction={few / 100}"
+    sasrec = ["+task=sasrec", f"data={data}", time, *own]
     return [
-        Row(f"+task={task}", [f"+task={task}", f"data={data}", time], "evaluate", ["+target=next_item", f"data={data}"])
-        for task in ("sasrec", "bert4rec")
+        Row("SASRec", sasrec, "evaluate", target),
+        Row("BERT4Rec", ["+task=bert4rec", f"data={data}", time, *own], "evaluate", target),
+        Row("SASRec and item-kNN, weighed on validation", [], "finetune", [*target, "from=scratch", time]),
+        Row(f"the same with {few} % of the users, from scratch", [], "finetune", [*target, "from=scratch", share, short]),
+        Row(f"the same with {few} % of the users, after SASRec on all histories", sasrec, "finetune", [*target, share, short]),
     ]
 
 
+RANKED = ["ndcg@10", "hr@10", "item-knn/ndcg@10", "popularity/ndcg@10"]
 SECTIONS = {
     "imdb": Section(
         "IMDB: which pretraining pays within minutes", imdb(3), ["linear/accuracy", "untrained/linear/accuracy"], "accuracy",
         "Linear probe with 500 labels on the test split, after three minutes of pretraining on all texts but those of validation and test. "
         "Baseline: TF-IDF with the same 500 labels."),
     "video": Section(
-        "Amazon video: the next of 23,715 items", items("video", 8), ["ndcg@10", "hr@10"], "ndcg@10",
-        "Full ranking, leave one out, seen items excluded, ties against us. Baseline: popularity or item-kNN, by validation."),
+        "Amazon video: the next of 23,715 items", items("video", 5, 5), RANKED, "ndcg@10",
+        "Full ranking, leave one out, seen items excluded, ties against us. Beside each: popularity and item-kNN of the same users."),
     "movielens": Section(
-        "MovieLens-100k: the next of 1,682 films", items("movielens", 3), ["ndcg@10", "hr@10"], "ndcg@10",
-        "As above."),
+        "MovieLens-100k: the next of 1,682 films", items("movielens", 2, 20, "batch_size=32"), RANKED, "ndcg@10",
+        "As above. Batches of 32, as there are 943 users."),
     "multi30k": Section(
         "Multi30k, English to German", [
             Row("all pairs, from scratch", [], "finetune", ["+target=translate", "from=scratch", "trainer.max_time=00:15:00"]),
@@ -93,8 +99,9 @@ def measure(cells: Cells, name: str, seed: int) -> None:
     for row in SECTIONS[name].rows:
         cell = f"{name}-{seed}-{row.name}"
 
-        def start(row: Row = row, cell: str = cell) -> str:
-            return f"from={cells.run(folder(f'{cell}-pretrain'), 'pretrain', *row.pretrain, f'seed={seed}')}"
+        def start(row: Row = row) -> str:
+            first = next(r.name for r in SECTIONS[name].rows if r.pretrain == row.pretrain)  # which rows may share
+            return f"from={cells.run(folder(f'{name}-{seed}-{first}-pretrain'), 'pretrain', *row.pretrain, f'seed={seed}')}"
 
         cells.measure(cell, row.verb, *row.args, *([start] if row.pretrain else []), f"seed={seed}")
 

@@ -62,9 +62,13 @@ def lora(ours: Pretraining, bf16: bool, folder: Path) -> Callable[[Watch], None]
     return _training(model, collator, rows, ours.stream.batch_size, bf16, folder)
 
 
-def _training(model: Any, collator: Any, rows: Any, batch_size: int, bf16: bool, folder: Path, **more: Any) -> Callable[[Watch], None]:
-    """transformers.Trainer as its users call it, watched step by step; `more` are further training arguments."""
+def _training(
+    model: Any, collator: Any, rows: Any, batch_size: int, bf16: bool, folder: Path, seq2seq: bool = False, **more: Any
+) -> Callable[[Watch], None]:
+    """transformers.Trainer (or Seq2SeqTrainer) as its users call it, watched step by step; `more` are further training arguments."""
     import transformers as hf
+
+    trainers, settings = (hf.Seq2SeqTrainer, hf.Seq2SeqTrainingArguments) if seq2seq else (hf.Trainer, hf.TrainingArguments)
 
     class Lap(hf.TrainerCallback):
         def __init__(self, watch: Watch):
@@ -74,11 +78,11 @@ def _training(model: Any, collator: Any, rows: Any, batch_size: int, bf16: bool,
             self.watch.step()
 
     def run(watch: Watch) -> None:
-        args = hf.TrainingArguments(
+        args = settings(
             output_dir=str(folder), per_device_train_batch_size=batch_size, max_steps=watch.total, learning_rate=1e-3,
             bf16=bf16, use_cpu=device().type == "cpu", save_strategy="no", report_to="none", disable_tqdm=True, **more,
         )  # fmt: skip
-        trainer = hf.Trainer(model=model, args=args, data_collator=collator, train_dataset=rows, callbacks=[Lap(watch)])
+        trainer = trainers(model=model, args=args, data_collator=collator, train_dataset=rows, callbacks=[Lap(watch)])
         trainer.remove_callback(hf.PrinterCallback)
         trainer.train()
 

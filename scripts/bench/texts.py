@@ -17,7 +17,8 @@ from bench.ours import Pretraining
 from bench.rounds import Watch
 from sslt import config
 from sslt.data.prepare.text_processor import TextProcessor
-from sslt.data.prepare.text_samples import PackedSamples
+from sslt.data.prepare.text_samples import PackedSamples, TextSamples
+from sslt.data.ragged import Ragged
 from sslt.data.streams.streams import Stream
 from sslt.encoders.base import evaluating
 from sslt.encoders.generation import Limits, generate
@@ -66,10 +67,43 @@ def trainer(ours: Pretraining, bf16: bool, folder: Path) -> Callable[[Watch], No
     return _training(model, collator, rows, ours.stream.batch_size, bf16, folder, weight_decay=0.01)
 
 
-def writing(family: str, batch: int, texts: int, most: int, folder: Path) -> tuple[Callable[[Watch], None], Callable[[Watch], None]]:
-    """(ours, Seq2SeqTrainer.predict) writing to the same ragged test set with the same weights, greedily; each writes it whole in a step.
+def seq2seq(encoder: str, batch: int, steps: int, folder: Path) -> Pretraining:
+    """Pairs of ragged texts out of 8,192 words, 4 to 60 to read (most of them short) and about as many to write."""
+    cfg = config.compose(
+        "finetune", ["+target=translate", "from=scratch", f"encoder={encoder}", f"batch_size={batch}", "val_every_n_epochs=0"]
+    )
+    model = built(encoder, 8192, 128)
+    rng = np.random.default_rng(0)
+    sizes = np.clip(rng.lognormal(2.6, 0.6, batch * steps).astype(int), 4, 60)
+    outputs = np.clip((sizes * rng.normal(1, 0.2, len(sizes))).astype(int), 4, 60)
+    words, written = (rng.integers(5, 8192, n.sum(), dtype=np.int32) for n in (sizes, outputs))
+    p = model.processor
+    samples = TextSamples(
+        words, np.cumsum(sizes) - sizes, sizes, None, "random pairs", (p.cls_id, p.sep_id, p.pad_id), 128, 0,
+        outputs=Ragged.from_flat(written, outputs), max_output=128,
+    )  # fmt: skip
+    stream = Stream(samples, batch, seed=0, drop_last=False, views=config.build(cfg.views))
+    return Pretraining(cfg, model, config.build(cfg.objective, model, space={}), stream, folder)
 
-    The mark of an end is a word that replies have at many different places, so that they are of different length.
+
+def seq2seq_trainer(ours: Pretraining, bf16: bool, folder: Path) -> Callable[[Watch], None]:
+    """The same pairs and network under Seq2SeqTrainer with DataCollatorForSeq2Seq, padded batch by batch."""
+    import transformers as hf
+
+    hf.utils.logging.set_verbosity_error()
+    rows, samples = [], ours.samples
+    for i in range(len(samples)):
+        one = samples.batch(np.array([i]))
+        rows.append({"input_ids": one["tokens"][0][one["mask"][0]].tolist(), "labels": one["outputs"][0][one["outputs_mask"][0]].tolist()})
+    model = hf.AutoModelForSeq2SeqLM.from_config(copy.deepcopy(ours.encoder.model.config))
+    collator = hf.DataCollatorForSeq2Seq(ours.encoder.processor.tokenizer, model)
+    return _training(model, collator, rows, ours.stream.batch_size, bf16, folder, seq2seq=True, weight_decay=0.01)
+
+
+def writing(family: str, batch: int, texts: int, most: int, folder: Path) -> tuple[Callable[[Watch], None], Callable[[int], Any]]:
+    """(ours, a maker of Seq2SeqTrainer.predict by its batch size): writing to one ragged test set with the same weights, greedily.
+
+    Each writes it whole in a step. Replies end at many different places, after a third of the most on average.
     """
     import transformers as hf
 
@@ -88,31 +122,29 @@ def writing(family: str, batch: int, texts: int, most: int, folder: Path) -> tup
         limits = Limits(most, 0, 1, False, 1.0, 0, 1.0, 0.0, 0)
         watch.drive(lambda: _write(encoder, rows, batch, limits))
 
-    args = hf.Seq2SeqTrainingArguments(
-        output_dir=str(folder / "predict"), per_device_eval_batch_size=batch, predict_with_generate=True,
-        use_cpu=device().type == "cpu", report_to="none", disable_tqdm=True,
-    )  # fmt: skip
     model = encoder.model
-    start = encoder.start_id if encoder.writes == "seq2seq" else None
     settings = hf.GenerationConfig(
         max_new_tokens=most, do_sample=False, num_beams=1, eos_token_id=ends, pad_token_id=encoder.processor.pad_id,
-        decoder_start_token_id=start,
-    )  # fmt: skip
-    theirs = hf.Seq2SeqTrainer(
-        model=model, args=args,
-        data_collator=hf.DataCollatorForSeq2Seq(encoder.processor.tokenizer, model, label_pad_token_id=encoder.processor.pad_id),
+        decoder_start_token_id=encoder.start_id,
     )  # fmt: skip
     test = [{"input_ids": row, "attention_mask": [1] * len(row), "labels": row[:4]} for row in rows]
-
-    def predict(watch: Watch) -> None:
-        watch.drive(lambda: theirs.predict(test, generation_config=settings))
-
-    found = theirs.predict(test, generation_config=settings).predictions[:, 1:]
     known = _write(encoder, rows, batch, Limits(most, 0, 1, False, 1.0, 0, 1.0, 0.0, 0))
-    trimmed = [list(row[: list(row).index(ends)]) if ends in row else [int(i) for i in row if i >= 0][:most] for row in found]
-    same = np.mean([list(map(int, a)) == b[: len(a)] for a, b in zip(trimmed, known, strict=True)])
-    print(f"the same greedy output in {same:.1%} of the rows; {np.mean([len(r) for r in known]):.1f} tokens a reply of at most {most}")
-    return ours, predict
+    lengths = [len(row) for row in known]
+    print(f"replies of {np.mean(lengths):.1f} tokens, {np.percentile(lengths, 10):.0f} to {np.percentile(lengths, 90):.0f} for most")
+
+    def theirs(size: int) -> Callable[[Watch], None]:
+        args = hf.Seq2SeqTrainingArguments(
+            output_dir=str(folder / "predict"), per_device_eval_batch_size=size, predict_with_generate=True,
+            use_cpu=device().type == "cpu", report_to="none", disable_tqdm=True,
+        )  # fmt: skip
+        collator = hf.DataCollatorForSeq2Seq(encoder.processor.tokenizer, model, label_pad_token_id=encoder.processor.pad_id)
+        trainer = hf.Seq2SeqTrainer(model=model, args=args, data_collator=collator)
+        found = trainer.predict(test, generation_config=settings).predictions[:, 1:].tolist()
+        trimmed = [row[: row.index(ends)] if ends in row else [i for i in row if i >= 0][:most] for row in found]
+        print(f"the same greedy output in {np.mean([a == b for a, b in zip(trimmed, known, strict=True)]):.1%} of the rows")
+        return lambda watch: watch.drive(lambda: trainer.predict(test, generation_config=settings))
+
+    return ours, theirs
 
 
 def _write(encoder: Any, rows: list[list[int]], batch: int, limits: Limits) -> list[list[int]]:
@@ -133,8 +165,14 @@ def _write(encoder: Any, rows: list[list[int]], batch: int, limits: Limits) -> l
 
 
 def _ends(encoder: Any, rows: list[list[int]], most: int) -> int:
-    """A word at which replies end at many different places, after a third of the most on average."""
-    encoder.processor.sep_id = encoder.processor.unknown_id  # which is hardly ever the likeliest word
-    written = _write(encoder, rows[:32], 32, Limits(most, 0, 1, False, 1.0, 0, 1.0, 0.0, 0))
-    sizes = {w: [row.index(w) if w in row else most for row in written] for w in sorted({i for row in written for i in row})}
-    return min((w for w in sizes if len(set(sizes[w])) > 4), key=lambda w: abs(np.mean(sizes[w]) - most / 3))
+    """Make a word that hardly is the likeliest one so likely that replies end after a third of the most on average; which word."""
+    word, limits = encoder.processor.sep_id, Limits(most, 0, 1, False, 1.0, 0, 1.0, 0.0, 0)
+    weight, own = encoder.output_layer()[0], encoder.output_layer()[0][word].clone()
+    low, high = 0.0, 16.0
+    with torch.no_grad():
+        for _ in range(8):
+            factor = (low + high) / 2
+            weight[word] = factor * own
+            early = np.mean([len(row) for row in _write(encoder, rows[:64], 64, limits)]) < most / 3
+            low, high = (low, factor) if early else (factor, high)
+    return int(word)
