@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY_IMAGES, TINY_TEXT
 from PIL import Image
 
+from sslt.config import build
 from sslt.deploy import standalone
+from sslt.deploy.variants import load_variant, stored_bytes
 from sslt.runs import Run
 
 pytest.importorskip("onnxscript")
@@ -79,6 +82,9 @@ def test_images(sslt, here):
     assert [row["name"] for row in told] == ["0.png", "1.png", "2.png", "3.png"]
     sslt("evaluate", "from=out", "baseline=false", CPU, "hydra.run.dir=measured")
     assert Run(here / "measured").metrics["test/accuracy"] == parent["test/accuracy"]
+    variant, samples = load_variant("out"), load_variant("tuned").prepare(build(Run(here / "out").config.data), "test")
+    assert variant.target.score(variant.predictions(samples, torch.device("cpu"), 64), samples.answers) == parent["test/accuracy"]
+    assert stored_bytes(here / "out") > metrics["export/bytes"]
 
     sslt("export", "from=out", CPU, "hydra.run.dir=again", code=2)
     sslt("finetune", "+target=digits", "from=out", CPU, "hydra.run.dir=again", code=2)
