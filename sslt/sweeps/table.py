@@ -44,7 +44,7 @@ def rows(cells: Sequence[Cell], wanted: str | None, direction: str | None, error
         error = errors.get(cell.number) or (str(run.info.get("error", "")).partition(": ")[2] if state == "failed" else "")
         found.append({
             "number": cell.number, "swept": {label(k, cell.overrides): v for k, v in cell.swept.items()},
-            "value": value, "status": state, "folder": str(cell.folder), "error": error,
+            "value": value, "status": state, "folder": display(cell.folder), "error": error,
         })  # fmt: skip
     sign = -1 if higher else 1
     states = ("finished", "pruned", "interrupted", "running", "failed", "not run")
@@ -90,7 +90,7 @@ def write(
         for r in found:
             out.writerow([r["number"], *(r["swept"].get(k, "") for k in keys), r["value"], r["status"], r["folder"], r["error"]])
     shown = [
-        {**{k: r["swept"].get(k, "") for k in keys}, **({name: r["value"]} if name else {}), "status": r["status"], "folder": r["folder"]}
+        {**{k: r["swept"].get(k, "") for k in keys}, **({name: r["value"]} if name else {}), "status": r["status"], "folder": Path(r["folder"]).name}
         for r in found[:SHOWN]
     ]
     print_table(str(sweep), shown)
@@ -99,12 +99,12 @@ def write(
     if seeds:
         others = list(dict.fromkeys(k for g in seeds for k in g["swept"]))
         table = [{**{k: g["swept"].get(k, "") for k in others}, name: _spread(g, name), "runs": g["runs"]} for g in seeds[:SHOWN]]
-        print_table("over seeds: mean ± standard deviation", table)
+        print_table("over seeds: mean ± sd", table)
     if best is None:
         if not name and any(r["status"] == "finished" for r in found):
             print("  nothing to choose by: these runs measured nothing on validation")
         return
-    swept, where = " ".join(f"{k}={v}" for k, v in best["swept"].items()), display(Path(best["folder"]))
+    swept, where = " ".join(f"{k}={v}" for k, v in best["swept"].items()), best["folder"]
     print(f"  best by {name}: {swept} → {where}")
     if verb in _NEXT:
         print(f"  next: sslt {_NEXT[verb].format(where)}")
