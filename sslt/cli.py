@@ -159,6 +159,7 @@ def _sweep(verb: str, overrides: list[str], typed: list[str], flags: dict[str, s
     from sslt.sweeps.job import Job
     from sslt.sweeps.sweeper import Command
 
+    plugins.check_installed(overrides)
     job = Job(verb, config_dir)
     plugins.register(command := Command(verb, typed, config_dir, job))
 

@@ -25,9 +25,9 @@ class Search(Cells):
 
     def __init__(
         self, n_trials: int, n_jobs: int, sampler: str, startup_trials: int, seed: int, pruner: str | None, pruner_trials: int,
-        warmup_epochs: int, metric: str | None, direction: str | None,
+        warmup_epochs: int, params: dict[str, Any] | None, metric: str | None, direction: str | None,
     ):  # fmt: skip
-        super().__init__(metric, direction)
+        super().__init__(params, metric, direction)
         self.n_trials, self.n_jobs, self.startup_trials, self.warmup_epochs = n_trials, n_jobs, startup_trials, warmup_epochs
         self.sampler, self.seed, self.pruner, self.pruner_trials = sampler, seed, pruner, pruner_trials
 
@@ -54,7 +54,7 @@ class Search(Cells):
         space = distributions(overrides)
         if not space:
             raise UserError("there is nothing to search for: give a setting several values, optimizer.lr=tag(log,interval(1e-4,1e-1))")
-        fixed = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in overrides if not o.is_sweep_override()]
+        fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
         study = open_study(self.folder.path)
         if self.pruner:
             self.command.job.pruning = {

@@ -11,7 +11,7 @@ def distributions(overrides: list[Any]) -> dict[str, Any]:
     """key → distribution of the overrides (parsed by Hydra) that vary.
 
     `choice(a,b)` and `a,b`: one of them, as it would be typed. `range(a,b,step)`: a number below b, as Hydra enumerates them.
-    `interval(a,b)`: any number, a whole one where both ends are. `tag(log,…)` on the last two: on a logarithmic scale.
+    `interval(a,b)`: any number, `int(interval(a,b))`: a whole one. `tag(log,…)` on these: on a logarithmic scale.
     """
     return {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sslt.sweeps import metric as metrics
 from sslt.sweeps import table
 from sslt.sweeps.folder import DONE, FILE, Cell, Sweep
 from sslt.sweeps.job import INTERRUPTED, Job, said, tell
+from sslt.sweeps.study import JOURNAL
 
 ATTEMPTS = 2  # of a cell whose process was killed, perhaps with that of another
 
@@ -42,8 +44,8 @@ current: list[Command] = []  # the one that this process sweeps over
 class Cells(Sweeper):
     """What all sweepers have in common: a folder, cells that are run or left alone, a table in the end."""
 
-    def __init__(self, metric: str | None, direction: str | None):
-        self.metric, self.direction = metric, direction
+    def __init__(self, params: dict[str, Any] | None, metric: str | None, direction: str | None):
+        self.params, self.metric, self.direction = params or {}, metric, direction
         self.command = current[0]
         self.errors: dict[int, str] = {}
         self.codes: list[int] = []
@@ -65,11 +67,12 @@ class Cells(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         self.check()
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides(arguments)
+        overrides = parser.parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
         verb, typed, config_dir = self.command.verb, self.command.overrides, self.command.config_dir
         if stored.is_file(self.folder.path / FILE) and not self.folder.is_of(verb, typed, config_dir):
             raise UserError(f"{self.folder} holds another sweep ({FILE}): choose another hydra.sweep.dir=")
-        with self.folder.lock(), signals.Watch() as watch:
+        made = [p for p in (self.folder.path, *self.folder.path.parents) if not p.exists()]
+        with _leaving_nothing(self, made), self.folder.lock(), signals.Watch() as watch:
             self.folder.update(verb=verb, overrides=typed, config_dir=config_dir, status="running")
             if "started" not in self.folder.info:
                 self.folder.update(started=runs.now(), cells=[])
@@ -170,11 +173,26 @@ class Cells(Sweeper):
                 tell(cell.folder, error)
 
 
+@contextlib.contextmanager
+def _leaving_nothing(sweep: Cells, made: list[Path]) -> Iterator[None]:
+    """Where a sweep is refused before it has a cell, the folders `made` for it, innermost first, go again."""
+    try:
+        yield
+    except Exception:
+        if not sweep.cells and sweep.folder.path in made:
+            with contextlib.suppress(OSError):
+                for name in (".lock", FILE, "multirun.yaml", JOURNAL):
+                    (sweep.folder.path / name).unlink(missing_ok=True)
+                for path in made:
+                    path.rmdir()
+        raise
+
+
 class Grid(Cells):
     """Every combination of the values, in the order of Hydra's own sweeper."""
 
-    def __init__(self, max_batch_size: int | None, metric: str | None, direction: str | None):
-        super().__init__(metric, direction)
+    def __init__(self, max_batch_size: int | None, params: dict[str, Any] | None, metric: str | None, direction: str | None):
+        super().__init__(params, metric, direction)
         self.size = max_batch_size
 
     def check(self) -> None:
@@ -183,20 +201,18 @@ class Grid(Cells):
             raise UserError(f"hydra.sweeper.max_batch_size={self.size}: give a whole number, 1 or more, or null")
 
     def cover(self, overrides: list[Any]) -> None:
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-        varying = [o.get_key_element() for o in overrides if o.is_sweep_override()]
+        choices: dict[str, list[str]] = {}  # of a key that is given twice, Hydra's sweeper takes the last
         for o in overrides:
             if o.is_interval_sweep():
                 raise UserError(f"{o.input_line}: there is no end of values in an interval: add hydra/sweeper=optuna, or give some of them")
-        (batch,) = BasicSweeper.split_arguments(overrides, None)
+            key = o.get_key_element()
+            choices[key] = [f"{key}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else [o.input_line]
+        varying = [o.get_key_element() for o in overrides if o.is_sweep_override()]
         found = []
-        for number, cell in enumerate(batch):
-            given = dict(o.split("=", 1) for o in cell)
-            found.append((number, list(cell), {k: given[k] for k in varying}))
+        for number, cell in enumerate(itertools.product(*choices.values())):
+            given = dict(zip(choices, cell, strict=True))
+            found.append((number, list(cell), {k: given[k].partition("=")[2] for k in varying}))
         cells = self.enter(found)
         size = self.size or max(len(cells), 1)
-        for start in itertools.count(0, size):
-            if start >= len(cells):
-                break
+        for start in range(0, len(cells), size):
             self.run(cells[start : start + size])

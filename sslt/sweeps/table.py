@@ -104,8 +104,8 @@ def write(
         if not name and any(r["status"] == "finished" for r in found):
             print("  nothing to choose by: these runs measured nothing on validation")
         return
-    swept, where = " ".join(f"{k}={v}" for k, v in best["swept"].items()), best["folder"]
-    print(f"  best by {name}: {swept} → {where}")
+    swept, where = "".join(f" {k}={v}" for k, v in best["swept"].items()), best["folder"]
+    print(f"  best by {name}:{swept} → {where}")
     if verb in _NEXT:
         print(f"  next: sslt {_NEXT[verb].format(where)}")
 
