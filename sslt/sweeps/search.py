@@ -122,4 +122,3 @@ class Search(Cells):
 
 def _is_over(study: Any, trial: Any) -> bool:
     return bool(study.get_trials(deepcopy=False)[trial.number].state.is_finished())
-

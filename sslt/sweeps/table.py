@@ -27,35 +27,41 @@ def label(key: str, overrides: Sequence[str] = ()) -> str:
     return rest if shared or rest in ("task", "target", "data") else f"{stage}.{rest}"
 
 
-def rows(cells: Sequence[Cell], wanted: str | None, direction: str | None, errors: dict[int, str]) -> tuple[list[dict[str, Any]], str, bool]:
+def rows(
+    cells: Sequence[Cell], wanted: str | None, direction: str | None, errors: dict[int, str]
+) -> tuple[list[dict[str, Any]], str, bool]:
     """(rows, the best first; the metric's name; whether the highest is best). Cells without a number come last, by their state."""
     found: list[dict[str, Any]] = []
-    names: list[str] = []
-    higher = direction != "minimize"
+    measured: list[tuple[str, bool]] = []
     for cell in cells:
-        run, state = Run(cell.folder), cell.state
-        value = None
+        run, state, value, name = Run(cell.folder), cell.state, None, ""
         if run.info:
             watched = run.info["pruned"].get("values") if state == "pruned" else None
-            name, higher, value = metric.of(run, wanted, direction, watched)
-            names += [name] if value is not None else []
+            name, highest, value = metric.of(run, wanted, direction, watched)
+            measured += [(name, highest)] if value is not None else []
         if cell.number in errors and state in ("not run", "interrupted"):
             state = "failed"
         error = errors.get(cell.number) or (str(run.info.get("error", "")).partition(": ")[2] if state == "failed" else "")
         found.append({
-            "number": cell.number, "swept": {label(k, cell.overrides): v for k, v in cell.swept.items()},
+            "number": cell.number, "swept": {label(k, cell.overrides): v for k, v in cell.swept.items()}, "metric": name,
             "value": value, "status": state, "folder": display(cell.folder), "error": error,
         })  # fmt: skip
-    sign = -1 if higher else 1
+    name, higher = max(dict.fromkeys(measured), key=measured.count) if measured else (wanted or "", direction != "minimize")
+    for row in found:
+        if row.pop("metric") != name:  # of other data or another target, which nothing here can be compared with
+            row["value"] = None
     states = ("finished", "pruned", "interrupted", "running", "failed", "not run")
-    place = lambda r: (states.index(r["status"]) if r["status"] in states else 9, sign * (r["value"] or 0.0), r["number"])  # noqa: E731
-    found.sort(key=lambda r: (r["value"] is None or r["status"] != "finished", *place(r)))
-    name = max(set(names), key=names.count) if names else wanted or ""
-    return found, name, higher
+
+    def place(row: dict[str, Any]) -> tuple[bool, int, float, int]:
+        value = row["value"] if row["value"] is not None else 0.0
+        state = states.index(row["status"]) if row["status"] in states else len(states)
+        return row["value"] is None, state, -value if higher else value, row["number"]
+
+    return sorted(found, key=place), name, higher
 
 
 def over_seeds(found: Sequence[dict[str, Any]], higher: bool) -> list[dict[str, Any]]:
-    """Mean and sample standard deviation over the finished cells that differ in their seed alone, the best mean first; [] without several."""
+    """Mean and sample standard deviation over finished cells that differ in their seed alone, the best mean first; [] without several."""
     groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
     for row in found:
         if row["status"] == "finished" and row["value"] is not None and any(k.split(".")[-1] == "seed" for k in row["swept"]):
@@ -90,7 +96,12 @@ def write(
         for r in found:
             out.writerow([r["number"], *(r["swept"].get(k, "") for k in keys), r["value"], r["status"], r["folder"], r["error"]])
     shown = [
-        {**{k: r["swept"].get(k, "") for k in keys}, **({name: r["value"]} if name else {}), "status": r["status"], "folder": Path(r["folder"]).name}
+        {
+            **{k: r["swept"].get(k, "") for k in keys},
+            **({name: r["value"]} if name else {}),
+            "status": r["status"],
+            "folder": Path(r["folder"]).name,
+        }
         for r in found[:SHOWN]
     ]
     print_table(str(sweep), shown)

@@ -63,7 +63,7 @@ def folder(tmp_path):
 def test_a_trial_below_the_median_ends(folder):
     """Not before the epochs it is given, and by its best number so far: 0.45 against (0.4 + 0.5) / 2 is not below, 0.449 is."""
     assert train(pruning(folder, 2), [0.0, 0.449, 0.9]) == 2
-    assert Run(folder / "2").info["pruned"]["epoch"] == 2 and Run(folder / "2").info["pruned"]["values"] == {"val/accuracy": pytest.approx(0.449)}
+    assert Run(folder / "2").info["pruned"] == {"epoch": 2, "values": {"val/accuracy": pytest.approx(0.449)}}
 
 
 def test_one_that_keeps_up_goes_on(folder):
@@ -100,9 +100,10 @@ def test_what_is_trained_beside_the_trial_is_left_alone(folder):
 
 def test_a_pruned_run_in_a_search(sslt, here, capsys):
     """No error and no encoder, but a checkpoint: the trial is a row, the study knows, and the run can be ended by itself."""
-    args = ["finetune", "-m", "hydra/sweeper=optuna", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_epochs=3", "late_fusion=false",
-            "baseline=false", "interpolate=[]", "val_every_n_epochs=1", "optimizer.lr=0.03,0.0000001", "hydra.sweeper.pruner=median",
-            "hydra.sweeper.pruner_trials=1", "hydra.sweeper.n_trials=3", "hydra.sweeper.seed=5", "hydra.sweep.dir=sweep"]  # fmt: skip
+    args = ["finetune", "-m", "hydra/sweeper=optuna", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_epochs=3"]
+    args += ["late_fusion=false", "baseline=false", "interpolate=[]", "val_every_n_epochs=1", "optimizer.lr=0.03,0.0000001"]
+    search = {"pruner": "median", "pruner_trials": 1, "n_trials": 3, "seed": 5}
+    args += [*(f"hydra.sweeper.{k}={v}" for k, v in search.items()), "hydra.sweep.dir=sweep"]
     sslt(*args)
     rows = {r["number"]: r for r in json.loads(Path("sweep/sweep.json").read_text())["results"]}
     states = [t.state.name for t in open_study(here / "sweep").get_trials()]
@@ -110,8 +111,10 @@ def test_a_pruned_run_in_a_search(sslt, here, capsys):
     assert pruned and rows[0]["status"] == "finished" and all(r["status"] in ("finished", "pruned") for r in rows.values())
     assert [s == "PRUNED" for s in states] == [rows[n]["status"] == "pruned" for n in range(3)]
     run = Run(here / "sweep" / str(pruned[0]))
-    assert run.info["status"] == "pruned" and run.info["pruned"]["epoch"] == 1 and "error" not in run.info and rows[pruned[0]]["error"] == ""
-    assert not (run / "encoder").exists() and (run / "checkpoints" / "last.ckpt").exists() and "callbacks: []" in (run / "config.yaml").read_text()
+    assert run.info["status"] == "pruned" and run.info["pruned"]["epoch"] == 1
+    assert "error" not in run.info and rows[pruned[0]]["error"] == ""
+    assert not (run / "encoder").exists() and (run / "checkpoints" / "last.ckpt").exists()
+    assert "callbacks: []" in (run / "config.yaml").read_text()
     assert "SSLT_WATCHERS" not in os.environ and "pruned after epoch 1" in capsys.readouterr().err
     sslt("finetune", f"resume={run}")
     assert run.finished and run.metrics["train/epochs"] == 3

@@ -179,7 +179,7 @@ def test_a_refused_sweep_leaves_nothing(sslt, here, fake):
 
 
 def test_killed_in_the_middle(here):
-    """SIGKILL through the console script: the finished cell stays as it is, and the interrupted one ends bit for bit like one that was not."""
+    """SIGKILL through the console script: the finished cell stays, the interrupted one ends bit for bit like one that was not."""
     args = ["pretrain", "-m", "+task=simclr", *TINY_IMAGES, "data=digits", "batch_size=64", "trainer.max_steps=24", "seed=0,1",
             "checkpoint.every_minutes=0.0001", "online_probe.samples=100"]  # fmt: skip
     process = subprocess.Popen([SSLT, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))

@@ -108,3 +108,11 @@ def test_pretraining_without_labels_is_chosen_by_the_rank_of_features(sslt, here
     fake.metrics = lambda value: {"train/loss": 1.0}
     sslt("pretrain", "-m", "+task=simclr", "optimizer.lr=0.1,0.01", "hydra.sweep.dir=other")
     assert result("other")["best"] is None and result("other")["status"] == "finished"
+
+
+def test_numbers_of_different_metrics_are_not_compared(sslt, here, fake):
+    """Of a sweep over data, those with the metric of most cells are ordered, and the others stand below them."""
+    fake.metrics = lambda value: {"online/rankme": 500.0} if value < -3 else {"online/knn_accuracy": 0.5 + value / 100}
+    sslt("pretrain", "-m", "+task=simclr", "optimizer.lr=0.00001,0.1,0.01", "hydra.sweep.dir=sweep")
+    found = result()["results"]
+    assert [r["number"] for r in found] == [2, 1, 0] and found[2]["value"] is None and result()["metric"] == "online/knn_accuracy"
