@@ -32,6 +32,9 @@ class Cell:
     swept: dict[str, str]
     folder: Path
 
+    def __hash__(self) -> int:
+        return hash(self.folder)
+
     @property
     def state(self) -> str:
         """finished, pruned, failed, interrupted (there is something to go on from), running (by another process) or not run."""

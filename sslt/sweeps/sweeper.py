@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import io
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -112,8 +113,9 @@ class Cells(Sweeper):
             name = self._subfolder(number, overrides)
             out.append(Cell(number, list(overrides), swept, self.folder.path / name))
             noted.append({"number": number, "folder": name, "overrides": list(overrides), "swept": swept})
+            known[tuple(overrides)] = noted[-1]
         self.folder.update(cells=noted)
-        self.cells += out
+        self.cells += [c for c in dict.fromkeys(out) if c not in self.cells]
         return out
 
     def _subfolder(self, number: int, overrides: list[str]) -> str:
@@ -163,7 +165,7 @@ class Cells(Sweeper):
         where = f"hydra.sweep.dir={groups.written(str(self.folder.path))}"
         jobs = [[*c.overrides, where, f"hydra.sweep.subdir={groups.written(str(c.folder.relative_to(self.folder.path)))}"] for c in cells]
         returned = self.launcher.launch(jobs, initial_job_idx=cells[0].number)
-        return [r.return_value for r in returned]
+        return [_answer(r) for r in returned]
 
     def _note(self, cell: Cell, answer: dict[str, Any]) -> None:
         self.codes.append(int(answer["code"]))
@@ -171,6 +173,15 @@ class Cells(Sweeper):
             self.errors[cell.number] = error
             if not answer["told"]:
                 tell(cell.folder, error)
+
+
+def _answer(returned: Any) -> dict[str, Any]:
+    """What a job gave back; of one that its launcher ended (submitit, when the time is up for good) the reason."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # Hydra's own words
+            return dict(returned.return_value)
+    except Exception as e:
+        return {"code": 1, "error": said(e), "told": False}
 
 
 @contextlib.contextmanager

@@ -96,6 +96,17 @@ def test_more_trials_go_on_from_those_there_are(tmp_path):
     assert ran == [7, 8, 9] and cells(tmp_path / "more") == cells(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("n_jobs", [1, 4])
+def test_the_same_values_are_one_run(tmp_path, n_jobs):
+    """Of few choices some come twice: the study is told the number that is there, and the table has one row."""
+    space = ["optimizer.lr=0.1,0.001", "views=a,b"]
+    _, ran = search(tmp_path, space=space, n_trials=12, n_jobs=n_jobs, sampler="random")
+    assert len(ran) == len(set(ran)) == len(cells(tmp_path)) == len({tuple(c) for c in cells(tmp_path)}) == 4
+    trials = open_study(tmp_path).get_trials()
+    assert len(trials) == 12 and all(t.value == pytest.approx(toy(t.params)) for t in trials)
+    assert len(json.loads((tmp_path / "sweep.json").read_text())["results"]) == 4
+
+
 def test_another_seed_is_another_search(tmp_path):
     for seed in (0, 1):
         search(tmp_path / str(seed), seed=seed, n_trials=3)
