@@ -16,7 +16,7 @@ from sslt.sweeps.space import distributions, typed
 from sslt.sweeps.study import PRUNERS, open_study
 from sslt.sweeps.sweeper import Cells
 
-SAMPLERS = ("tpe", "random", "qmc")
+SAMPLERS = ("tpe", "random")
 _COUNTS = ("n_trials", "n_jobs", "startup_trials", "pruner_trials", "warmup_epochs")
 
 
@@ -93,8 +93,6 @@ class Search(Cells):
         seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
         if self.sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
-        if self.sampler == "qmc":  # one sequence, of which a trial takes its place
-            return optuna.samplers.QMCSampler(seed=self.seed, scramble=True)
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup_trials)
 
     def _cell(self, trial: Any, fixed: list[str], space: dict[str, Any]) -> tuple[int, list[str], dict[str, str]]:
