@@ -66,7 +66,7 @@ class Search(Cells):
             numbers = range(start, min(start + self.n_jobs, self.n_trials))
             trials = [self._ask(study, number, space) for number in numbers]
             cells = self.enter([self._cell(trial, fixed, space) for trial in trials])
-            mine = [c for c, t in zip(cells, trials, strict=True) if c.number == t.number]  # others had the same values before: the same run
+            mine = [c for c, t in zip(cells, trials, strict=True) if c.number == t.number]  # others had these values before
             self.run([cell for cell in mine if not _is_over(study, trials[cell.number - start])])
             for cell, trial in zip(cells, trials, strict=True):
                 if not _is_over(study, trial):

@@ -45,6 +45,10 @@ current: list[Command] = []  # the one that this process sweeps over
 class Cells(Sweeper):
     """What all sweepers have in common: a folder, cells that are run or left alone, a table in the end."""
 
+    hydra_context: Any
+    config: Any
+    launcher: Any
+
     def __init__(self, params: dict[str, Any] | None, metric: str | None, direction: str | None):
         self.params, self.metric, self.direction = params or {}, metric, direction
         self.command = current[0]

@@ -67,7 +67,7 @@ def over_seeds(found: Sequence[dict[str, Any]], higher: bool) -> list[dict[str, 
         if row["status"] == "finished" and row["value"] is not None and any(k.split(".")[-1] == "seed" for k in row["swept"]):
             others = tuple((k, v) for k, v in row["swept"].items() if k.split(".")[-1] != "seed")
             groups.setdefault(others, []).append(row["value"])
-    out = [
+    out: list[dict[str, Any]] = [
         {"swept": dict(k), "mean": statistics.fmean(v), "spread": statistics.stdev(v) if len(v) > 1 else None, "runs": len(v)}
         for k, v in groups.items()
     ]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import TINY_IMAGES
+from omegaconf import OmegaConf
 
 from sslt.errors import RankLost
 from sslt.runs import Run
@@ -18,6 +19,8 @@ from sslt.sweeps import job as jobs
 from sslt.sweeps.job import Job
 
 IMAGES = ["pretrain", "-m", "+task=simclr", *TINY_IMAGES, "data=digits", "trainer.max_steps=2", "online_probe.samples=100"]
+
+CFG = OmegaConf.create({"optimizer": {"lr": 0.1}})
 
 
 @pytest.fixture
@@ -34,9 +37,9 @@ def test_a_job_can_be_sent(hydra_job, fake):
     """It is plain data, and so is its answer."""
     made = pickle.loads(pickle.dumps(Job("pretrain", None)))
     fake.score = lambda cfg: 1.0
-    assert pickle.loads(pickle.dumps(made({}))) == {"code": 0, "error": None, "told": True}
+    assert pickle.loads(pickle.dumps(made(CFG))) == {"code": 0, "error": None, "told": True}
     fake.hook = lambda cfg, folder: (_ for _ in ()).throw(RankLost("rank 1 is gone"))
-    assert made({})["error"] == "rank 1 is gone" and made({})["code"] == 1
+    assert made(CFG)["error"] == "rank 1 is gone" and made(CFG)["code"] == 1
 
 
 def test_what_submitit_does_to_signals_is_done_after_the_run_has_saved(hydra_job, fake, monkeypatch):
@@ -62,7 +65,7 @@ def test_what_submitit_does_to_signals_is_done_after_the_run_has_saved(hydra_job
         for number in (signal.SIGUSR2, signal.SIGTERM):
             fake.hook = lambda cfg, folder, number=number: os.kill(os.getpid(), number)
             with pytest.raises(SystemExit):
-                made({})
+                made(CFG)
         assert calls == ["requeued", "requeued"] and fake.ran == [("cell", False), ("cell", True)]
         assert signal.getsignal(signal.SIGTERM) == theirs.bypass
     finally:
@@ -73,9 +76,9 @@ def test_what_submitit_does_to_signals_is_done_after_the_run_has_saved(hydra_job
 def test_where_errors_are_told(hydra_job, fake, monkeypatch, capsys):
     """What a job of submitit prints goes into a file, so that the sweep itself says it."""
     fake.hook = lambda cfg, folder: 1 / 0
-    assert Job("pretrain", None)({})["told"] and "ZeroDivisionError" in capsys.readouterr().err
+    assert Job("pretrain", None)(CFG)["told"] and "ZeroDivisionError" in capsys.readouterr().err
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
-    assert not Job("pretrain", None)({})["told"] and "ZeroDivisionError" not in capsys.readouterr().err
+    assert not Job("pretrain", None)(CFG)["told"] and "ZeroDivisionError" not in capsys.readouterr().err
     jobs.tell(Path("cell"), "x\x1b[2J")
     assert capsys.readouterr().err == "sslt: cell: x\\x1b[2J; the sweep goes on\n"
 
