@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +96,22 @@ def _hydra(verb: str, args: list[str]) -> int:
 
         overrides = rewrite(overrides, config_dir, sweep)
     overrides = groups.completed(verb, overrides, config_dir)
+    if sweep:
+        from sslt.sweeps import folder as sweeps
+
+        typed = [o for o in overrides if not o.startswith("resume=")]
+        overrides, known = sweeps.place(verb, overrides, config_dir)
+        if not known:
+            _refuse_taken(overrides, sweep)
+        return _sweep(verb, overrides, typed, flags, config_dir)
     if any(o.lstrip("+").startswith("resume=") for o in overrides):
         from sslt import resume
 
-        going, overrides = resume.find(verb, overrides, sweep, config_dir)
+        going, overrides = resume.find(verb, overrides, config_dir)
         if going is not None:
             return _go_on(verb, going, flags, config_dir)
     _refuse_taken(overrides, sweep)
 
-    import hydra
     from omegaconf import DictConfig
 
     from sslt import config
@@ -120,26 +127,60 @@ def _hydra(verb: str, args: list[str]) -> int:
         from hydra.core.hydra_config import HydraConfig
 
         hydra_cfg = HydraConfig.get()
-        try:  # kept and raised below: Hydra would print it too; and a sweep goes on to its next job
+        try:  # kept and raised below: Hydra would print it too
             config.note_own_rate(cfg, verb, list(hydra_cfg.overrides.task), config_dir)
             config.check(cfg, verb, config_dir)
             from sslt.execute import execute
 
             folder = Path(hydra_cfg.runtime.output_dir)
             codes.append(execute(verb, cfg, folder, list(hydra_cfg.overrides.task), config_dir))
-            if sweep and codes[-1] == INTERRUPTED:
-                raise KeyboardInterrupt  # of the whole sweep
         except (Exception, KeyboardInterrupt) as e:
             errors.append(e)
-            if not sweep and isinstance(e, UserError):
+            if isinstance(e, UserError):
                 from sslt import runs
 
                 folder = Path(hydra_cfg.runtime.output_dir)
                 if runs.display(folder) not in str(e):  # a message that sends the user there
                     runs.remove_refused(folder, made_by(folder))
-            if not sweep or isinstance(e, KeyboardInterrupt):
-                raise SystemExit(1) from e
-            print(f"sslt: job {hydra_cfg.job.num}: {printable(str(e))}; the sweep goes on", file=sys.stderr)
+            raise SystemExit(1) from e
+
+    if ended := _handed(task, verb, overrides, flags, config_dir, errors):
+        return ended
+    if errors:
+        raise errors[0]
+    return max(codes, default=0)
+
+
+def _sweep(verb: str, overrides: list[str], typed: list[str], flags: dict[str, str | None], config_dir: str | None) -> int:
+    """Run a command over several values; what it is known by are the overrides `typed`."""
+    from omegaconf import DictConfig
+
+    from sslt.sweeps import plugins
+    from sslt.sweeps.job import Job
+    from sslt.sweeps.sweeper import Command
+
+    plugins.check_installed(overrides)
+    job = Job(verb, config_dir)
+    plugins.register(command := Command(verb, typed, config_dir, job))
+
+    def task(cfg: DictConfig) -> dict[str, Any]:
+        return job(cfg)  # nothing else, since launchers send it to their processes
+
+    return _handed(task, verb, overrides, flags, config_dir) or command.code
+
+
+def _handed(
+    task: Callable[..., Any],
+    verb: str,
+    overrides: list[str],
+    flags: dict[str, str | None],
+    config_dir: str | None,
+    errors: Sequence[BaseException] = (),
+) -> int:
+    """Have Hydra call `task` with what it composes. errors: of ours, which it adds to. Gives the exit code of what Hydra itself ended."""
+    import hydra
+
+    from sslt import config
 
     old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["sslt", *[word for flag, value in flags.items() for word in (flag, value) if word is not None], *overrides]
@@ -167,9 +208,7 @@ def _hydra(verb: str, args: list[str]) -> int:
         os.environ.pop("HYDRA_FULL_ERROR", None)
         if old_full is not None:
             os.environ["HYDRA_FULL_ERROR"] = old_full
-    if errors:
-        raise errors[0]
-    return max(codes, default=0)
+    return 0
 
 
 def _go_on(verb: str, going: Any, flags: dict[str, str | None], config_dir: str | None) -> int:

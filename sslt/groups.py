@@ -29,8 +29,10 @@ def _dirs(config_dir: str | None) -> list[Path]:
 
 
 def names(config_dir: str | None = None) -> list[str]:
-    """The config groups: data, encoder, task, …"""
-    return sorted({p.name for d in _dirs(config_dir) if d.is_dir() for p in d.iterdir() if p.is_dir() and p.name[0] not in "._"})
+    """The config groups: data, encoder, task, …; what a folder has for Hydra itself is none of sslt's."""
+    return sorted(
+        {p.name for d in _dirs(config_dir) if d.is_dir() for p in d.iterdir() if p.is_dir() and p.name[0] not in "._"} - {"hydra"}
+    )
 
 
 def options(group: str, config_dir: str | None = None) -> dict[str, str]:

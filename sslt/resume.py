@@ -33,7 +33,7 @@ class Going:
     overrides: list[str]
 
 
-def find(verb: str, overrides: list[str], sweep: bool, config_dir: str | None) -> tuple[Going | None, list[str]]:
+def find(verb: str, overrides: list[str], config_dir: str | None) -> tuple[Going | None, list[str]]:
     """What `resume=RUN|auto` among `overrides` comes to (None: a new run), and the overrides without it.
 
     Raises `UserError` where the folder is none that this verb can go on in.
@@ -42,8 +42,6 @@ def find(verb: str, overrides: list[str], sweep: bool, config_dir: str | None) -
     wanted, folder = given.get("resume", "null"), given.get("hydra.run.dir")
     if wanted in ("null", ""):
         return None, overrides
-    if sweep:
-        raise UserError(f"resume={wanted} does not go with -m: go on with the jobs that did not end one by one, resume=SWEEP_FOLDER/NUMBER")
     typed = [o for o in overrides if _key(o) != "resume"]
     own = [o for o in typed if not _key(o).startswith("hydra")]
     if wanted == "auto":

@@ -112,3 +112,13 @@ def sslt(here: Path):
         return found
 
     return run
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch):
+    """Runs take no time: `fake_runs.Fake` stands in for `execute`, and tells which of them there were."""
+    from fake_runs import Fake
+
+    made = Fake()
+    monkeypatch.setattr("sslt.execute.execute", made)
+    return made

@@ -24,12 +24,13 @@ FLOORS = [
     {"deploy"},
     {"learner", "callbacks", "loggers"},
     {"execute", "processes", "stages", "chain", "resume", "worker"},
-    {"cli", "guide", "__main__"},
+    {"cli", "guide", "sweeps", "__main__"},
 ]
 LEVEL = {name: i for i, floor in enumerate(FLOORS) for name in floor}
-HEAVY = {"torch", "pytorch_lightning", "transformers", "timm", "sklearn", "matplotlib", "wandb"}
+HEAVY = {"torch", "pytorch_lightning", "transformers", "timm", "sklearn", "matplotlib", "wandb", "optuna"}
 LIGHT = {"cli", "guide", "groups", "errors", "stored", "moved", "signals", "ranges", "config", "signatures", "trusted", "runs", "resume"}
 LIGHT |= {"execute", "processes", "chain", "__main__", "__init__"}
+LIGHT |= {f"sweeps.{name}" for name in ("folder", "job", "metric", "plugins", "search", "space", "study", "sweeper", "table")}
 MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py"))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import traceback
 from pathlib import Path
@@ -74,7 +76,7 @@ def fit(
     signals, checkpoint = Signals(), Checkpoint(run / "checkpoints", cfg.checkpoint.every_minutes, cfg.checkpoint.keep_every_n_epochs)
     progress = Progress(budget, curves, str(cfg.name or run.info.get("verb", "train")))
     own = watchers(curves) if watchers else []
-    yours = [build(c) for c in cfg.callbacks]
+    yours = [build(c) for c in [*cfg.callbacks, *json.loads(os.environ.get("SSLT_WATCHERS", "[]"))]]  # those of a search (sweeps/job.py)
     loggers = [build(node, save_dir=str(run.path)) for node in (cfg.logger or {}).values()] if distributed.rank() == 0 else []
     callbacks = [signals, curves, budget, *own, *yours, progress, NaNGuard(checkpoint), checkpoint, Clock(curves)]
     trainer = trainer_of(cfg, learner, budget, callbacks, loggers, run.path)

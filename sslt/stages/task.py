@@ -94,7 +94,7 @@ def read(cfg: Any, run: Run) -> Task:
     encoder = common.starting_encoder(cfg, source, None if domains is None else domains.corpus)
     splits = _splits(cfg, encoder, source, node)
     target = common.build_target(node, encoder, source)
-    run.update(primary=target.primary)
+    run.update(primary=target.primary, higher_is_better=target.higher_is_better)
     return Task(source, encoder, splits, target, node, adaptation, domains)
 
 
