@@ -38,9 +38,9 @@ import torch, uvicorn
 from fastapi import FastAPI, Request
 from omegaconf import OmegaConf
 from sslt.deploy.serving.inputs import Limits, checked
+from sslt.targets import heads
 from sslt.deploy.serving.model import Model
 from sslt.encoders.load import load_encoder
-from sslt.stages import heads
 from pathlib import Path
 
 limits = Limits(1 << 24, 64, 40_000_000, 100_000, 30.0)

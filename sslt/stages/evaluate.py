@@ -23,7 +23,8 @@ from sslt.evaluation.features import predicted
 from sslt.report.answers import row_names, write_answers
 from sslt.report.end import say_next
 from sslt.runs import Run, run_of
-from sslt.stages import common, episodes, heads, labels, measure
+from sslt.stages import common, episodes, labels, measure
+from sslt.targets import heads
 from sslt.targets.base import Target
 from sslt.targets.classification import Classification
 from sslt.trusted import check_trusted

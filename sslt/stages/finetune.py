@@ -16,10 +16,11 @@ from sslt.learner import Learner, Term
 from sslt.report.answers import row_names, write_answers
 from sslt.report.end import say_next, write_map, write_plots
 from sslt.runs import Run
-from sslt.stages import common, episodes, fitting, heads, joint, measure, rates, shift, task, weights
+from sslt.stages import common, episodes, fitting, joint, measure, rates, shift, task, weights
 from sslt.stages.between import Between
 from sslt.stages.common import Supervised
 from sslt.stages.task import PASSES, Plan, Splits, Task
+from sslt.targets import heads
 
 MAPPED = 600  # test samples on the map of features
 LEAST_HELD = 500  # validation samples that choose between start and end, however few were learned from

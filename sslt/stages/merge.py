@@ -11,7 +11,8 @@ from sslt.encoders import inserted
 from sslt.encoders.load import load_encoder
 from sslt.report.end import say_next
 from sslt.runs import RUN_FILE, Run
-from sslt.stages import common, heads
+from sslt.stages import common
+from sslt.targets import heads
 
 
 def main(cfg: Any, run: Run) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sslt.encoders import inserted
 from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError
 from sslt.runs import Run
-from sslt.stages import heads
+from sslt.targets import heads
 
 
 def change(file: Path, *path: str | int, to: Any) -> None:

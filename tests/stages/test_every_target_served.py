@@ -21,8 +21,8 @@ from sslt.evaluation.alike import alike_on
 from sslt.evaluation.features import predicted
 from sslt.report.answers import answer_rows
 from sslt.runs import Run
-from sslt.stages import heads
 from sslt.stages.predict import parts_of_run
+from sslt.targets import heads
 
 CPU, LIMITS = torch.device("cpu"), Limits(1 << 20, 64, 10_000, 10_000, 30.0)
 FUSED = ("classification", "tagging", "pairs")  # late fusion stands beside these

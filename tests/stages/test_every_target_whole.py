@@ -19,7 +19,7 @@ from sslt.encoders.load import load_encoder
 from sslt.encoders.seals import DIGESTS, seal
 from sslt.errors import UserError
 from sslt.runs import Run, read_json
-from sslt.stages import heads
+from sslt.targets import heads
 
 SCENES = ["+target=scenes", *TINY_IMAGES, "encoder.processor.size=32", "data.count=60", "batch_size=16"]
 NAMES, PLACES = ("Ada", "Grace", "Alan", "Kurt"), ("Paris", "Rome", "Oslo")

@@ -18,7 +18,7 @@ from PIL import Image
 from sslt.deploy.serving.inputs import Limits, Refused
 from sslt.deploy.serving.model import Model, picture
 from sslt.encoders.load import load_encoder
-from sslt.stages import heads
+from sslt.targets import heads
 
 LIMITS = Limits(1 << 20, 64, 10_000, 1000, 30.0)
 
