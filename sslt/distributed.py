@@ -16,6 +16,13 @@ from torch import Tensor, nn
 
 from sslt.errors import UserError
 
+PATIENCE = datetime.timedelta(minutes=10)  # in which the tensors of a step have to come: a node that is gone is noticed after it
+ARRIVAL = datetime.timedelta(minutes=15)  # in which all processes of a command have to be there
+LONG = datetime.timedelta(hours=12)  # for which ranks wait while rank 0 prepares data or fits probes
+_patient: Any = None  # the process group with which they do
+_meeting: Any = None
+_joined = 0
+
 
 def active() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -29,25 +36,59 @@ def world_size() -> int:
     return dist.get_world_size() if active() else 1
 
 
-def init(accelerator: str) -> None:
-    """Join the process group that the environment describes (WORLD_SIZE, RANK or LOCAL_RANK), if it does."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        os.environ.setdefault("RANK", os.environ.get("LOCAL_RANK", "0"))
-        if accelerator == "gpu":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        # ranks wait while rank 0 prepares data or fits probes, which may take long
-        dist.init_process_group("nccl" if accelerator == "gpu" else "gloo", timeout=datetime.timedelta(hours=12))
+def local_world_size() -> int:
+    """How many of the ranks are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if active() else 1
+
+
+def meeting() -> dist.Store:
+    """The store by which ranks find each other, at MASTER_ADDR:MASTER_PORT: the agent's where that has one, otherwise rank 0's own.
+
+    What is written there is of this attempt: ranks that an agent has started anew see nothing of those before.
+    """
+    global _meeting
+    if _meeting is None:
+        hosts = os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        place = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*place, is_master=hosts, timeout=ARRIVAL, wait_for_workers=False)
+        store.set_timeout(LONG)
+        _meeting = dist.PrefixStore(f"sslt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return _meeting
+
+
+def init(accelerator: str) -> bool:
+    """Join the process groups that the environment describes (WORLD_SIZE, RANK or LOCAL_RANK), if it does; returns whether it did now.
+
+    There are two: the default one for tensors of a step (NCCL on GPUs), in which nobody waits for longer than `PATIENCE`, so that a
+    node that is gone is noticed; and one of gloo for flags, objects and waiting while rank 0 prepares data or fits probes.
+    """
+    global _patient, _joined
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world <= 1 or dist.is_initialized():
+        return False
+    os.environ.setdefault("RANK", os.environ.get("LOCAL_RANK", "0"))
+    if accelerator == "gpu":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    _joined += 1  # a command may do so several times, by the same store
+    store = dist.PrefixStore(f"group{_joined}", meeting())
+    backend = "nccl" if accelerator == "gpu" else "gloo"
+    dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=world, timeout=PATIENCE)
+    _patient = dist.new_group(backend="gloo", timeout=LONG)
+    return True
 
 
 def close() -> None:
-    """Leave the process group."""
+    """Leave the process groups."""
+    global _patient
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+    _patient = None
 
 
 def barrier() -> None:
+    """Wait for all ranks, for as long as it takes."""
     if active():
-        dist.barrier()
+        dist.barrier(_patient)
 
 
 def connection_lost(e: BaseException) -> bool:
@@ -61,17 +102,22 @@ def gather_objects(value: Any) -> list[Any]:
     if not active():
         return [value]
     found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, _patient)
     return found
 
 
-def any_rank(flags: list[bool], device: torch.device) -> list[bool]:
-    """For each flag, whether it is true on some rank."""
+def largest(values: list[float]) -> list[float]:
+    """Each value's largest over all ranks. It goes by the CPU, so that no GPU is waited for."""
     if not active():
-        return flags
-    t = torch.tensor([int(f) for f in flags], device=device)
-    dist.all_reduce(t, dist.ReduceOp.MAX)
-    return [bool(f) for f in t.tolist()]
+        return values
+    t = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(t, dist.ReduceOp.MAX, _patient)
+    return t.tolist()
+
+
+def any_rank(flags: list[bool]) -> list[bool]:
+    """For each flag, whether it is true on some rank."""
+    return [bool(x) for x in largest([float(f) for f in flags])]
 
 
 def broadcast_object(value: Any) -> Any:
@@ -79,7 +125,7 @@ def broadcast_object(value: Any) -> Any:
     if not active():
         return value
     box = [value]
-    dist.broadcast_object_list(box)
+    dist.broadcast_object_list(box, group=_patient)
     return box[0]
 
 

@@ -50,6 +50,8 @@ def find(verb: str, overrides: list[str], sweep: bool, config_dir: str | None) -
         run = _same_command(verb, typed, folder)
         if run is None:
             return None, typed
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and str(error := run.info.get("error", "")).startswith("UserError: "):
+            raise UserError(str(error).removeprefix("UserError: "))  # starting it again does not mend it
         check_folder(run)
         return Going(run, config.compose(verb, own, config_dir), own), typed
     run = runs.open_run(wanted, "resume")

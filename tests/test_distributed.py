@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import two_processes
 from torch import nn
 from vector_encoder import VectorEncoder
@@ -143,12 +144,11 @@ def _checks(rank: int) -> dict[str, Any]:
 
 
 def _helpers(rank: int) -> dict[str, Any]:
-    cpu = torch.device("cpu")
     distributed.barrier()
     kept = torch.tensor([rank + 1.0])
     return {
         "place": (distributed.active(), distributed.rank(), distributed.world_size()),
-        "any": tuple(distributed.any_rank([rank == 1, False], cpu)),
+        "any": tuple(distributed.any_rank([rank == 1, False])),
         "object": distributed.broadcast_object({"from": rank}),
         "sum": distributed.sum_over_ranks(kept),
         "kept": kept,
@@ -364,7 +364,7 @@ def test_alone_everything_is_the_identity():
     for f in (distributed.gather, distributed.gather_rows, distributed.sum_over_ranks, distributed.all_sum):
         assert f(x) is x
     assert (distributed.active(), distributed.rank(), distributed.world_size()) == (False, 0, 1)
-    assert distributed.broadcast_object("x") == "x" and distributed.any_rank([True], x.device) == [True]
+    assert distributed.broadcast_object("x") == "x" and distributed.any_rank([True]) == [True]
     distributed.barrier()
     distributed.close()
 
@@ -610,9 +610,11 @@ def test_terms_that_take_turns_on_ranks_are_the_joined_batch(ranks):
 
 @pytest.mark.parametrize(("given", "rank"), [({"LOCAL_RANK": "1"}, "1"), ({"RANK": "3", "LOCAL_RANK": "1"}, "3"), ({}, "0")])
 def test_a_rank_is_the_launchers(given, rank, monkeypatch):
-    """The place among all processes where it is said, or that on this machine."""
+    """The place among all processes where it is said, or that on this machine; one group for steps, and one for long waits."""
     joined = []
     monkeypatch.setattr(distributed.os, "environ", environment := {"WORLD_SIZE": "4", **given})
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **_: joined.append(backend))
-    distributed.init("cpu")
-    assert environment["RANK"] == rank and joined == ["gloo"]
+    monkeypatch.setattr(distributed, "meeting", dist.HashStore)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, rank, **_: joined.append((backend, str(rank))))
+    monkeypatch.setattr(distributed.dist, "new_group", lambda backend, timeout: joined.append((backend, timeout)))
+    assert distributed.init("cpu")
+    assert environment["RANK"] == rank and joined == [("gloo", rank), ("gloo", distributed.LONG)]

@@ -136,7 +136,7 @@ class Checkpoint(pl.Callback):
     # ---------------------------------------------------------------- when
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         overdue = bool(self.period) and time.monotonic() - self._last > self.period
-        stop, due = distributed.any_rank([self.watch.came is not None, overdue], pl_module.device)
+        stop, due = distributed.any_rank([self.watch.came is not None, overdue])
         position = pl_module.batches_seen % pl_module.steps_per_epoch
         between_steps = position % trainer.accumulate_grad_batches == 0  # gradients that wait for more batches are not saved
         if stop and between_steps:
@@ -150,7 +150,7 @@ class Checkpoint(pl.Callback):
         whole = pl_module.batches_seen % pl_module.steps_per_epoch == 0
         epoch = pl_module.batches_seen // pl_module.steps_per_epoch
         waited = time.monotonic() - self._last > min(self.period, 30)
-        (due,) = distributed.any_rank([waited], pl_module.device)
+        (due,) = distributed.any_rank([waited])
         if whole and (due or pl_module.interrupted):
             self.save(trainer, pl_module)
         if whole and self.keep and epoch % self.keep == 0:
@@ -159,7 +159,7 @@ class Checkpoint(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._saved_at != pl_module.batches_seen and not pl_module.interrupted:
             self.save(trainer, pl_module)
-        if any(distributed.any_rank([self.watch.came is not None], pl_module.device)):
+        if any(distributed.any_rank([self.watch.came is not None])):
             pl_module.interrupted = True  # training is done, but measuring is not
 
     # ---------------------------------------------------------------- how
