@@ -62,11 +62,11 @@ def verdict(run: Run, world: int, codes: Mapping[int, int], came: int | None = N
     if (r := next((r for r, code in ways.items() if code == MISTAKE and said[r]), None)) is not None:
         return UserError(said[r])
     killed = [r for r, code in ways.items() if code < 0 and not (came and -code in (*_STOPS, signal.SIGKILL, came))]
-    first = [r for r in killed if -ways[r] not in _STOPS] or ([] if INTERRUPTED in ways.values() else killed)
+    failed = [r for r, code in ways.items() if code > 0 and code not in (LEFT_ALONE, INTERRUPTED)]
+    first = [r for r in killed if -ways[r] not in _STOPS] or ([] if failed or INTERRUPTED in ways.values() else killed)
     if first:
         why = ", perhaps because memory ran out" if ways[first[0]] == -signal.SIGKILL else ""
         return RankLost(f"rank {first[0]} was ended by signal {-ways[first[0]]}{why}; {_way(run, first[0])}")
-    failed = [r for r, code in ways.items() if code > 0 and code not in (LEFT_ALONE, INTERRUPTED)]
     if failed:
         r = failed[0]
         return RankLost(f"rank {r} ended with code {ways[r]}{f' ({said[r]})' if said[r] else ''}; {_way(run, r)}")

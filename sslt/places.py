@@ -75,7 +75,7 @@ def _by_hand(typed: dict[str, str], environ: Mapping[str, str], step: Place | No
         )
     if "trainer.node" not in typed and step is None:
         raise UserError(
-            f"trainer.num_nodes={count}: say which one this is, trainer.node=0 at trainer.address, 1 … {count - 1} on the others"
+            f"trainer.num_nodes={count}: say which one this is: trainer.node=0 at trainer.address, then 1 … {count - 1}"
         )
     index = _typed(typed, "trainer.node", 0) if "trainer.node" in typed else step.index if step else 0
     if index >= count:

@@ -140,7 +140,7 @@ def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 # -------------------------------------------------------------------- what one rank does
 def _checks(rank: int) -> dict[str, Any]:
-    return {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm, _alignment, _sent, _learned)}
+    return {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm, _exact, _alignment, _sent, _learned)}
 
 
 def _helpers(rank: int) -> dict[str, Any]:
@@ -197,6 +197,30 @@ def _norm(rank: int) -> dict[str, Any]:
         evaluated = module.eval()(x)
         out[name] = {"y": y.detach(), "x_grad": x.grad, "grads": gradients(module), "buffers": buffers(module), "eval": evaluated.detach()}
     return out
+
+
+def _exact(rank: int) -> dict[str, Any]:
+    """In float64 and in bfloat16, maps in torch's two orders, far from zero; the last rank may have no rows at all."""
+    out: dict[str, Any] = {}
+    for name, (dtype, order, rows) in EXACT.items():
+        x = unequal(4, 3, 2).to(dtype)
+        x = (x[: rows[0]] if rank == 0 else x[rows[0] :]).contiguous(memory_format=order).requires_grad_()
+        norm = distributed.span_batch_norm(nn.BatchNorm2d(4, dtype=torch.float64 if dtype == torch.float64 else None))
+        with torch.no_grad():
+            norm.weight.copy_(torch.linspace(0.5, 2, 4))
+        y = norm(x)
+        (y * _weights(y.shape[1:]).to(dtype)).sum().backward()
+        kept = y.is_contiguous(memory_format=order) and x.grad.is_contiguous(memory_format=order)
+        out[name] = {"y": y.detach(), "x_grad": x.grad, "grads": gradients(norm), "kept": kept}
+    return out
+
+
+EXACT = {
+    "float64": (torch.float64, torch.contiguous_format, ROWS),
+    "float64 channels last": (torch.float64, torch.channels_last, ROWS),
+    "bfloat16": (torch.bfloat16, torch.channels_last, ROWS),
+    "no rows": (torch.float64, torch.contiguous_format, (sum(ROWS), 0)),
+}
 
 
 def _alignment(rank: int) -> dict[str, Any]:
@@ -340,6 +364,25 @@ def test_batch_norm_over_unequal_rows(ranks, kind):
             assert torch.allclose(half["buffers"][name], expected, rtol=1e-5), name
     evaluated = module.eval()(x)
     assert torch.allclose(torch.cat([h["eval"] for h in halves]), evaluated, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_batch_norm_is_exact(ranks, kind):
+    """To the last digits in float64, and in bfloat16 to those of the maps: sums are wider. The order of the maps is kept."""
+    dtype = EXACT[kind][0]
+    x = unequal(4, 3, 2).to(dtype).double().requires_grad_()
+    norm = nn.BatchNorm2d(4, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, 4))
+    y = norm(x)
+    (y * _weights(y.shape[1:]).to(dtype).double()).sum().backward()
+    halves = [out["_exact"][kind] for out in ranks]
+    near: Any = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.02}
+    assert torch.allclose(torch.cat([h["y"] for h in halves]).double(), y, **near)
+    assert torch.allclose(torch.cat([h["x_grad"] for h in halves]).double(), x.grad, **near)
+    for name, expected in gradients(norm).items():
+        assert torch.allclose((halves[0]["grads"][name] + halves[1]["grads"][name]).double(), expected, rtol=near["rtol"], atol=1e-8), name
+    assert all(h["kept"] for h in halves) and halves[0]["y"].dtype == halves[0]["x_grad"].dtype == dtype
 
 
 # -------------------------------------------------------------------- one process
