@@ -74,9 +74,7 @@ def _by_hand(typed: dict[str, str], environ: Mapping[str, str], step: Place | No
             f"trainer.num_nodes={count} needs trainer.address=HOST:PORT, where node 0 can be reached by the others, a free port of it"
         )
     if "trainer.node" not in typed and step is None:
-        raise UserError(
-            f"trainer.num_nodes={count}: say which one this is: trainer.node=0 at trainer.address, then 1 … {count - 1}"
-        )
+        raise UserError(f"trainer.num_nodes={count}: say which one this is: trainer.node=0 at trainer.address, then 1 … {count - 1}")
     index = _typed(typed, "trainer.node", 0) if "trainer.node" in typed else step.index if step else 0
     if index >= count:
         raise UserError(f"trainer.node={index}: with trainer.num_nodes={count} they are 0 … {count - 1}")

@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 
 from sslt import signals
 
@@ -32,11 +33,14 @@ def code_of(number: int | None) -> int:
     about = _scontrol("show", "job", "-o", job)
     if about is not None and _cancelled(about):
         return INTERRUPTED
-    if about is None or _scontrol("requeue", job) is None:
-        log.info("SLURM does not requeue job %s: exit code %d says that it is to be started again", job, AGAIN)
-        return AGAIN
-    log.info("job %s is requeued, and goes on by itself when SLURM starts it again", job)
-    _wait_for_the_end()
+    with _listening() as came:  # requeueing sends a signal, too
+        if about is None or _scontrol("requeue", job) is None:
+            log.info("SLURM does not requeue job %s: exit code %d says that it is to be started again", job, AGAIN)
+            return AGAIN
+        log.info("job %s is requeued, and goes on by itself when SLURM starts it again", job)
+        until = time.monotonic() + _WAIT
+        while not came and time.monotonic() < until:
+            time.sleep(0.1)
     return AGAIN
 
 
@@ -64,15 +68,16 @@ def _scontrol(*args: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _wait_for_the_end() -> None:
-    """Until a signal comes, which requeueing sends, or too long."""
+@contextlib.contextmanager
+def _listening() -> Iterator[list[int]]:
+    """Signals that come within, which end nothing."""
     came: list[int] = []
     before = {}
     with contextlib.suppress(ValueError):  # not in the main thread
         for number in signals.ENDING:
             before[number] = signal.signal(number, lambda n, _: came.append(n))
-    until = time.monotonic() + _WAIT
-    while not came and time.monotonic() < until:
-        time.sleep(0.1)
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,6 +7,7 @@ one process makes of all of it.
 from __future__ import annotations
 
 import copy
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from vector_encoder import VectorEncoder
 
 from sslt import distributed
+from sslt.callbacks.agreement import MOST, Agreement
 from sslt.data.base import Samples
 from sslt.encoders.base import Features
 from sslt.errors import UserError
@@ -140,7 +142,10 @@ def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 # -------------------------------------------------------------------- what one rank does
 def _checks(rank: int) -> dict[str, Any]:
-    return {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm, _exact, _alignment, _sent, _learned)}
+    return {
+        check.__name__: check(rank)
+        for check in (_helpers, _rows, _ntxent, _contrast, _norm, _exact, _alignment, _sent, _learned, _agreement)
+    }
 
 
 def _helpers(rank: int) -> dict[str, Any]:
@@ -234,6 +239,19 @@ def _alignment(rank: int) -> dict[str, Any]:
     return out
 
 
+def _agreement(rank: int) -> dict[str, Any]:
+    """What a rank hears after each of 300 steps, and what time it reckons; rank 1 wants something from step 100 on."""
+    agreement, step = Agreement(), 0
+    agreement.asked = lambda: [rank == 1 and step >= 100, False]
+    agreement.start(50.0 if rank == 0 else 7.0)
+    heard, times = [], []
+    for step in range(300):
+        times.append(agreement.elapsed(-1.0))
+        agreement.meet(60.0 + step if rank == 0 else 1e6, due=step == 250)
+        heard.append(agreement.told)
+    return {"heard": heard, "times": times}
+
+
 class Remembers(nn.Module):
     """A queue, which says that all ranks have the same, and a buffer that says nothing."""
 
@@ -273,6 +291,9 @@ def _weights(shape: torch.Size) -> torch.Tensor:
 
 
 # -------------------------------------------------------------------- the comparison
+CHECKS = (_helpers, _rows, _ntxent, _contrast, _norm, _exact, _alignment, _sent, _learned, _agreement)
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     """The results of two processes that ran every check, each on its own data."""
@@ -383,6 +404,16 @@ def test_batch_norm_is_exact(ranks, kind):
     for name, expected in gradients(norm).items():
         assert torch.allclose((halves[0]["grads"][name] + halves[1]["grads"][name]).double(), expected, rtol=near["rtol"], atol=1e-8), name
     assert all(h["kept"] for h in halves) and halves[0]["y"].dtype == halves[0]["x_grad"].dtype == dtype
+
+
+def test_ranks_agree_every_few_steps(ranks):
+    """All hear the same after the same steps, soon after one wants it and whenever it is due, and reckon one time, rank 0's."""
+    first, second = (out["_agreement"] for out in ranks)
+    assert first == second
+    met = [step for step, told in enumerate(first["heard"]) if told]
+    assert 250 in met and len(met) < 300 and max(b - a for a, b in itertools.pairwise(met)) <= MOST
+    assert [first["heard"][step] for step in met] == [[step >= 100, False] for step in met]
+    assert first["times"][0] == 50 and all(first["times"][step + 1] == 60 + step for step in met if step < 299)
 
 
 # -------------------------------------------------------------------- one process

@@ -71,7 +71,8 @@ def fit(
     primary = next(iter(streams.values()))
     curves = Curves(run, primary.batch_size * world)
     start = distributed.broadcast_object(newest(run / "checkpoints") if distributed.rank() == 0 else None)
-    signals, checkpoint = Signals(), Checkpoint(run / "checkpoints", cfg.checkpoint.every_minutes, cfg.checkpoint.keep_every_n_epochs)
+    settings = (cfg.checkpoint.every_minutes, cfg.checkpoint.keep_every_n_epochs, budget.agreement)
+    signals, checkpoint = Signals(), Checkpoint(run / "checkpoints", *settings)
     progress = Progress(budget, curves, str(cfg.name or run.info.get("verb", "train")))
     own = watchers(curves) if watchers else []
     yours = [build(c) for c in cfg.callbacks]
@@ -234,6 +235,7 @@ def trainer_of(cfg: Any, learner: Learner, budget: Budget, callbacks: list[pl.Ca
     except (ValueError, TypeError, MisconfigurationException) as e:
         raise UserError(f"trainer: {str(e).splitlines()[0]}") from e
     trainer.fit_loop.__class__ = _WholeFit
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # they are ours from the first second
     return trainer
 
 
