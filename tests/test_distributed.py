@@ -142,10 +142,8 @@ def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 # -------------------------------------------------------------------- what one rank does
 def _checks(rank: int) -> dict[str, Any]:
-    return {
-        check.__name__: check(rank)
-        for check in (_helpers, _rows, _ntxent, _contrast, _norm, _exact, _alignment, _sent, _learned, _agreement)
-    }
+    checks = (_helpers, _rows, _ntxent, _contrast, _norm, _exact, _alignment, _sent, _learned, _agreement)
+    return {check.__name__: check(rank) for check in checks}
 
 
 def _helpers(rank: int) -> dict[str, Any]:
@@ -291,9 +289,6 @@ def _weights(shape: torch.Size) -> torch.Tensor:
 
 
 # -------------------------------------------------------------------- the comparison
-CHECKS = (_helpers, _rows, _ntxent, _contrast, _norm, _exact, _alignment, _sent, _learned, _agreement)
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     """The results of two processes that ran every check, each on its own data."""

@@ -17,6 +17,7 @@ def asked(here, monkeypatch):
 
     def make(says: str, takes: bool = True):
         state = f"echo 'JobId=7 {says}'" if says else "exit 1"
+        requeue = "kill -TERM $PPID" if takes else "exit 1"
         script = f"#!/bin/sh\necho $* >> {here}/asked\ncase $1 in show) {state};; requeue) {requeue};; esac\n"
         (here / "scontrol").write_text(script)
         (here / "scontrol").chmod(0o755)
