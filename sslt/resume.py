@@ -76,6 +76,8 @@ def _same_command(verb: str, typed: list[str], folder: str | None) -> runs.Run |
     """The newest unfinished run of the same command, or the one in `hydra.run.dir`."""
     if not folder:
         return runs.find_resumable(verb, typed)
+    if "${" in folder:  # a name by the clock, say, which is another one now
+        return runs.find_resumable(verb, typed, os.path.dirname(folder.partition("${")[0]) or ".")
     place = stored.located(folder)
     if stored.is_file(place / runs.RUN_FILE):
         return runs.Run(place)
