@@ -237,7 +237,7 @@ def _check_keys(path: str, target: str, node: dict[str, Any], found: signatures.
     for key, value in node.items():
         if key.startswith("_") and key.endswith("_"):
             continue
-        if path == "trainer" and key in OF_NODES:
+        if path.rpartition(".")[2] == "trainer" and key in OF_NODES:
             if value is not None and not isinstance(value, OF_NODES[key]):
                 raise UserError(f"{path}.{key}={value!r} is of the wrong type: it takes a single {OF_NODES[key].__name__}")
             continue

@@ -126,7 +126,11 @@ def test_signals_come_to_the_command_alone(long_run):
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
         process.send_signal(number)
     ((code, said),) = ended(process)
-    assert code == 130 and re.search(r"SIG(USR1|TERM|HUP) came: stopped at step \d+; go on with", said) and Run("run").info["status"] == "interrupted"
+    assert (
+        code == 130
+        and re.search(r"SIG(USR1|TERM|HUP) came: stopped at step \d+; go on with", said)
+        and Run("run").info["status"] == "interrupted"
+    )
     assert Path("run/checkpoints/last.ckpt").exists() and all(gone(pid) for pid in ranks)
 
 
