@@ -55,7 +55,7 @@ def work(verb: str, cfg: Any, folder: str, watched: bool = False) -> int:
             mend = explained(e, run)
             code = ends.MISTAKE if isinstance(mend, UserError) else ends.LEFT_ALONE if cause(e, distributed.connection_lost) else 1
             said = str(mend) if mend else (f"{type(e).__name__}: {e}".splitlines() or [""])[0]
-            if mend is None or os.environ.get("SSLT_DEBUG"):
+            if not isinstance(e, UserError) or os.environ.get("SSLT_DEBUG"):
                 _print_traceback(run / "logs" / f"rank{rank}.log")
         watch.writing = True  # signals that come from here on change nothing
         if rank and said:
