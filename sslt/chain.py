@@ -76,7 +76,7 @@ def _several(override: str) -> bool:
 def _of_training(key: str) -> bool:
     """Whether a key that `sslt evaluate` has, too, is said of training."""
     top, _, rest = key.partition(".")
-    return top == "data" or (top == "trainer" and rest not in ("accelerator", "devices"))
+    return top == "data" or (top == "trainer" and rest not in ("accelerator", "devices", "num_nodes", "address", "node"))
 
 
 def shares(cfg: Any, stage: str) -> list[str]:

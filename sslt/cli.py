@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sslt import groups, guide
-from sslt.errors import RankLost, UserError, nearest, printable
+from sslt import groups, guide, handing, places
+from sslt.errors import INTERRUPTED, RankLost, UserError, nearest, printable
 from sslt.stored import is_text
 
-INTERRUPTED = 130
 _SHORT = {"-m": "--multirun", "-c": "--cfg", "-cd": "--config-dir", "-p": "--package", "-i": "--info", "-r": "--run"}
 _VALUES: dict[str, tuple[str, ...]] = {  # of Hydra's flags, those that mean something here; a flag with values takes one of them
     "--multirun": (),
@@ -30,17 +29,41 @@ _VALUES: dict[str, tuple[str, ...]] = {  # of Hydra's flags, those that mean som
     "--package": ("a.key",),
     "--config-dir": ("DIR",),
 }
+_SHOWS = ("-h", "--help", "--cfg", "-c", "--info", "-i", "--hydra-help")  # flags of commands that run nothing
 _ALONE = ("--multirun", "--run", "--cfg", "--info")  # what Hydra does instead of one run
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 the user's mistake, 130 interrupted (resumable), 1 a defect."""
+    """Run a command; returns the exit code: 0 done, 2 the user's mistake, 130 interrupted (resumable), 75 the same and a scheduler is to
+    start it again, 1 a defect."""
     args = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _in_place(args), args)
+
+
+def _in_place(args: list[str]) -> int:
+    """Run a command as the only process, as the first of several that somebody has started for it, or as one of the others."""
+    runs_something = args and args[0] in guide.VERBS and not any(a.partition("=")[0] in _SHOWS for a in args)
+    place = places.found(args[1:]) if runs_something else None
+    if place is not None and place.index:
+        from sslt.following import follow
+
+        return follow(place)
+    with handing.leading(place) as codes:
+        codes.append(_guarded(lambda: _command(args), args))
+    return codes[-1]
+
+
+def _command(args: list[str]) -> int:
+    for a in args:
+        if "\0" in a or not is_text(a):
+            raise UserError(f"{a[:200]!a} is no UTF-8 text: files with such names have to be renamed or linked to first")
+    return _dispatch(args)
+
+
+def _guarded(command: Callable[[], int], args: list[str]) -> int:
+    """The exit code of a command, of which an error becomes a line."""
     try:
-        for a in args:
-            if "\0" in a or not is_text(a):
-                raise UserError(f"{a[:200]!a} is no UTF-8 text: files with such names have to be renamed or linked to first")
-        return _dispatch(args)
+        return command()
     except (UserError, RankLost) as e:
         if _debug(args):
             traceback.print_exc()
@@ -104,6 +127,8 @@ def _hydra(verb: str, args: list[str]) -> int:
         if not known:
             _refuse_taken(overrides, sweep)
         return _sweep(verb, overrides, typed, flags, config_dir)
+    if places.restarted() and "resume" in groups.top_level_keys(verb) and not any(o.lstrip("+").startswith("resume=") for o in overrides):
+        overrides = [*overrides, "resume=auto"]
     if any(o.lstrip("+").startswith("resume=") for o in overrides):
         from sslt import resume
 

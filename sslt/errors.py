@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 
+# exit codes: the user's mistake; saved, and resume= goes on; the same, where a scheduler is to start it again
+MISTAKE, INTERRUPTED, AGAIN = 2, 130, 75
+
 
 class UserError(Exception):
     """A mistake in what the user asked for: the message says what is wrong, where, and what to do.

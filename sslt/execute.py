@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sslt import signals
+from sslt import scheduler, signals
 from sslt.errors import RankLost, UserError, cause
 from sslt.processes import perform, settle
 from sslt.runs import Run, comparable, now, refuse_overwrite
@@ -88,7 +88,7 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
                 said = f"{e} came: stopped at once" if isinstance(e, signals.Stopped) else str(e)
                 run.update(status="interrupted", ended=now())
                 log.info("%s; go on with: sslt %s resume=%s", said, run.info.get("verb"), run)
-                box["code"] = 130
+                box["code"] = scheduler.code_of(e.number)
             else:
                 watch.writing = True
                 run.update(status="interrupted" if box.get("code") else "finished", ended=now())

@@ -48,6 +48,8 @@ def find(verb: str, overrides: list[str], config_dir: str | None) -> tuple[Going
         run = _same_command(verb, typed, folder)
         if run is None:
             return None, typed
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and str(error := run.info.get("error", "")).startswith("UserError: "):
+            raise UserError(str(error).removeprefix("UserError: "))  # starting it again does not mend it
         check_folder(run)
         return Going(run, config.compose(verb, own, config_dir), own), typed
     run = runs.open_run(wanted, "resume")
@@ -72,6 +74,8 @@ def _same_command(verb: str, typed: list[str], folder: str | None) -> runs.Run |
     """The newest unfinished run of the same command, or the one in `hydra.run.dir`."""
     if not folder:
         return runs.find_resumable(verb, typed)
+    if "${" in folder:  # a name by the clock, say, which is another one now
+        return runs.find_resumable(verb, typed, os.path.dirname(folder.partition("${")[0]) or ".")
     place = stored.located(folder)
     if stored.is_file(place / runs.RUN_FILE):
         return runs.Run(place)

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sslt import moved, stored
+from sslt import moved, places, stored
 from sslt.errors import UserError
 from sslt.stored import shown as display
 
@@ -87,6 +87,8 @@ class Run:
         resolved = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
         place = self.path / "config.yaml"
         about = {"status": "running", "overrides": overrides, "config_dir": config_dir}
+        if (job := places.job()) is not None:
+            about["job"] = job
         if known := self.info:
             earlier = known.get("resumed", [])
             if place.exists() and (former := place.read_text()) != resolved:
@@ -133,9 +135,14 @@ def _started(run: Run) -> str:
 
 
 def find_resumable(verb: str, overrides: list[str], root: str = "runs") -> Run | None:
-    """The newest unfinished run of the same command, for `resume=auto`."""
+    """The newest unfinished run of the same command, for `resume=auto`; of one that is started again, whatever that began with."""
     wanted = comparable(overrides)
-    for run in reversed(all_runs(root)):
+    job = places.job() if places.restarted() else None
+    found = list(reversed(all_runs(root)))
+    for run in found if job else ():
+        if (run.info.get("verb"), run.info.get("job")) == (verb, job) and comparable(run.info.get("overrides", [])) == wanted:
+            return run
+    for run in found:
         info = run.info
         if info.get("verb") == verb and comparable(info.get("overrides", [])) == wanted and not run.finished:
             return run
@@ -187,7 +194,9 @@ def _is_bare(folder: Path) -> bool:
             while inner and inner[0] in _STAGES:
                 inner = inner[1:]
             known = name in (".hydra", "logs", *_STAGES) if path.is_dir() else name in _SCAFFOLD.get("/".join(inner), ())
-            ours = inner == ["logs"] and (name in ("sslt.log", "workers.yaml") or (name.startswith("rank") and name.endswith(".log")))
+            ours = inner == ["logs"] and (
+                name in ("sslt.log", "workers.yaml") or (name.startswith("rank") and name.endswith((".log", ".json")))
+            )
             if path.is_symlink() or not (known or ours):
                 return False
         return all("training" not in Run(folder / stage).info for stage in _STAGES)

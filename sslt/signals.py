@@ -21,10 +21,19 @@ class Stopped(BaseException):
 
 
 class Interrupted(Exception):
-    """The user or the scheduler stopped a run at a step; its checkpoint is written. number: of the signal, where this process got it."""
+    """The user or the scheduler stopped a run at a step; its checkpoint is written. number: of the signal, where it is known."""
 
     def __init__(self, step: int, number: int | None = None):
         super().__init__(f"{f'{name(number)} came: ' if number else ''}stopped at step {step}")
+        self.number = number
+
+
+class Ended(Interrupted):
+    """Ranks of this command were interrupted, which said so: the text is theirs."""
+
+    def __init__(self, said: str, number: int | None):
+        Exception.__init__(self, said)
+        self.number = number
 
 
 def name(number: int) -> str:

@@ -1,6 +1,6 @@
 """Commands in processes of their own that kill themselves at a named point, started from one that has imported everything already.
 
-With `trainer.devices=2` so is the other rank, which `sslt` itself starts as a new program.
+With `trainer.devices=2` so are both ranks, which the elastic agent would start as new programs.
 """
 
 from __future__ import annotations
@@ -11,15 +11,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-
-from sslt import signals
 
 TIMES = ("train/seconds", "throughput/samples_per_second", "train/peak_memory_bytes")
 OF_THE_PROCESS = ("run.json", "command.txt", "versions.json", "README.md", "config.yaml")
@@ -58,71 +53,60 @@ def command(args: list[str], point: str | None = None, sends: int = signal.SIGKI
 
 
 def _run(args: list[str], folder: str, env: dict[str, str], path: list[str], point: str | None, sends: int, rank: int | None) -> None:
-    os.chdir(folder)
-    os.environ.update(env)
-    sys.path[:] = path
-    sys.stdout = sys.stderr = open("output.txt", "a")  # noqa: SIM115
-    import torch
+    _become(folder, env, path)
+    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
 
-    from sslt import processes
     from sslt.cli import main
 
-    torch.set_num_threads(1)
     if point is not None:
         POINTS[point](lambda: os.kill(os.getpid(), sends) if rank in (None, int(os.environ.get("RANK", 0))) else None)
-    processes.subprocess = SimpleNamespace(Popen=ForkedRank, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)  # type: ignore[assignment]
+    SubprocessHandler._popen = lambda _, args, env: PreparedRank(env, point, sends, rank)  # type: ignore[method-assign,assignment,return-value]
     sys.exit(main(args))
 
 
-class ForkedRank:
-    """Stands in for `subprocess.Popen` in `processes`: a fork of rank 0 that is made to look like a new program."""
+def _become(folder: str, env: dict[str, str], path: list[str]) -> None:
+    """Have this process look like a new program whose output goes to output.txt."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:] = path
+    with open("output.txt", "a") as f:
+        os.dup2(f.fileno(), 1)
+        os.dup2(f.fileno(), 2)
+    sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    import torch
 
-    def __init__(self, command: list[str], env: dict[str, str], stdout: Any, **_: Any):
-        read, write = os.pipe()
-        self.returncode: int | None = None
-        self._lock = threading.Lock()
-        self.pid, self.stdin = os.fork(), os.fdopen(write, "wb")
-        if self.pid == 0:
-            self._become(command[3:], env, read, stdout.fileno())
-        os.close(read)
+    torch.set_num_threads(1)
 
-    def _become(self, args: list[str], env: dict[str, str], stdin: int, out: int) -> None:
-        code = 1
-        try:
-            for number in signals.ENDING:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            for i, file in enumerate((stdin, out, out)):
-                os.dup2(file, i)
-            os.closerange(3, 4096)
-            sys.stdout = sys.stderr = open(1, "w", buffering=1)  # noqa: SIM115
-            os.environ.clear()
-            os.environ.update(env)
-            sys.argv[1:] = args
-            from sslt.worker import main
 
-            code = main()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+class PreparedRank:
+    """Stands in for the `subprocess.Popen` of the elastic agent: a process that has imported everything already."""
+
+    def __init__(self, env: dict[str, str], point: str | None, sends: int, rank: int | None):
+        self.process = CONTEXT.Process(target=_rank, args=(str(Path.cwd()), env, point, sends, rank))
+        self.process.start()
+        self.pid = self.process.pid
+        while self.process.exitcode is None and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.001)
 
     def poll(self) -> int | None:
-        with self._lock:
-            if self.returncode is None:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-            return self.returncode
+        return self.process.exitcode
 
-    def wait(self, timeout: float) -> int | None:
-        until = time.monotonic() + timeout
-        while self.poll() is None and time.monotonic() < until:
-            time.sleep(0.01)
-        return self.returncode
+    def wait(self, timeout: float) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("rank", timeout)
+        return self.process.exitcode
 
-    def kill(self) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+
+def _rank(folder: str, env: dict[str, str], point: str | None, sends: int, rank: int | None) -> None:
+    os.setsid()
+    _become(folder, env, env["SSLT_PATH"].split(os.pathsep))
+    from sslt.worker import main
+
+    if point is not None and rank in (None, int(env["RANK"])):
+        POINTS[point](lambda: os.kill(os.getpid(), sends))
+    sys.exit(main())
 
 
 def _instead(owner: Any, name: str, replace: Callable[[Any], Any]) -> None:

@@ -7,16 +7,19 @@ one process makes of all of it.
 from __future__ import annotations
 
 import copy
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import two_processes
 from torch import nn
 from vector_encoder import VectorEncoder
 
 from sslt import distributed
+from sslt.callbacks.agreement import MOST, Agreement
 from sslt.data.base import Samples
 from sslt.encoders.base import Features
 from sslt.errors import UserError
@@ -139,16 +142,16 @@ def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 # -------------------------------------------------------------------- what one rank does
 def _checks(rank: int) -> dict[str, Any]:
-    return {check.__name__: check(rank) for check in (_helpers, _rows, _ntxent, _contrast, _norm, _alignment, _sent, _learned)}
+    checks = (_helpers, _rows, _ntxent, _contrast, _norm, _exact, _alignment, _sent, _learned, _agreement)
+    return {check.__name__: check(rank) for check in checks}
 
 
 def _helpers(rank: int) -> dict[str, Any]:
-    cpu = torch.device("cpu")
     distributed.barrier()
     kept = torch.tensor([rank + 1.0])
     return {
         "place": (distributed.active(), distributed.rank(), distributed.world_size()),
-        "any": tuple(distributed.any_rank([rank == 1, False], cpu)),
+        "any": tuple(distributed.any_rank([rank == 1, False])),
         "object": distributed.broadcast_object({"from": rank}),
         "sum": distributed.sum_over_ranks(kept),
         "kept": kept,
@@ -199,6 +202,30 @@ def _norm(rank: int) -> dict[str, Any]:
     return out
 
 
+def _exact(rank: int) -> dict[str, Any]:
+    """In float64 and in bfloat16, maps in torch's two orders, far from zero; the last rank may have no rows at all."""
+    out: dict[str, Any] = {}
+    for name, (dtype, order, rows) in EXACT.items():
+        x = unequal(4, 3, 2).to(dtype)
+        x = (x[: rows[0]] if rank == 0 else x[rows[0] :]).contiguous(memory_format=order).requires_grad_()
+        norm = distributed.span_batch_norm(nn.BatchNorm2d(4, dtype=torch.float64 if dtype == torch.float64 else None))
+        with torch.no_grad():
+            norm.weight.copy_(torch.linspace(0.5, 2, 4))
+        y = norm(x)
+        (y * _weights(y.shape[1:]).to(dtype)).sum().backward()
+        kept = y.is_contiguous(memory_format=order) and x.grad.is_contiguous(memory_format=order)
+        out[name] = {"y": y.detach(), "x_grad": x.grad, "grads": gradients(norm), "kept": kept}
+    return out
+
+
+EXACT = {
+    "float64": (torch.float64, torch.contiguous_format, ROWS),
+    "float64 channels last": (torch.float64, torch.channels_last, ROWS),
+    "bfloat16": (torch.bfloat16, torch.channels_last, ROWS),
+    "no rows": (torch.float64, torch.contiguous_format, (sum(ROWS), 0)),
+}
+
+
 def _alignment(rank: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name in Aligned.KINDS:
@@ -208,6 +235,19 @@ def _alignment(rank: int) -> dict[str, Any]:
         loss.backward()
         out[name] = {"loss": loss.detach(), "grads": gradients(model)}
     return out
+
+
+def _agreement(rank: int) -> dict[str, Any]:
+    """What a rank hears after each of 300 steps, and what time it reckons; rank 1 wants something from step 100 on."""
+    agreement, step = Agreement(), 0
+    agreement.asked = lambda: [rank == 1 and step >= 100, False]
+    agreement.start(50.0 if rank == 0 else 7.0)
+    heard, times = [], []
+    for step in range(300):
+        times.append(agreement.elapsed(-1.0))
+        agreement.meet(60.0 + step if rank == 0 else 1e6, due=step == 250)
+        heard.append(agreement.told)
+    return {"heard": heard, "times": times}
 
 
 class Remembers(nn.Module):
@@ -342,6 +382,35 @@ def test_batch_norm_over_unequal_rows(ranks, kind):
     assert torch.allclose(torch.cat([h["eval"] for h in halves]), evaluated, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", EXACT)
+def test_batch_norm_is_exact(ranks, kind):
+    """To the last digits in float64, and in bfloat16 to those of the maps: sums are wider. The order of the maps is kept."""
+    dtype = EXACT[kind][0]
+    x = unequal(4, 3, 2).to(dtype).double().requires_grad_()
+    norm = nn.BatchNorm2d(4, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, 4))
+    y = norm(x)
+    (y * _weights(y.shape[1:]).to(dtype).double()).sum().backward()
+    halves = [out["_exact"][kind] for out in ranks]
+    near: Any = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.02}
+    assert torch.allclose(torch.cat([h["y"] for h in halves]).double(), y, **near)
+    assert torch.allclose(torch.cat([h["x_grad"] for h in halves]).double(), x.grad, **near)
+    for name, expected in gradients(norm).items():
+        assert torch.allclose((halves[0]["grads"][name] + halves[1]["grads"][name]).double(), expected, rtol=near["rtol"], atol=1e-8), name
+    assert all(h["kept"] for h in halves) and halves[0]["y"].dtype == halves[0]["x_grad"].dtype == dtype
+
+
+def test_ranks_agree_every_few_steps(ranks):
+    """All hear the same after the same steps, soon after one wants it and whenever it is due, and reckon one time, rank 0's."""
+    first, second = (out["_agreement"] for out in ranks)
+    assert first == second
+    met = [step for step, told in enumerate(first["heard"]) if told]
+    assert 250 in met and len(met) < 300 and max(b - a for a, b in itertools.pairwise(met)) <= MOST
+    assert [first["heard"][step] for step in met] == [[step >= 100, False] for step in met]
+    assert first["times"][0] == 50 and all(first["times"][step + 1] == 60 + step for step in met if step < 299)
+
+
 # -------------------------------------------------------------------- one process
 def test_what_ranks_have_alike_is_not_sent(ranks):
     """DDP sends rank 0's buffers before each step, but not those of parts that are alike on all ranks."""
@@ -364,7 +433,7 @@ def test_alone_everything_is_the_identity():
     for f in (distributed.gather, distributed.gather_rows, distributed.sum_over_ranks, distributed.all_sum):
         assert f(x) is x
     assert (distributed.active(), distributed.rank(), distributed.world_size()) == (False, 0, 1)
-    assert distributed.broadcast_object("x") == "x" and distributed.any_rank([True], x.device) == [True]
+    assert distributed.broadcast_object("x") == "x" and distributed.any_rank([True]) == [True]
     distributed.barrier()
     distributed.close()
 
@@ -610,9 +679,11 @@ def test_terms_that_take_turns_on_ranks_are_the_joined_batch(ranks):
 
 @pytest.mark.parametrize(("given", "rank"), [({"LOCAL_RANK": "1"}, "1"), ({"RANK": "3", "LOCAL_RANK": "1"}, "3"), ({}, "0")])
 def test_a_rank_is_the_launchers(given, rank, monkeypatch):
-    """The place among all processes where it is said, or that on this machine."""
+    """The place among all processes where it is said, or that on this machine; one group for steps, and one for long waits."""
     joined = []
     monkeypatch.setattr(distributed.os, "environ", environment := {"WORLD_SIZE": "4", **given})
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **_: joined.append(backend))
-    distributed.init("cpu")
-    assert environment["RANK"] == rank and joined == ["gloo"]
+    monkeypatch.setattr(distributed, "meeting", dist.HashStore)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, rank, **_: joined.append((backend, str(rank))))
+    monkeypatch.setattr(distributed.dist, "new_group", lambda backend, timeout: joined.append((backend, timeout)))
+    assert distributed.init("cpu")
+    assert environment["RANK"] == rank and joined == [("gloo", rank), ("gloo", distributed.LONG)]

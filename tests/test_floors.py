@@ -14,7 +14,7 @@ PACKAGE = Path(sslt.__file__).parent
 
 # Bottom to top. A name is a module of sslt or a whole subpackage.
 FLOORS = [
-    {"errors", "stored", "moved", "signals", "ranges", "groups", "signatures", "trusted", "runs", "config", "scales"},
+    {"errors", "stored", "moved", "signals", "places", "ranges", "groups", "signatures", "trusted", "runs", "config", "scales"},
     {"schedules", "precision", "cpu_kernels", "distributed", "optimizers"},
     {"data"},
     {"encoders"},
@@ -23,13 +23,13 @@ FLOORS = [
     {"evaluation"},
     {"deploy"},
     {"learner", "callbacks", "loggers"},
-    {"execute", "processes", "stages", "chain", "resume", "worker"},
+    {"execute", "processes", "ends", "handing", "following", "launch", "scheduler", "stages", "chain", "resume", "worker"},
     {"cli", "guide", "sweeps", "__main__"},
 ]
 LEVEL = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 HEAVY = {"torch", "pytorch_lightning", "transformers", "timm", "sklearn", "matplotlib", "wandb", "optuna"}
 LIGHT = {"cli", "guide", "groups", "errors", "stored", "moved", "signals", "ranges", "config", "signatures", "trusted", "runs", "resume"}
-LIGHT |= {"execute", "processes", "chain", "__main__", "__init__"}
+LIGHT |= {"execute", "processes", "ends", "handing", "following", "launch", "places", "scheduler", "chain", "__main__", "__init__"}
 LIGHT |= {f"sweeps.{name}" for name in ("folder", "job", "metric", "plugins", "search", "space", "study", "sweeper", "table")}
 MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py"))
 

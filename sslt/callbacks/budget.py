@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 
-from sslt import distributed
+from sslt.callbacks.agreement import Agreement
 from sslt.errors import UserError
 
 
@@ -40,6 +40,7 @@ class Budget(pl.Callback):
         self.max_epochs, self.max_steps, self.max_time = max_epochs, max_steps, max_time
         self.before = 0.0
         self.started: float | None = None
+        self.agreement = Agreement()
         self._agreed = 0.0  # seconds, by rank 0's clock
 
     @property
@@ -54,7 +55,7 @@ class Budget(pl.Callback):
     def progress(self, learner: Any) -> float:
         """Share of the budget that is used up, 0..1, the same on every rank. Called once a step."""
         if self.max_time:
-            self._agreed = distributed.broadcast_object(self.elapsed)
+            self._agreed = max(self._agreed, self.agreement.elapsed(self.elapsed))
         return self.share(learner, self._agreed)
 
     def share(self, learner: Any, elapsed: float) -> float:
@@ -68,10 +69,12 @@ class Budget(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.monotonic()
+        self.agreement.start(self.elapsed)
         if self.max_time and self.before >= self.max_time:  # all of it was trained before the run was interrupted
             trainer.should_stop = True
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        self.agreement.meet(self.elapsed, pl_module.batches_seen % pl_module.steps_per_epoch == 0)
         if self._time_is_up:
             trainer.should_stop = True
 

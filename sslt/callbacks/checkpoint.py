@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sslt import distributed, signals, stored
+from sslt.callbacks.agreement import Agreement
 from sslt.errors import UserError
 
 log = logging.getLogger("sslt")
@@ -117,14 +118,19 @@ class Checkpoint(pl.Callback):
 
     every_minutes: at most this much work is lost to a kill; also saved after every epoch that took longer, and when a signal comes that
     would end the process (`signals.ENDING`), which ends the run at the next step; a second Ctrl-C ends it at once.
-    keep_every_n_epochs: keep copies `epoch=N.ckpt`; 0 keeps none.
+    keep_every_n_epochs: keep copies `epoch=N.ckpt`; 0 keeps none. agreement: where ranks hear of each other's wishes; its owner has them
+    meet before this is called.
     """
 
-    def __init__(self, folder: Path, every_minutes: float, keep_every_n_epochs: int = 0):
+    def __init__(self, folder: Path, every_minutes: float, keep_every_n_epochs: int = 0, agreement: Agreement | None = None):
         self.folder, self.period, self.keep = folder, every_minutes * 60, keep_every_n_epochs
         self.watch = signals.Watch(waits=True)
         self._last = 0.0
         self._saved_at = -1
+        self.agreement = agreement = agreement or Agreement()
+        agreement.asked = self._wishes
+        agreement.within = min(agreement.within, self.period or agreement.within)
+        self._wished = (False, False)  # to stop, to save: of some rank, since the last optimizer step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._last = time.monotonic()
@@ -132,13 +138,18 @@ class Checkpoint(pl.Callback):
         for optimizer in trainer.optimizers:
             _check_moments(optimizer, self.folder)
         self.watch.start()
+        distributed.barrier()  # others measured before, for as long as that took
 
     # ---------------------------------------------------------------- when
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        overdue = bool(self.period) and time.monotonic() - self._last > self.period
-        stop, due = distributed.any_rank([self.watch.came is not None, overdue], pl_module.device)
+        told = self.agreement.told if distributed.active() else self._wishes()
+        if told:
+            self._wished = (self._wished[0] or told[0], self._wished[1] or told[1])
+        stop, due = self._wished
         position = pl_module.batches_seen % pl_module.steps_per_epoch
         between_steps = position % trainer.accumulate_grad_batches == 0  # gradients that wait for more batches are not saved
+        if between_steps:
+            self._wished = (False, False)
         if stop and between_steps:
             if self.watch.came is not None and not pl_module.interrupted:
                 log.info("%s came: the run is saved and ends after step %d", signals.name(self.watch.came), pl_module.batches_seen)
@@ -146,11 +157,15 @@ class Checkpoint(pl.Callback):
         if (stop or due) and between_steps and position:  # at the end of an epoch it is saved when the other callbacks are done
             self.save(trainer, pl_module)
 
+    def _wishes(self) -> list[bool]:
+        """Whether a signal came to this rank, and whether it has been long since a checkpoint was written."""
+        return [self.watch.came is not None, bool(self.period) and time.monotonic() - self._last > self.period]
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         whole = pl_module.batches_seen % pl_module.steps_per_epoch == 0
         epoch = pl_module.batches_seen // pl_module.steps_per_epoch
         waited = time.monotonic() - self._last > min(self.period, 30)
-        (due,) = distributed.any_rank([waited], pl_module.device)
+        (due,) = distributed.any_rank([waited])
         if whole and (due or pl_module.interrupted):
             self.save(trainer, pl_module)
         if whole and self.keep and epoch % self.keep == 0:
@@ -159,7 +174,7 @@ class Checkpoint(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._saved_at != pl_module.batches_seen and not pl_module.interrupted:
             self.save(trainer, pl_module)
-        if any(distributed.any_rank([self.watch.came is not None], pl_module.device)):
+        if any(distributed.any_rank([self.watch.came is not None])):
             pl_module.interrupted = True  # training is done, but measuring is not
 
     # ---------------------------------------------------------------- how

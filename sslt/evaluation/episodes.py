@@ -67,6 +67,7 @@ def _adapting(
         for e in range(rank, count, world):
             support, query = (_inputs(encoder, classes, part, device) for part in (draws[e, :, :shot], draws[e, :, shot:]))
             found[e] = _right(method.solve(encoder, support, labels, query).unsqueeze(0), way)[0]
+    distributed.barrier()  # one may have had other things to do before
     return distributed.sum_over_ranks(found).cpu()
 
 

@@ -125,6 +125,7 @@ def encode(
         encoder, samples, device, batch_size, number_format, lambda batch: encoder(encoder.inputs(batch)).pooled.float(), alike
     )
     if distributed.world_size() > 1:
+        distributed.barrier()  # one may have had other things to do before
         width = torch.tensor([parts[0].shape[1] if parts else 0], device=device)
         torch.distributed.all_reduce(width, torch.distributed.ReduceOp.MAX)
         values = torch.cat(parts) if parts else torch.empty(0, int(width), device=device)

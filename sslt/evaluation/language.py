@@ -87,6 +87,7 @@ def _nats(encoder: Encoder, stream: np.ndarray, device: torch.device, batch: int
             tokens = torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1].clamp(min=0)], 1)
             states = encoder.word_states({"tokens": tokens})
             total -= vocabulary_scores(states.flatten(0, 1), weight, targets.flatten(), bias).sum(dtype=torch.float64)
+    distributed.barrier()  # one may have had other things to do before
     return float(distributed.sum_over_ranks(total))
 
 

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.loops.fit_loop import _FitLoop
-from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -73,7 +73,8 @@ def fit(
     primary = next(iter(streams.values()))
     curves = Curves(run, primary.batch_size * world)
     start = distributed.broadcast_object(newest(run / "checkpoints") if distributed.rank() == 0 else None)
-    signals, checkpoint = Signals(), Checkpoint(run / "checkpoints", cfg.checkpoint.every_minutes, cfg.checkpoint.keep_every_n_epochs)
+    settings = (cfg.checkpoint.every_minutes, cfg.checkpoint.keep_every_n_epochs, budget.agreement)
+    signals, checkpoint = Signals(), Checkpoint(run / "checkpoints", *settings)
     progress = Progress(budget, curves, str(cfg.name or run.info.get("verb", "train")))
     own = watchers(curves) if watchers else []
     yours = [build(c) for c in [*cfg.callbacks, *json.loads(os.environ.get("SSLT_WATCHERS", "[]"))]]  # those of a search (sweeps/job.py)
@@ -99,9 +100,9 @@ def fit(
     finally:
         progress.close()
         signals.restore()
-    came = learner.interrupted or checkpoint.watch.came is not None
-    if any(distributed.gather_objects(came)):  # one may have come to a single rank since training ended
-        raise Interrupted(learner.batches_seen, checkpoint.watch.came)
+    came = [number for number in distributed.gather_objects(checkpoint.watch.came) if number]
+    if came or learner.interrupted:  # one may have come to a single rank since training ended
+        raise Interrupted(learner.batches_seen, came[0] if came else None)
     if learner.average is not None:
         learner.average.swap(learner)
     if start is not None:
@@ -221,9 +222,10 @@ def trainer_of(cfg: Any, learner: Learner, budget: Budget, callbacks: list[pl.Ca
         trainer = pl.Trainer(
             **settings,
             accelerator=kind,
-            devices=world,
+            devices=distributed.local_world_size(),
+            num_nodes=world // distributed.local_world_size(),
             strategy=_strategy(world, learner.adaptation.changes or learner.sampling.alone or (world > 1 and _leaves_out(learner))),
-            plugins=[StreamedCheckpoints(), *([LightningEnvironment()] if world > 1 else [])],  # ranks are ours, whoever started us
+            plugins=[StreamedCheckpoints(), TorchElasticEnvironment() if world > 1 else LightningEnvironment()],  # never SLURM's
             precision=precision.resolve(cfg.trainer.precision, kind),  # type: ignore[arg-type]
             max_epochs=budget.max_epochs or -1,
             max_steps=-1 if budget.max_steps is None else budget.max_steps,
@@ -235,6 +237,7 @@ def trainer_of(cfg: Any, learner: Learner, budget: Budget, callbacks: list[pl.Ca
     except (ValueError, TypeError, MisconfigurationException) as e:
         raise UserError(f"trainer: {str(e).splitlines()[0]}") from e
     trainer.fit_loop.__class__ = _WholeFit
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # they are ours from the first second
     return trainer
 
 
@@ -317,7 +320,7 @@ def _trainer_settings(settings: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"trainer.{key} is not yours to set: sslt does this itself (bounds: trainer.max_steps, loggers: logger=, callbacks=)"
         )
-    ours = ("_target_", "accelerator", "devices", "precision", "max_epochs", "max_steps", "max_time")
+    ours = ("_target_", "accelerator", "devices", "num_nodes", "address", "node", "precision", "max_epochs", "max_steps", "max_time")
     return {k: v for k, v in settings.items() if k not in ours}
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sslt import signals
-from sslt.errors import RankLost, UserError, printable
+from sslt.errors import AGAIN, INTERRUPTED, RankLost, UserError, printable
 from sslt.runs import Run, display
 
-INTERRUPTED = 130
+STOPPED = (INTERRUPTED, AGAIN)
 WATCHERS = "SSLT_WATCHERS"  # read by stages/fitting.py
 
 
@@ -46,9 +46,9 @@ class Job:
                 error, code = said(e), 2 if isinstance(e, UserError) else 1
                 if os.environ.get("SSLT_DEBUG", "0") not in ("", "0"):
                     traceback.print_exc()
-        if code == INTERRUPTED and os.getpid() == self.pid:
+        if code in STOPPED and os.getpid() == self.pid:
             raise KeyboardInterrupt  # meant for the whole sweep
-        if code == INTERRUPTED and requeue:
+        if code in STOPPED and requeue:
             requeue[0](signal.SIGTERM, None)  # puts the job into the queue again, where it may, and ends this process
         if error is not None and told:
             tell(folder, error)

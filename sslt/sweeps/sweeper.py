@@ -22,7 +22,7 @@ from sslt.errors import UserError
 from sslt.sweeps import metric as metrics
 from sslt.sweeps import table
 from sslt.sweeps.folder import DONE, FILE, Cell, Sweep
-from sslt.sweeps.job import INTERRUPTED, Job, said, tell
+from sslt.sweeps.job import STOPPED, Job, said, tell
 from sslt.sweeps.study import JOURNAL
 
 ATTEMPTS = 2  # of a cell whose process was killed, perhaps with that of another
@@ -162,7 +162,7 @@ class Cells(Sweeper):
             for cell, answer in zip(left, answers, strict=True):
                 attempts[cell.number] = ATTEMPTS
                 self._note(cell, answer)
-            if any(a["code"] == INTERRUPTED for a in answers):
+            if any(a["code"] in STOPPED for a in answers):
                 raise KeyboardInterrupt
 
     def _launch(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:

@@ -57,16 +57,16 @@ def test_time_ends_a_run_and_not_before(clock):
     b.on_train_start(trainer, None)
     for passed, stops in ((9.9, False), (10.0, True)):
         clock.t = 1000 + passed
-        b.on_train_batch_end(trainer)
+        b.on_train_batch_end(trainer, SimpleNamespace(batches_seen=1, steps_per_epoch=10))
         assert not trainer.should_stop
         b.progress(learner())
-        b.on_train_batch_end(trainer)
+        b.on_train_batch_end(trainer, SimpleNamespace(batches_seen=1, steps_per_epoch=10))
         assert trainer.should_stop is stops
     unbounded, trainer = Budget(1, None, None), SimpleNamespace(should_stop=False)
     unbounded.on_train_start(trainer, None)
     clock.t += 1e9
     unbounded.progress(learner())
-    unbounded.on_train_batch_end(trainer)
+    unbounded.on_train_batch_end(trainer, SimpleNamespace(batches_seen=1, steps_per_epoch=10))
     assert not trainer.should_stop
 
 

@@ -1,0 +1,136 @@
+"""How ranks end: each leaves a line in `logs/rankR.json` of the run folder, by which one thing is told of all of them.
+
+A rank that is killed leaves none; who started it has its exit code. Ranks of other machines are known by their files alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sslt import signals
+from sslt.errors import INTERRUPTED, MISTAKE, RankLost, UserError
+from sslt.runs import Run, display, read_json, write_json
+
+LEFT_ALONE = 3  # exit code of a rank that ended only because another did
+_PATIENCE = 5.0  # seconds for a rank to fail by itself, when another has
+_STOPS = (signal.SIGTERM, signal.SIGINT)  # what a starter ends the other ranks by
+
+
+def file_of(run: Run, rank: int) -> Path:
+    return run / "logs" / f"rank{rank}.json"
+
+
+def forget(run: Run) -> None:
+    """Remove what ranks of an earlier start, or of this one when it is over, have left."""
+    for path in (run / "logs").glob("rank*.json"):
+        path.unlink(missing_ok=True)
+
+
+def note(run: Run, rank: int, **what: Any) -> None:
+    """Leave a line. pid: of a rank that works; code, said, signal: of one that ends. A full disk is no reason to fail by."""
+    with contextlib.suppress(OSError):
+        write_json(file_of(run, rank), what)
+
+
+def records(run: Run, ranks: range) -> dict[int, dict[str, Any]]:
+    """What there is of each rank; {} of one that has left nothing."""
+    found = {}
+    for rank in ranks:
+        try:
+            found[rank] = read_json(file_of(run, rank))
+        except UserError:
+            found[rank] = {}
+    return found
+
+
+def verdict(run: Run, world: int, codes: Mapping[int, int], came: int | None = None) -> BaseException | None:
+    """What to say of ranks that have ended; None where all did what they should.
+
+    codes: exit codes by rank, first to end first, of those whose starter tells. came: a signal that ended all.
+    """
+    left = records(run, range(world))
+    ended = {r: int(found["code"]) for r, found in left.items() if "code" in found}
+    said = {r: str(found.get("said") or "") for r, found in left.items()}
+    ways = {**{r: c for r, c in codes.items() if r not in ended}, **ended}
+    if (r := next((r for r, code in ways.items() if code == MISTAKE and said[r]), None)) is not None:
+        return UserError(said[r])
+    killed = [r for r, code in ways.items() if code < 0 and not (came and -code in (*_STOPS, signal.SIGKILL, came))]
+    failed = [r for r, code in ways.items() if code > 0 and code not in (LEFT_ALONE, INTERRUPTED)]
+    first = [r for r in killed if -ways[r] not in _STOPS] or ([] if failed or INTERRUPTED in ways.values() else killed)
+    if first:
+        why = ", perhaps because memory ran out" if ways[first[0]] == -signal.SIGKILL else ""
+        return RankLost(f"rank {first[0]} was ended by signal {-ways[first[0]]}{why}; {_way(run, first[0])}")
+    if failed:
+        r = failed[0]
+        return RankLost(f"rank {r} ended with code {ways[r]}{f' ({said[r]})' if said[r] else ''}; {_way(run, r)}")
+    if stopped := [r for r, code in ways.items() if code == INTERRUPTED]:
+        r = next((r for r in stopped if left[r].get("signal")), stopped[0])
+        return signals.Ended(said[min(stopped)], came or left[r].get("signal"))
+    if (came is not None and any(code != 0 for code in ways.values())) or (came is not None and len(ways) < world):
+        return signals.Stopped(came)
+    if alone := [r for r, code in ways.items() if code == LEFT_ALONE]:
+        return RankLost(f"rank {alone[0]} lost the connection to another, whose machine or network may be gone; {_way(run, alone[0])}")
+    return None
+
+
+def _way(run: Run, rank: int) -> str:
+    path = run / "logs" / f"rank{rank}.log"
+    log = display(path if path.exists() else run / "logs" / "sslt.log")
+    return f"see {log}; go on with: sslt {run.info.get('verb')} resume={run}"
+
+
+def lost(run: Run, world: int, own: int, patience: float = _PATIENCE) -> BaseException:
+    """The verdict that a rank whose connection broke comes to by the others' files, which may be written a little later."""
+    until = time.monotonic() + patience
+    while True:
+        found = verdict(run, world, {})
+        if found is not None and not (isinstance(found, RankLost) and "lost the connection" in str(found)):
+            return found
+        if time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    gone = [r for r, found in records(run, range(world)).items() if r != own and "code" not in found]
+    name = f"rank {gone[0]}" if len(gone) == 1 else "another rank"
+    way = _way(run, gone[0] if gone else own)
+    return RankLost(f"the connection to {name} was lost, which was killed, or its machine or network is gone; {way}")
+
+
+def watch_others(run: Run, near: range, own: int) -> None:
+    """End this rank, whatever it waits for or computes, soon after its starter is gone or another of `near`, those of this machine.
+
+    In a thread of its own.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while True:
+            time.sleep(1.0)
+            if os.getppid() != parent:
+                os.write(1, b"sslt: who started this rank is gone\n")
+                os._exit(LEFT_ALONE)
+            if any(_gone(found) for r, found in records(run, near).items() if r != own):
+                time.sleep(_PATIENCE)
+                note(run, own, code=LEFT_ALONE, said="another rank is gone")
+                os._exit(LEFT_ALONE)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _gone(found: dict[str, Any]) -> bool:
+    """Whether a rank ended otherwise than well."""
+    if "code" in found:
+        return found["code"] not in (0, INTERRUPTED)
+    try:
+        os.kill(int(found.get("pid", os.getpid())), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
