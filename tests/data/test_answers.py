@@ -61,8 +61,8 @@ def made(kind: str) -> Answers:
 
 def same(a: Any, b: Any) -> None:
     """Every column of both is the same, row by row, in type too."""
-    assert type(a) is type(b) and a.space == b.space and len(a) == len(b) and a._present() == b._present()
-    for name in a._present():
+    assert type(a) is type(b) and a.space == b.space and len(a) == len(b) and a.present() == b.present()
+    for name in a.present():
         x, y = getattr(a, name), getattr(b, name)
         assert type(x) is type(y) or isinstance(x, np.ndarray)
         for i in range(len(a)):
