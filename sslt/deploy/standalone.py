@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import sys
 import unicodedata
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ AT_ONCE = 1 << 16  # words of a bag that are looked up together
 NARROWEST = 32  # how many times its shorter side the longer side of a picture counts
 BUCKETS = 1 << 24
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+UNREAD = {".tsv", ".json", ".parquet", ".gz", ".xz"}  # whose lines are no texts
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 LETTERS = rf"[^\W_{UNSPACED}]+"
 WORD = re.compile(rf"[{UNSPACED}]|{LETTERS}(?:['’]{LETTERS})*|[!?]")
@@ -75,7 +78,7 @@ class Pictures:
 
     def one(self, item: Any) -> np.ndarray:
         """A file, or pixels uint8 [H, W, C] of 1 or 3 channels."""
-        x = item if isinstance(item, np.ndarray) else decoded(Path(item))
+        x = item if isinstance(item, np.ndarray) else read(Path(item))
         if x.shape[2] == 3 and self.channels == 1:  # grey by ITU-R 601
             x = ((x.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32) + 32768) >> 16).astype(np.uint8)[..., None]
         first, kept, scaled, start = self.laid(np.array(x.shape[:2]))
@@ -116,6 +119,16 @@ def resized(x: np.ndarray, size: int, axis: int) -> np.ndarray:
     bits = next(b for b in range(23) if b == 22 or int(0.5 + weights.max() * (1 << (b + 1))) >= 1 << 15)
     summed = np.moveaxis(np.tensordot(np.floor(weights * (1 << bits) + 0.5), x.astype(np.float64), (1, axis)), 0, axis)
     return np.clip((summed.astype(np.int64) + (1 << (bits - 1))) >> bits, 0, 255).astype(np.uint8)
+
+
+def read(file: Path) -> np.ndarray:
+    """The picture in a file. Raises ValueError, which names it, for one that cannot be read."""
+    try:
+        return decoded(file)
+    except ImportError:
+        raise
+    except Exception as e:  # Pillow raises whatever a broken file makes it stumble over
+        raise ValueError(f"{file} is no picture that can be read ({type(e).__name__}: {e})") from e
 
 
 def decoded(file: Path) -> np.ndarray:
@@ -323,30 +336,75 @@ def answers(about: dict[str, Any], outputs: dict[str, np.ndarray]) -> list[dict[
 
 def items_of(path: Path, about: dict[str, Any]) -> tuple[list[Any], list[str] | None]:
     """What a file or folder holds, and names of it: pictures; a text a line; .jsonl or .csv with the columns `text`, or those of parts."""
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file or folder")
     if about["kind"] == "image":
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"{path}: there is no picture in this folder ({' '.join(sorted(SUFFIXES))})")
         return list(files), [str(p.relative_to(path)) if path.is_dir() else p.name for p in files]
-    columns = about["parts"] or ["text"]
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as f:
-            table = list(csv.DictReader(f))
-    elif path.suffix == ".jsonl":
-        table = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    else:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [line if len(columns) == 1 else tuple(line.split("\t")) for line in lines], None
-    return [row[columns[0]] if len(columns) == 1 else tuple(row[c] for c in columns) for row in table], None
+    if path.is_dir() or path.suffix.lower() in UNREAD:
+        raise ValueError(f"{path}: give a file with a text a line, or .csv or .jsonl; `sslt predict` reads more")
+    try:
+        items = texts_of(path, about["parts"] or ["text"])
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise ValueError(f"{path}: {e}") from e
+    if not items:
+        raise ValueError(f"{path}: there is no text in this file")
+    return items, None
+
+
+def texts_of(path: Path, columns: list[str]) -> list[Any]:
+    """The texts of a file, of several columns tuples."""
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return lines if len(columns) == 1 else [tuple(line.split("\t")) for line in lines]
+    with path.open(newline="", encoding="utf-8-sig") as f:  # a byte order mark is no part of the first name
+        rows = csv.DictReader(f) if path.suffix.lower() == ".csv" else objects(path, f)
+        found = []
+        for i, row in enumerate(rows, 1):
+            texts = tuple(row.get(c) for c in columns)
+            for c, text in zip(columns, texts, strict=True):
+                if not isinstance(text, str):
+                    there = ", ".join(str(name) for name in row if name is not None)
+                    raise ValueError(f"{path}: row {i} has no text in the column `{c}`; its columns: {there}")
+            found.append(texts[0] if len(columns) == 1 else texts)
+    return found
+
+
+def objects(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """A JSON object a line."""
+    for i, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found = json.loads(line)
+            except ValueError as e:
+                raise ValueError(f"{path}, line {i}: {e}") from e
+            if not isinstance(found, dict):
+                raise ValueError(f"{path}, line {i}: this is no JSON object")
+            yield found
 
 
 def main(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
-        print(__doc__, file=sys.stderr)
-        return 2
-    model = Model(Path(__file__).resolve().parent)
-    for argument in arguments:
-        items, names = items_of(Path(argument), model.about["samples"])
-        for i, row in enumerate(model.rows(items)):
-            print(json.dumps({"row": i, **({"name": names[i]} if names else {}), **row}, ensure_ascii=False))
+        asked = arguments[:1] in (["-h"], ["--help"])
+        print(__doc__, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    try:
+        model = Model(Path(__file__).resolve().parent)
+        for argument in arguments:
+            items, names = items_of(Path(argument), model.about["samples"])
+            for i, row in enumerate(model.rows(items)):
+                print(json.dumps({"row": i, **({"name": names[i]} if names else {}), **row}, ensure_ascii=False))
+    except ImportError as e:
+        print(f"{e}: pip install {'pillow' if e.name == 'PIL' else e.name}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError) as e:
+        print(e, file=sys.stderr)
+        return 1
     return 0
 
 

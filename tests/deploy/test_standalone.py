@@ -50,6 +50,59 @@ def test_picture_files_are_decoded_as_in_training(tmp_path):
         assert np.array_equal(standalone.decoded(tmp_path / name), decode(tmp_path / name, name)), name
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "parts", "wanted"),
+    [
+        ("lines.txt", "\ufeffone\n\ntwo\n", [], ["one", "", "two"]),
+        ("table.CSV", '\ufefftext,n\r\n"a\nb",1\r\n,2\r\n', [], ["a\nb", ""]),
+        ("pairs.csv", "b,a\nx,y\n", ["a", "b"], [("y", "x")]),
+        ("rows.jsonl", '{"text": "a\u2028b"}\n\n{"text": "c"}\n', [], ["a\u2028b", "c"]),
+    ],
+)
+def test_files_of_texts_are_read(tmp_path, name, content, parts, wanted):
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert standalone.items_of(tmp_path / name, {"kind": "words", "parts": parts}) == (wanted, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "said"),
+    [
+        ("words", "nowhere.txt", None, "there is no such file or folder"),
+        ("words", "empty.txt", b"", "there is no text in this file"),
+        ("words", "latin.txt", b"\xe9t\xe9", "codec can't decode"),
+        ("words", "table.tsv", b"text\nx\n", "`sslt predict` reads more"),
+        ("words", "table.csv", b"body,team\nx,a\n", "no text in the column `text`; its columns: body, team"),
+        ("words", "short.csv", b"team,text\na,x\nb\n", "row 2 has no text in the column `text`"),
+        ("words", "rows.jsonl", b'{"text": "a"}\n{"text": 1}\n', "row 2 has no text in the column `text`"),
+        ("words", "broken.jsonl", b'{"text": "a"}\n{', "broken.jsonl, line 2: "),
+        ("words", "list.jsonl", b"[1]\n", "line 1: this is no JSON object"),
+        ("image", "photos", None, "there is no such file or folder"),
+        ("image", ".", None, "there is no picture in this folder"),
+        ("image", "broken.png", b"\x89PNG\r\n\x1a\nxxxx", "broken.png is no picture that can be read"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_a_line(tmp_path, monkeypatch, capsys, kind, name, content, said):
+    """By the program, which ends by 1 and has no traceback."""
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    about = {"kind": kind, "parts": [], "size": 8, "channels": 3, "fit": "crop", "unknown": 7, "max_length": 6}
+    (tmp_path / "vocabulary.json").write_text('{"documents": {}}')
+
+    class Model(standalone.Model):
+        def __init__(self, folder):
+            self.folder, self.about = tmp_path, {"samples": about}
+
+    monkeypatch.setattr(standalone, "Model", Model)
+    assert standalone.main([str(tmp_path / name)]) == 1
+    told = capsys.readouterr()
+    assert said in told.err and told.err.count("\n") == 1 and not told.out
+
+
+def test_help_is_no_mistake(capsys):
+    assert standalone.main(["--help"]) == 0 and "python predict.py" in capsys.readouterr().out
+    assert standalone.main([]) == 2 and "python predict.py" in capsys.readouterr().err
+
+
 def test_words_are_those_of_the_bag(tmp_path):
     processor = BagProcessor({"ada": 2, "the": 9, "don't": 1, "京": 1}, 12, 7, 6)
     processor.save(tmp_path)

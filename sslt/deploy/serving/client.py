@@ -49,6 +49,8 @@ def ask(kind, inputs, timeout=60.0, tries=3):
             if rows:
                 return rows
             raise RuntimeError("%d: %s" % (e.code, found.get("error", text[:500]))) from None
+        except urllib.error.URLError as e:
+            raise RuntimeError("%s does not answer: %s" % (URL, e.reason)) from None
 
 
 def predict(inputs, **more):
@@ -62,8 +64,13 @@ def features(inputs, **more):
 
 {helper}
 if __name__ == "__main__":
-    for row in predict({read}):
-        print(json.dumps(row, ensure_ascii=False))
+    if {unasked}:
+        sys.exit(__doc__)
+    try:
+        for row in predict({read}):
+            print(json.dumps(row, ensure_ascii=False))
+    except (OSError, RuntimeError, ValueError) as e:  # no such file, no server, or what it says
+        sys.exit(str(e))
 '''
 _PICTURE = '''
 def picture(item):
@@ -88,5 +95,6 @@ def client_code(address: str, reads: Reads) -> str:
     }[reads.kind]
     image = reads.kind == IMAGE
     encoded, helper = ("picture(item)", _PICTURE) if image else ("item", "")
-    made = _CODE.format(example=example, usage=usage, read=read, address=address, encoded=encoded, helper=helper)
+    unasked = "len(sys.argv) < 2" if read == "sys.argv[1:]" else "sys.stdin.isatty()"
+    made = _CODE.format(example=example, usage=usage, read=read, unasked=unasked, address=address, encoded=encoded, helper=helper)
     return made if image else made.replace("import base64\n", "")
