@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
                 watch.writing = True  # signals that come from here on change nothing
                 said = f"{e} came: stopped at once" if isinstance(e, signals.Stopped) else str(e)
                 run.update(status="interrupted", ended=now())
-                log.info("%s; go on with: sslt %s resume=%s", said, run.info.get("verb"), run)
+                log.info("%s; go on with: sslt %s %s", said, run.info.get("verb"), shlex.quote(f"resume={run}"))
                 box["code"] = scheduler.code_of(e.number)
             else:
                 watch.writing = True

@@ -187,6 +187,12 @@ def test_every_cell_has_a_folder_of_its_own(sslt, here, fake, capsys):
     assert [name for name, _ in fake.ran] == ["0", "1"]
 
 
+def test_what_to_type_can_be_typed(sslt, here, fake, capsys):
+    """A folder whose name has a space."""
+    sslt(*TUNE, "seed=0", "hydra.sweep.dir='my sweep'")
+    assert "next: sslt predict \"from='my sweep/0'\" input=FILE" in capsys.readouterr().out
+
+
 def test_killed_in_the_middle(here):
     """SIGKILL through the console script: the finished cell stays, the interrupted one ends bit for bit like one that was not."""
     args = ["pretrain", "-m", "+task=simclr", *TINY_IMAGES, "data=digits", "batch_size=64", "trainer.max_steps=24", "seed=0,1",
