@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 import time
@@ -83,7 +84,7 @@ def verdict(run: Run, world: int, codes: Mapping[int, int], came: int | None = N
 def _way(run: Run, rank: int) -> str:
     path = run / "logs" / f"rank{rank}.log"
     log = display(path if path.exists() else run / "logs" / "sslt.log")
-    return f"see {log}; go on with: sslt {run.info.get('verb')} resume={run}"
+    return f"see {log}; go on with: sslt {run.info.get('verb')} {shlex.quote(f'resume={run}')}"
 
 
 def lost(run: Run, world: int, own: int, patience: float = _PATIENCE) -> BaseException:

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
                 watch.writing = True  # signals that come from here on change nothing
                 said = f"{e} came: stopped at once" if isinstance(e, signals.Stopped) else str(e)
                 run.update(status="interrupted", ended=now())
-                log.info("%s; go on with: sslt %s resume=%s", said, run.info.get("verb"), run)
+                log.info("%s; go on with: sslt %s %s", said, run.info.get("verb"), shlex.quote(f"resume={run}"))
                 box["code"] = scheduler.code_of(e.number)
             else:
                 watch.writing = True
@@ -185,16 +186,16 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 @contextlib.contextmanager
-def _logs(run: Run, console: bool = True) -> Iterator[None]:
-    """Messages of sslt go to the terminal and, with times, to logs/sslt.log."""
-    (run / "logs").mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(run / "logs" / "sslt.log")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handlers: list[logging.Handler] = [to_file]
-    if console:
-        to_terminal = logging.StreamHandler(sys.stderr)
-        to_terminal.setFormatter(_ConsoleFormatter())
-        handlers.append(to_terminal)
+def _logs(run: Run) -> Iterator[None]:
+    """Messages of sslt go to the terminal and, with times, to logs/sslt.log; of another rank than the first to its own log alone."""
+    to_terminal = logging.StreamHandler(sys.stderr)
+    to_terminal.setFormatter(_ConsoleFormatter())
+    handlers: list[logging.Handler] = [to_terminal]
+    if run.is_main:
+        (run / "logs").mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(run / "logs" / "sslt.log")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(to_file)
     log.setLevel(logging.INFO)
     before = log.handlers, log.propagate
     log.handlers, log.propagate = handlers, False
@@ -202,4 +203,5 @@ def _logs(run: Run, console: bool = True) -> Iterator[None]:
         yield
     finally:
         log.handlers, log.propagate = before
-        to_file.close()
+        for handler in handlers[1:]:
+            handler.close()

@@ -142,7 +142,6 @@ def quiet_libraries() -> None:
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # Python processes that they start import nothing from the working folder
     logging.getLogger("timm").setLevel(logging.WARNING)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # what torchao does when transformers finds it
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # what torchao registers there
     for module in ("pytorch_lightning", "lightning_fabric", "torch", "timm", "transformers", "lightning_utilities"):
         warnings.filterwarnings("ignore", module=module)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -65,3 +65,9 @@ def test_damaged_lines_are_none(run):
     """A machine that crashed may leave half a file."""
     ends.file_of(run, 0).write_text('{"code": 1')
     assert ends.records(run, range(2)) == {0: {}, 1: {}}
+
+
+def test_what_to_type_can_be_typed(here):
+    """A folder whose name has a space."""
+    (here / "my run" / "logs").mkdir(parents=True)
+    assert "resume=my run'" in str(ends.verdict(run := Run(here / "my run"), 1, {0: KILL})) and str(run) == "my run"

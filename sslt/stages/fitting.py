@@ -39,6 +39,7 @@ from sslt.processes import accelerator
 from sslt.runs import Run, now
 from sslt.signals import Interrupted
 from sslt.stored import first_line
+from sslt.stored import shown as display
 
 log = logging.getLogger("sslt")
 
@@ -134,7 +135,7 @@ def _announce(learner: Learner, sizes: dict[str, int], budget: Budget, start: Pa
         log.info("%s", learner.sampling.describe({name: len(stream) for name, stream in learner.streams.items()}))
     log.info("%s of %s parameters move; %s", f"{sizes['model/moving_parameters']:,}", f"{sizes['model/parameters']:,}", how)
     if start is not None:
-        log.info("going on from %s", start)
+        log.info("going on from %s", display(start))
 
 
 def _train(trainer: pl.Trainer, learner: Learner, start: Path | None, run: Run) -> None:

@@ -115,12 +115,23 @@ class Cells(Sweeper):
                 continue
             number, free = max(number, free), max(number, free) + 1
             name = self._subfolder(number, overrides)
+            self._check_own(name, noted)
             out.append(Cell(number, list(overrides), swept, self.folder.path / name))
             noted.append({"number": number, "folder": name, "overrides": list(overrides), "swept": swept})
             known[tuple(overrides)] = noted[-1]
         self.folder.update(cells=noted)
         self.cells += [c for c in dict.fromkeys(out) if c not in self.cells]
         return out
+
+    def _check_own(self, name: str, noted: list[dict[str, Any]]) -> None:
+        """Raise `UserError` for a cell's folder that is another's, whose run would be taken for its own, or that lies elsewhere."""
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"hydra.sweep.subdir: {name[:100]} is not within {self.folder}: give hydra.sweep.dir= for where the sweep lies")
+        if other := next((c for c in noted if Path(str(c["folder"])) == Path(name)), None):
+            raise UserError(
+                f"hydra.sweep.subdir gives two cells the folder {name[:100]}, one of them {' '.join(map(str, other['overrides']))[:200]}: "
+                f"name all that varies in it, or leave it out"
+            )
 
     def _subfolder(self, number: int, overrides: list[str]) -> str:
         """`hydra.sweep.subdir` of a cell."""

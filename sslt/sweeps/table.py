@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sslt.groups import written
+from sslt.report.next_steps import command
 from sslt.report.tables import print_table
 from sslt.runs import Run, display
 from sslt.sweeps import metric
 from sslt.sweeps.folder import Cell, Sweep
 
 SHOWN = 30  # rows on the terminal
-_NEXT = {"pretrain": "evaluate from={0}", "finetune": "predict from={0} input=FILE", "run": "predict from={0}/finetune input=FILE"}
+_NEXT = {"pretrain": ("evaluate", "", ()), "finetune": ("predict", "", ("input=FILE",)), "run": ("predict", "/finetune", ("input=FILE",))}
 
 
 def label(key: str, overrides: Sequence[str] = ()) -> str:
@@ -118,7 +120,8 @@ def write(
     swept, where = "".join(f" {k}={v}" for k, v in best["swept"].items()), best["folder"]
     print(f"  best by {name}:{swept} → {where}")
     if verb in _NEXT:
-        print(f"  next: sslt {_NEXT[verb].format(where)}")
+        then, below, more = _NEXT[verb]
+        print(f"  next: {command(then, f'from={written(where + below)}', *more)}")
 
 
 def _spread(group: dict[str, Any], name: str) -> str:

@@ -178,6 +178,21 @@ def test_a_refused_sweep_leaves_nothing(sslt, here, fake):
     assert not Path("runs").exists()
 
 
+def test_every_cell_has_a_folder_of_its_own(sslt, here, fake, capsys):
+    """In the sweep's: a name that leaves out what varies would have one cell go on with the run of another."""
+    for name, said in (("lr${optimizer.lr}", "two cells the folder lr0.1"), ("../${seed}", "is not within mine")):
+        sslt(*TUNE, "optimizer.lr=0.1,0.2", "seed=0,1", "hydra.sweep.dir=mine", f"hydra.sweep.subdir={name}", code=2)
+        assert said in capsys.readouterr().err and not fake.ran and not any(here.iterdir())
+    sslt(*TUNE, "seed=0,1", "hydra.sweep.dir=mine", "hydra.sweep.subdir=lr${optimizer.lr}/${seed}")
+    assert [name for name, _ in fake.ran] == ["0", "1"]
+
+
+def test_what_to_type_can_be_typed(sslt, here, fake, capsys):
+    """A folder whose name has a space."""
+    sslt(*TUNE, "seed=0", "hydra.sweep.dir='my sweep'")
+    assert "next: sslt predict \"from='my sweep/0'\" input=FILE" in capsys.readouterr().out
+
+
 def test_killed_in_the_middle(here):
     """SIGKILL through the console script: the finished cell stays, the interrupted one ends bit for bit like one that was not."""
     args = ["pretrain", "-m", "+task=simclr", *TINY_IMAGES, "data=digits", "batch_size=64", "trainer.max_steps=24", "seed=0,1",
