@@ -165,7 +165,7 @@ def test_every_option_can_be_chosen(name):
     missing = [f"{group}.{k}=x" for k, v in content.items() if v == "???"]
     verbs = {"objective": "pretrain", "views": "pretrain", "corruption": "evaluate", "test_time": "evaluate", "method": "compress"}
     verb = verbs.get(group, "finetune")
-    verb = "evaluate" if name == "trainer/devices" else verb  # for what does not train
+    verb = {"trainer/devices": "evaluate", "trainer/one_device": "serve"}.get(name, verb)  # for what does not train
     start = [] if verb == "pretrain" else ["from=x"]
     plus = "+" if group in ("joint", "shift", "episodes", "corruption", "test_time") else ""
     cfg = config.compose(verb, [*start, f"{plus}{group}={option}", *missing])

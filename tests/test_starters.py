@@ -139,7 +139,8 @@ def test_a_mistake_is_one_line_whoever_starts_it(here):
     for wrong in ("trainer.max_epoch=1", "batch_size=0"):
         (_, said) = ended(start(*TORCHRUN, *TRAIN, wrong, "hydra.run.dir=run"))[0]
         assert [line.startswith("sslt: ") for line in said.splitlines()].count(True) == 1, said
-        assert said.count("exitcode  : 2 ") == 2 and "exitcode  : 1 " not in said and not Path("run").exists()
+        assert "exitcode  : 2 " in said and "exitcode  : 1 " not in said  # the other rank may be ended before it ends by itself
+        assert not Path("run").exists()
 
 
 def test_a_requeued_job_goes_on_in_its_folder(here):
@@ -159,10 +160,11 @@ def test_a_requeued_job_goes_on_in_its_folder(here):
     assert (here / "asked").read_text().splitlines() == ["show job -o 7", "requeue 7"]
     run = Run(found[0].parent)
     assert run.info["status"] == "interrupted" and run.info["job"] == "slurm 7"
-    started = run.info["started"]
+    started, seen = run.info["started"], found[0].stat().st_size
     again = tasks(*SSLT, *args, **job, SLURM_RESTART_COUNT="1")
-    while "resumed" not in run.info and time.monotonic() < until + 300:
+    while found[0].stat().st_size <= seen and time.monotonic() < until + 300:  # until both have taken a step
         time.sleep(0.1)
+    assert "resumed" in run.info
     again[1].send_signal(signal.SIGINT)
     assert 130 in [code for code, _ in ended(*again)]
     assert list(here.glob("runs/*/*")) == [run.path] and run.info["started"] == started

@@ -17,7 +17,7 @@ SOURCE = SimpleNamespace(name="digits", fingerprint=lambda: "abc")
 class Encoder(nn.Linear):
     """3·2 + 2 parameters."""
 
-    modality, dim, adapter, origin = "image", 2, None, None
+    modality, dim, adapter, origin, quantization = "image", 2, None, None, None
 
     def __init__(self, **args: Any):
         super().__init__(3, 2)
