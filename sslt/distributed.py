@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sslt.errors import UserError
+from sslt.modules import of_kind, replaced
 
 PATIENCE = datetime.timedelta(minutes=10)  # in which the tensors of a step have to come: a node that is gone is noticed after it
 ARRIVAL = datetime.timedelta(minutes=15)  # in which all processes of a command have to be there
@@ -296,20 +297,12 @@ def span_batch_norm(module: nn.Module) -> nn.Module:
 
     Raises `UserError` for a subclass that does more than normalise (timm's BatchNormAct2d).
     """
-    new: dict[int, nn.Module] = {}  # one that stands in several places stays one
 
     def spanning(m: nn.Module) -> nn.Module:
         if not isinstance(m, nn.modules.batchnorm._BatchNorm) or isinstance(m, CrossRankBatchNorm):
             return m
         if type(m) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             raise UserError(f"{type(m).__name__} cannot span ranks on a CPU; set trainer.sync_batchnorm=false")
-        if id(m) not in new:
-            new[id(m)] = made = CrossRankBatchNorm.__new__(CrossRankBatchNorm)
-            made.__dict__.update(m.__dict__)
-        return new[id(m)]
+        return of_kind(m, CrossRankBatchNorm)
 
-    for parent in list(module.modules()):
-        for name, child in parent._modules.items():
-            if child is not None:
-                parent._modules[name] = spanning(child)
-    return spanning(module)
+    return replaced(module, spanning)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sslt import stored
 from sslt.encoders.files import read_tensors, write_tensors
 from sslt.errors import UserError
+from sslt.modules import of_kind, replaced
 from sslt.stored import shown
 
 FILE = "model.safetensors"
@@ -118,11 +119,13 @@ def _unpacked(codes: Tensor) -> Tensor:
 # ------------------------------------------------------------------ in an encoder
 def put(encoder: Any, found: Quantization) -> None:
     """Have the layers computed from their codes from now on; their float matrices are gone, and nothing of it can be trained."""
+    packed: set[nn.Module] = set()
     for name, parts in found.codes.items():
         module = encoder.get_submodule(name)
         module.weight = nn.Parameter(computed(parts, found), requires_grad=False)
         if found.kind == "int4":
-            module.__class__ = PackedLinear
+            packed.add(module)
+    replaced(encoder, lambda m: of_kind(m, PackedLinear) if m in packed else m)
     encoder.requires_grad_(False)
     encoder.quantization = found
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt.errors import UserError
+from sslt.modules import of_kind, replaced
 from sslt.ranges import Count, NonNegative, Share
 
 
@@ -90,12 +91,18 @@ class TestTime(abc.ABC):
 
     def _batch_statistics(self, prior: float) -> int:
         found = 0
-        for module in self.encoder.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                activated = hasattr(module, "act") and hasattr(module, "drop")
-                module.__class__ = ActivatedBatchStatistics if activated else BatchStatistics
-                module.prior, module.keep = prior, not self.reset and prior > 0  # type: ignore[assignment]
-                found += 1
+
+        def of_batches(module: nn.Module) -> nn.Module:
+            nonlocal found
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                return module
+            found += 1
+            activated = hasattr(module, "act") and hasattr(module, "drop")
+            made = of_kind(module, ActivatedBatchStatistics if activated else BatchStatistics)
+            made.prior, made.keep = prior, not self.reset and prior > 0
+            return made
+
+        self.encoder = replaced(self.encoder, of_batches)
         return found
 
 

@@ -33,6 +33,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
 from sslt.learner import Learner, Term, seed_step
+from sslt.modules import of_kind
 from sslt.objectives.base import Objective
 from sslt.objectives.parts.momentum import Teacher
 from sslt.processes import accelerator
@@ -237,7 +238,7 @@ def trainer_of(cfg: Any, learner: Learner, budget: Budget, callbacks: list[pl.Ca
         )
     except (ValueError, TypeError, MisconfigurationException) as e:
         raise UserError(f"trainer: {str(e).splitlines()[0]}") from e
-    trainer.fit_loop.__class__ = _WholeFit
+    trainer.fit_loop = of_kind(trainer.fit_loop, _WholeFit)
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # they are ours from the first second
     return trainer
 

@@ -1,0 +1,33 @@
+"""Modules that take the places of others within a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import nn
+
+T = TypeVar("T")
+
+
+def of_kind(it: object, kind: type[T]) -> T:
+    """An object of another class that shares all that `it` has: a module its parameters, buffers and hooks."""
+    made = kind.__new__(kind)
+    made.__dict__.update(it.__dict__)
+    return made
+
+
+def replaced(root: nn.Module, other: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Put `other(m)` in the place of every module m below `root`; returns what takes the place of `root` itself."""
+    new: dict[int, tuple[nn.Module, nn.Module]] = {}  # one that stands in several places stays one; the old one is kept, so that its id is
+
+    def taking(m: nn.Module) -> nn.Module:
+        if id(m) not in new:
+            new[id(m)] = m, other(m)
+        return new[id(m)][1]
+
+    for parent in list(root.modules()):
+        for name, child in parent._modules.items():
+            if child is not None:
+                parent._modules[name] = taking(child)
+    return taking(root)
