@@ -18,6 +18,7 @@ from typing import Any
 
 TIMES = ("train/seconds", "throughput/samples_per_second", "train/peak_memory_bytes")
 OF_THE_PROCESS = ("run.json", "command.txt", "versions.json", "README.md", "config.yaml")
+SOON = 120  # seconds, on a busy machine
 
 
 def outputs(folder: Path) -> dict[str, object]:
@@ -192,3 +193,15 @@ POINTS: dict[str, Callable[[Callable[[], None]], None]] = {
     "the plots": _at("sslt.report.plots", "curves", after=True),
     "the status": _at("sslt.execute", "perform", after=True),
 }
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends soon."""
+    until = time.monotonic() + SOON
+    while time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_IMAGES
+from killed_runs import gone
 
 from sslt.runs import Run
 
@@ -90,17 +91,6 @@ def pids(process: subprocess.Popen) -> list[int]:
         assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
         time.sleep(0.1)
     return [json.loads(Path(f"run/logs/rank{r}.json").read_text())["pid"] for r in (0, 1)]
-
-
-def gone(pid: int) -> bool:
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_a_killed_rank_is_one_line(long_run):

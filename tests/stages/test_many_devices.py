@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_IMAGES
-from killed_runs import command, differing, outputs
+from killed_runs import SOON, command, differing, gone, outputs
 from safetensors.torch import load_file
 
 from sslt import processes
@@ -106,7 +106,6 @@ class Ends(pl.Callback):
             time.sleep(290)
 """
 TWO = ["pretrain", "+task=simclr", *TINY_IMAGES, "online_probe.every_n_epochs=0", "batch_size=32", "trainer.devices=2"]
-SOON = 120  # seconds, on a busy machine
 
 
 @pytest.fixture
@@ -121,18 +120,6 @@ def ends(own_code):
         return code, said()
 
     return run
-
-
-def gone(pid: int) -> bool:
-    """Whether a process ends soon."""
-    until = time.monotonic() + SOON
-    while time.monotonic() < until:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_a_killed_rank_is_named_and_the_run_goes_on(ends, here):
