@@ -20,10 +20,11 @@ from sslt.processes import perform, settle
 from sslt.runs import Run, comparable, now, refuse_overwrite
 
 log = logging.getLogger("sslt")
-_EXTRAS = {"datasets": "hf", "peft": "peft", "diffusers": "diffusion", "tensorboard": "tensorboard", "tensorboardX": "tensorboard"}
-_EXTRAS |= {"torchao": "quantize"}
-_EXTRAS |= {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "onnx_ir": "export"}
-_EXTRAS |= {"fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve"}
+_EXTRAS = {
+    "datasets": "hf", "peft": "peft", "diffusers": "diffusion", "tensorboard": "tensorboard", "tensorboardX": "tensorboard",
+    "torchao": "quantize", "onnx": "export", "onnxruntime": "export", "onnxscript": "export", "onnx_ir": "export",
+    "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve",
+}  # fmt: skip
 
 
 def execute(verb: str, cfg: Any, folder: Path, overrides: list[str], config_dir: str | None = None, resuming: bool = False) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sslt import stored
 from sslt.errors import UserError
+from sslt.machine import most_resident
 
 _CODE = "import sys; sys.path[:] = {!r}; from sslt.deploy.fresh import main; main()"
 PATIENCE = 600  # seconds
@@ -58,7 +58,7 @@ def main() -> None:
 
     if job["threads"]:
         torch.set_num_threads(job["threads"])
-    before = resident()
+    before = most_resident()
     start = time.perf_counter()
     variant = load_variant(job["what"], job["trust"], base=job["base"], windows=job["windows"])
     device = torch.device(job["device"])
@@ -71,20 +71,4 @@ def main() -> None:
         for name in job["order"]:
             variant.predict({k.partition("/")[2]: x.to(device) for k, x in tensors.items() if k.partition("/")[0] == name})
             first = first or time.time() - job["started"]
-    print(json.dumps({"load_seconds": opened, "start_seconds": first, "memory_bytes": resident(), "libraries_bytes": before}))
-
-
-def resident() -> int:
-    """The most bytes that this process has had resident.
-
-    Of Linux by its own status: what `getrusage` says there begins with what the process that started this one had.
-    """
-    status = Path("/proc/self/status")
-    if stored.is_file(status):
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most << 10
+    print(json.dumps({"load_seconds": opened, "start_seconds": first, "memory_bytes": most_resident(), "libraries_bytes": before}))

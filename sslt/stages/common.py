@@ -278,3 +278,25 @@ def refuse_new_answers(source: Any) -> None:
     """Raise `UserError` for data whose test answers are new: nothing that knows those of train can tell them."""
     if source.new_classes_in_test:
         raise UserError(f"the test classes of {source.name} are others than those of train: use episodes, +episodes=protonet or centroid")
+
+
+def labels_of(parent: Run) -> dict[str, Any]:
+    """Which part of the training labels a run has learned from; of one that was compressed, the run it was made from."""
+    known = parent.info.get("labels")
+    if isinstance(known, dict):
+        return {str(k): v for k, v in known.items()}
+    made = parent.config
+    return {
+        "label_fraction": made.get("label_fraction", 1.0),
+        "labels_per_class": made.get("labels_per_class"),
+        "seed": made.get("seed", 0),
+    }
+
+
+def keep_data(run: Run, node: Any) -> None:
+    """Write into the run's config which data it is about, as `from=` the run asks for them."""
+    if not run.is_main:
+        return
+    config = OmegaConf.load(run / "config.yaml")
+    config.data = node
+    OmegaConf.save(config, run / "config.yaml")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
-
-from omegaconf import OmegaConf, open_dict
 
 from sslt import distributed, groups
 from sslt.config import build
@@ -47,7 +44,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         kind = start.encoder.quantization.kind
         raise UserError(f"from={cfg['from']} is quantized ({kind}), which comes last: compress the run that it was made from")
     method.check(start.encoder, start.target)
-    source, labels = build(node), labels_of(parent)
+    source, labels = build(node), common.labels_of(parent)
     identity = {"from": str(parent.path.resolve()), "fingerprint": fingerprint(start.encoder)}
     run.update(data=source.fingerprint(), primary=start.target.primary, labels=labels, parent=identity)
     refuse_other_answers(start, source)
@@ -59,7 +56,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     method.fresh = lambda own: common.starting_encoder(own, source)
     method.samples_for = lambda other: _to_learn_from(method, other, source, labels)
     encoder, target = method.apply(start.encoder, start.target, train, val, cfg, run)
-    _note(run, node)
+    common.keep_data(run, node)
     if method.saves:
         common.save_result(run, encoder, cfg, source, {})
         heads.save(run, target, heads.node_of(parent / "head"))
@@ -89,19 +86,6 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     return metrics
 
 
-def labels_of(parent: Run) -> dict[str, Any]:
-    """Which part of the training labels a run has learned from; of one that was compressed, the run it was made from."""
-    known = parent.info.get("labels")
-    if isinstance(known, dict):
-        return {str(k): v for k, v in known.items()}
-    made = parent.config
-    return {
-        "label_fraction": made.get("label_fraction", 1.0),
-        "labels_per_class": made.get("labels_per_class"),
-        "seed": made.get("seed", 0),
-    }
-
-
 def _opening(cfg: Any) -> dict[str, Any]:
     return {"trust": list(cfg.trust), "base": cfg.base, "windows": cfg.windows}
 
@@ -117,13 +101,3 @@ def _to_learn_from(method: Method, encoder: Encoder, source: Any, labels: dict[s
     fraction, per_class, seed = labels["label_fraction"], labels["labels_per_class"], labels["seed"]
     train = label_subset(common.prepare(encoder, source, "train"), fraction, per_class, seed)
     return train, common.prepare_labelled(encoder, source, "val") if "val" in source.splits() else None
-
-
-def _note(run: Run, node: Any) -> None:
-    """Keep in the run's config which data it is about, as `from=` the run asks for them."""
-    if not run.is_main:
-        return
-    config = copy.deepcopy(OmegaConf.load(run / "config.yaml"))
-    with open_dict(config):
-        config.data = node
-    OmegaConf.save(config, run / "config.yaml")

@@ -122,7 +122,7 @@ def _beside(
 ) -> list[str]:
     """Add the cheap methods to the metrics of a fine-tuned run, on the rows that it learned from; what they say of it, in words."""
     found_in = run_of(stored.located(str(cfg["from"])))
-    made = {} if found_in is None else found_in.info.get("labels") or found_in.config  # one that was compressed has learned as its parent
+    made = {} if found_in is None else common.labels_of(found_in)
     labels = (made.get("label_fraction", 1.0), made.get("labels_per_class"), made.get("seed", 0))
     train = label_subset(common.prepare(encoder, source, "train"), *labels)
     val = common.prepare(encoder, source, "val") if "val" in source.splits() else None

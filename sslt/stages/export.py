@@ -29,7 +29,6 @@ from sslt.evaluation.features import predicted
 from sslt.report.end import say_next
 from sslt.runs import Run, run_of
 from sslt.stages import common
-from sslt.stages.compress import labels_of
 from sslt.stages.evaluate import data_of, load
 from sslt.targets import heads
 from sslt.targets.base import Target
@@ -214,9 +213,7 @@ def _next(cfg: Any, run: Run, target: Target | None) -> list[str]:
 
 
 def _note(run: Run, node: Any, about: dict[str, Any]) -> None:
-    """Keep in the run's config which data it is about, as `from=` the run asks for them."""
-    config = OmegaConf.load(run / "config.yaml")
-    config.data = node
-    OmegaConf.save(config, run / "config.yaml")
+    """Keep which data the run is about, and what it was made from."""
+    common.keep_data(run, node)
     parent = run_of(stored.located(about["parent"]["from"]))
-    run.update(parent=about["parent"], **({} if parent is None else {"labels": labels_of(parent)}))
+    run.update(parent=about["parent"], **({} if parent is None else {"labels": common.labels_of(parent)}))

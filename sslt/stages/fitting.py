@@ -33,6 +33,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
 from sslt.learner import Learner, Term, seed_step
+from sslt.machine import most_resident
 from sslt.modules import of_kind
 from sslt.objectives.base import Objective
 from sslt.objectives.parts.momentum import Teacher
@@ -382,10 +383,4 @@ def peak_memory(accelerator: str) -> int:
     """Most bytes: of the GPU while this model trained ("gpu"), or of the machine's since this process began ("cpu")."""
     if accelerator == "gpu":
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():  # of this program alone: what getrusage says on Linux counts the one that started it, too
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # type: ignore[index]
-    import resource
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return most_resident()

@@ -162,9 +162,9 @@ def _best(target: Any, rows: list[np.ndarray], n: int, val: ItemSamples) -> Chos
         neighbours = Neighbours.solve(rows, n, shrink, FADES[0])
         for fade in FADES:
             neighbours.fade = fade
-            found.append((score(target, val, neighbours), shrink, fade))
-    best, shrink, fade = max(found, key=lambda f: f[0])
-    return Chosen(Neighbours.solve(rows, n, shrink, fade), best)
+            found.append((score(target, val, neighbours), neighbours, fade))
+    best, neighbours, neighbours.fade = max(found, key=lambda f: f[0])
+    return Chosen(neighbours, best)
 
 
 def answers(target: Any, samples: Any, method: Method) -> Item:
@@ -191,14 +191,14 @@ def batches(target: Any, samples: Any, size: int = BATCH) -> Iterator[tuple[np.n
 
 def stand_beside(target: Any, encoder: Encoder, train: ItemSamples, val: ItemSamples) -> tuple[Neighbours, dict[str, float]]:
     """Neighbours, with the mixture of their scores and the encoder's that is best on `val`; and what each has there."""
-    neighbours = choose(target, train, val).neighbours
+    neighbours = choose(target, train, val).neighbours.to(target.ids.device)
     held = some(val, CHOSEN_ON, 0)
     mixes: list[tuple[float, float]] = []
     parts: dict[tuple[float, float], list[Item]] = {}
     order = []
     with evaluating(encoder), evaluating(target):
         for index, batch in batches(target, held):
-            own, others = target.scores(encoder, batch), neighbours.to(target.ids.device)(batch["columns"])
+            own, others = target.scores(encoder, batch), neighbours(batch["columns"])
             if not mixes:  # by how they spread in the first batch
                 ratio = float(own.std() / others.std().clamp(min=1e-12))
                 mixes = [(1.0, 0.0), *((1.0, share * ratio) for share in SHARES), (0.0, 1.0)]
