@@ -66,15 +66,14 @@ def verdict(run: Run, world: int, codes: Mapping[int, int], came: int | None = N
     failed = [r for r, code in ways.items() if code > 0 and code not in (LEFT_ALONE, INTERRUPTED)]
     first = [r for r in killed if -ways[r] not in _STOPS] or ([] if failed or INTERRUPTED in ways.values() else killed)
     if first:
-        why = ", perhaps because memory ran out" if ways[first[0]] == -signal.SIGKILL else ""
-        return RankLost(f"rank {first[0]} was ended by signal {-ways[first[0]]}{why}; {_way(run, first[0])}")
+        return RankLost(f"rank {first[0]} was {signals.ended_by(-ways[first[0]])}; {_way(run, first[0])}")
     if failed:
         r = failed[0]
         return RankLost(f"rank {r} ended with code {ways[r]}{f' ({said[r]})' if said[r] else ''}; {_way(run, r)}")
     if stopped := [r for r, code in ways.items() if code == INTERRUPTED]:
         r = next((r for r in stopped if left[r].get("signal")), stopped[0])
         return signals.Ended(said[min(stopped)], came or left[r].get("signal"))
-    if (came is not None and any(code != 0 for code in ways.values())) or (came is not None and len(ways) < world):
+    if came is not None and (any(code != 0 for code in ways.values()) or len(ways) < world):
         return signals.Stopped(came)
     if alone := [r for r, code in ways.items() if code == LEFT_ALONE]:
         return RankLost(f"rank {alone[0]} lost the connection to another, whose machine or network may be gone; {_way(run, alone[0])}")

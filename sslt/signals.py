@@ -41,6 +41,11 @@ def name(number: int) -> str:
     return signal.Signals(number).name
 
 
+def ended_by(number: int) -> str:
+    """How a process was ended that a signal has ended, in words."""
+    return f"ended by signal {number}{', perhaps because memory ran out' if number == signal.SIGKILL else ''}"
+
+
 class Watch:
     """Takes over the signals of `ENDING` from `start` to `stop`, or within a `with`; `came` is the first that arrived.
 

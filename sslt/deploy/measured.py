@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sslt.data.offered import Offered
 from sslt.deploy import fresh, table, timing
-from sslt.deploy.variants import Variant, parameters, stored_bytes
+from sslt.deploy.variants import Variant, bytes_on_disk, parameters
 from sslt.encoders.base import evaluating
 from sslt.errors import UserError
 
@@ -94,7 +94,7 @@ def measure(
             found = table.change(target, predictions[0], answered, own.answers)
             row |= {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}
         inside = variant.answers is None  # and not in a file, of which neither weights nor operations are counted
-        row |= {"bytes": stored_bytes(variant.folder), "parameters": parameters(variant.encoder, variant.target) if inside else None}
+        row |= {"bytes": bytes_on_disk(variant.folder), "parameters": parameters(variant.encoder, variant.target) if inside else None}
         rows.append(row)
     answers = samples[0].answers
     if not timed:

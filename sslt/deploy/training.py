@@ -15,7 +15,7 @@ from omegaconf import OmegaConf, open_dict
 from sslt import distributed, stored
 from sslt.config import build, check_stored, searched_around
 from sslt.data.base import Samples
-from sslt.data.streams.streams import Stream
+from sslt.data.streams.streams import of_this_rank
 from sslt.encoders.base import Encoder
 from sslt.runs import RUN_FILE, Run
 from sslt.targets.base import Target
@@ -76,12 +76,8 @@ def train(
 
     cfg: of `recipe`. also: term of the target → all terms by name, on the stream "finetune".
     """
-    world, views = distributed.world_size(), build(cfg.views)
-    samples = samples.uncut() if getattr(views, "whole_texts", False) else samples
-    size = min(int(cfg.batch_size), max(len(samples) // world, 1))
-    stream = Stream(
-        samples, size, seed=int(cfg.seed), rank=distributed.rank(), world=world, drop_last=target.needs_full_batches, views=views
-    )  # fmt: skip
+    size = min(int(cfg.batch_size), max(len(samples) // distributed.world_size(), 1))
+    stream = of_this_rank(samples, size, seed=int(cfg.seed), drop_last=target.needs_full_batches, views=build(cfg.views))
     term = method.term(target, "finetune")
     terms = {"finetune": term} if also is None else also(term)
     learner = method.fit(cfg, run, encoder, terms, {"finetune": stream}, build(cfg.adaptation), least_steps=LEAST_STEPS)

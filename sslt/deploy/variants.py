@@ -95,7 +95,7 @@ def refuse_other_answers(variant: Variant, source: Any) -> None:
         )
 
 
-def stored_bytes(folder: Path) -> int:
+def bytes_on_disk(folder: Path) -> int:
     """What a result takes on disk: every file of `encoder/` and `head/`, and what else answers (exported files beside them)."""
     return sum(p.stat().st_size for part in ("encoder", "head", "model") for p in (folder / part).rglob("*") if p.is_file())
 

@@ -18,7 +18,7 @@ from sslt import distributed, groups, stored
 from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples, many
-from sslt.data.streams.streams import Stream
+from sslt.data.streams.streams import Stream, of_this_rank
 from sslt.encoders import inserted
 from sslt.encoders.base import Encoder
 from sslt.encoders.dropout import set_dropout
@@ -179,9 +179,7 @@ def batch_size(cfg: Any, samples: Samples) -> int:
 
 def stream(cfg: Any, samples: Samples, batch_size: int, views: Any, *, drop_last: bool, tokens: int | None = None) -> Stream:
     """This rank's share of `samples`, as the views need them; tokens: of a batch, instead of `batch_size` samples."""
-    rank, world = distributed.rank(), distributed.world_size()
-    samples = samples.uncut() if getattr(views, "whole_texts", False) else samples
-    return Stream(samples, batch_size, seed=cfg.seed, rank=rank, world=world, drop_last=drop_last, views=views, batch_tokens=tokens)
+    return of_this_rank(samples, batch_size, seed=cfg.seed, drop_last=drop_last, views=views, batch_tokens=tokens)
 
 
 def log_final(learner: Learner, metrics: dict[str, Any], pictures: dict[str, Path] | None = None) -> None:

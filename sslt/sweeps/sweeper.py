@@ -109,7 +109,7 @@ class Cells(Sweeper):
         for number, overrides, swept in cells:
             if (old := known.get(tuple(overrides))) is not None:
                 name = str(old["folder"])
-                if Path(name).is_absolute() or ".." in Path(name).parts:
+                if _is_elsewhere(name):
                     raise UserError(f"{self.folder}/{FILE} is damaged: a cell lies outside of it, in {name[:100]}")
                 out.append(Cell(int(old["number"]), list(overrides), swept, self.folder.path / name))
                 continue
@@ -125,7 +125,7 @@ class Cells(Sweeper):
 
     def _check_own(self, name: str, noted: list[dict[str, Any]]) -> None:
         """Raise `UserError` for a cell's folder that is another's, whose run would be taken for its own, or that lies elsewhere."""
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if _is_elsewhere(name):
             raise UserError(f"hydra.sweep.subdir: {name[:100]} is not within {self.folder}: give hydra.sweep.dir= for where the sweep lies")
         if other := next((c for c in noted if Path(str(c["folder"])) == Path(name)), None):
             raise UserError(
@@ -188,6 +188,11 @@ class Cells(Sweeper):
             self.errors[cell.number] = error
             if not answer["told"]:
                 tell(cell.folder, error)
+
+
+def _is_elsewhere(folder: str) -> bool:
+    """Whether a cell's folder, as it is named within its sweep's, would not lie in that."""
+    return Path(folder).is_absolute() or ".." in Path(folder).parts
 
 
 def _answer(returned: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from sslt.groups import written
 from sslt.report.next_steps import command
 from sslt.report.tables import print_table
-from sslt.runs import Run, display
+from sslt.runs import Run, display, now
 from sslt.sweeps import metric
 from sslt.sweeps.folder import Cell, Sweep
 
@@ -87,8 +87,6 @@ def write(
     if status is None:
         left = {r["status"] for r in found} - {"finished", "pruned"}
         status = "failed" if "failed" in left else "interrupted" if left else "finished"
-    from sslt.runs import now
-
     about = {"metric": name or None, "direction": "maximize" if higher else "minimize", "seeds": seeds, "best": best}
     sweep.update(status=status, ended=now(), results=found, **about)
     keys = list(dict.fromkeys(k for r in found for k in r["swept"]))

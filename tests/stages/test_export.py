@@ -15,7 +15,7 @@ from PIL import Image
 
 from sslt.config import build
 from sslt.deploy import standalone
-from sslt.deploy.variants import load_variant, stored_bytes
+from sslt.deploy.variants import bytes_on_disk, load_variant
 from sslt.runs import Run
 
 pytest.importorskip("onnxscript")
@@ -84,7 +84,7 @@ def test_images(sslt, here):
     assert Run(here / "measured").metrics["test/accuracy"] == parent["test/accuracy"]
     variant, samples = load_variant("out"), load_variant("tuned").prepare(build(Run(here / "out").config.data), "test")
     assert variant.target.score(variant.predictions(samples, torch.device("cpu"), 64), samples.answers) == parent["test/accuracy"]
-    assert stored_bytes(here / "out") > metrics["export/bytes"]
+    assert bytes_on_disk(here / "out") > metrics["export/bytes"]
 
     sslt("export", "from=out", CPU, "hydra.run.dir=again", code=2)
     sslt("finetune", "+target=digits", "from=out", CPU, "hydra.run.dir=again", code=2)

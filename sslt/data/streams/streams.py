@@ -13,12 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslt import distributed
 from sslt.data.base import Samples
 from sslt.data.streams.sampling import Sampling
 from sslt.errors import UserError
 
 _MULTIPLE = 8  # of tokens, to which the rows of a batch are filled up
 _GROUP = 32  # batches sorted by length together: enough to halve padding, few enough to keep batches random
+
+
+def of_this_rank(
+    samples: Samples, batch_size: int, *, seed: int, drop_last: bool, views: Any = None, batch_tokens: int | None = None
+) -> Stream:
+    """This process's share of `samples`, texts uncut where the views need them so."""
+    samples = samples.uncut() if getattr(views, "whole_texts", False) else samples
+    rank, world = distributed.rank(), distributed.world_size()
+    return Stream(samples, batch_size, seed=seed, rank=rank, world=world, drop_last=drop_last, views=views, batch_tokens=batch_tokens)
 
 
 class Stream:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
+from sslt import signals
 from sslt.deploy.serving.batches import Lost
 from sslt.errors import UserError
 
@@ -89,8 +90,7 @@ class Worker:
         code = self.process.poll()
         if code is None:
             return "the worker does not answer"
-        why = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
-        return f"the worker was ended by signal {-code}{why}" if code < 0 else f"the worker ended with code {code}"
+        return f"the worker was {signals.ended_by(-code)}" if code < 0 else f"the worker ended with code {code}"
 
     def kill(self) -> None:
         """End it at once."""
