@@ -156,6 +156,8 @@ def images(task: str, size: int, batch: int, steps: int, folder: Path, data: str
         lambda: lightly("32-true"),
         *([lambda: lightly(job.precision, ", same precision")] if job.precision != "32-true" else []),
     ]
+    if GPU:
+        makers.append(lambda: compiled(job))
     contenders = [make() for i, make in enumerate(makers) if only in (None, i)]
     what = "CIFAR-10" if data else "generated images"
     return Comparison(f"{method.title}, {title}, {size} px, {what}, batch {batch}", "images", batch, contenders, WARM, steps)
@@ -176,6 +178,8 @@ def mlm(title: str, encoder: str, batch: int, length: int, steps: int, folder: P
     if job.precision.startswith("bf16"):
         run = hugging_face.mlm(job, True, folder / "hf")
         contenders.append(Contender("Hugging Face Trainer, same precision", job.precision, run, 3.0 if small else None))
+    if GPU:
+        contenders.append(compiled(job))
     return Comparison(
         f"MLM, {title}, {'dropout 0.1' if dropout else 'no dropout'}, {batch} x {length} tokens",
         "tokens",
@@ -184,6 +188,10 @@ def mlm(title: str, encoder: str, batch: int, length: int, steps: int, folder: P
         WARM,
         steps,
     )
+
+
+def compiled(job: ours.Pretraining) -> Contender:
+    return Contender("sslt, trainer.compile=true", job.precision, job.compiled().run, tuned=True)
 
 
 def augment(size_in: int, size: int, batch: int, steps: int, target: float) -> Comparison:

@@ -22,7 +22,7 @@ from sslt.errors import UserError, nearest
 from sslt.ranges import SETTINGS, is_number
 from sslt.trusted import targets, walk
 
-OF_NODES = {"address": str, "node": int}  # settings of trainer= that are no Trainer's, with their types
+OURS = {"address": str, "node": int, "compile": bool}  # settings of trainer= that are no Trainer's, with their types
 RATE, AUTO = "optimizer.lr", "auto"
 
 
@@ -140,7 +140,7 @@ def _check_group(group: str, node: Any, verb: str, config_dir: str | None) -> No
     target = node.get("_target_")
     needed: frozenset[str] = frozenset()
     if group == "trainer" and usual:  # sslt reads them itself
-        needed = frozenset(groups.own_values(group, usual)) - {"_target_", "num_nodes", *OF_NODES}  # runs of before have none
+        needed = frozenset(groups.own_values(group, usual)) - {"_target_", "num_nodes", *OURS}  # runs of before have none
     elif isinstance(target, str) and (found := signatures.signature(target)):
         needed = found.required & groups.keys_of(group, config_dir)
     if lacking := sorted(needed - node.keys()):
@@ -237,9 +237,9 @@ def _check_keys(path: str, target: str, node: dict[str, Any], found: signatures.
     for key, value in node.items():
         if key.startswith("_") and key.endswith("_"):
             continue
-        if path.rpartition(".")[2] == "trainer" and key in OF_NODES:
-            if value is not None and not isinstance(value, OF_NODES[key]):
-                raise UserError(f"{path}.{key}={value!r} is of the wrong type: it takes a single {OF_NODES[key].__name__}")
+        if path.rpartition(".")[2] == "trainer" and key in OURS:
+            if value is not None and not isinstance(value, OURS[key]):
+                raise UserError(f"{path}.{key}={value!r} is of the wrong type: it takes a single {OURS[key].__name__}")
             continue
         if key not in found.parameters:
             if not found.open:

@@ -232,7 +232,7 @@ class Learner(pl.LightningModule):
             for grad in grads:
                 grad.clamp_(-gradient_clip_val, gradient_clip_val)
         else:
-            norm = torch.stack([grad.norm() for grad in grads]).norm()
+            norm = torch.stack(torch._foreach_norm(grads)).norm()
             torch._foreach_mul_(grads, (gradient_clip_val / (norm + 1e-6)).clamp(max=1))
             self.last["grad_norm"] = norm.detach()
 

@@ -71,7 +71,7 @@ def test_there_are_configs():
 def test_a_config_lists_what_its_target_takes(file, node):
     """No key that the target does not take, and no type it does not want."""
     found = signatures.signature(node["_target_"])
-    keys = set(node) - {"_target_"} - (set(config.OF_NODES) if file == "trainer/default" else set())
+    keys = set(node) - {"_target_"} - (set(config.OURS) if file == "trainer/default" else set())
     parameters = parameters_of(node["_target_"])
     assert keys <= set(parameters), "a key nothing reads"
     if found is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import shutil
@@ -56,6 +57,12 @@ class Pretraining:
     def precision(self) -> str:
         """Lightning's name of the format that `trainer.precision=auto` chooses here."""
         return precision.resolve(self.cfg.trainer.precision, accelerator())
+
+    def compiled(self) -> Pretraining:
+        """The same with `trainer.compile=true`."""
+        cfg = copy.deepcopy(self.cfg)
+        cfg.trainer.compile = True
+        return dataclasses.replace(self, cfg=cfg)
 
     def run(self, watch: Watch) -> None:
         """One fit of `watch.total` steps in a folder of its own; the encoder goes on from where it is."""

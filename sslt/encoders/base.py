@@ -76,9 +76,7 @@ class Encoder(nn.Module, abc.ABC):
         """Dotted names of the blocks, from input to output."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Moving to a device exchanges weights in fewer bits, which torch does not do in inference mode."""
-        if self.quantization is None:
-            return super()._apply(fn, recurse)
+        """Moving to a device within inference mode would leave buffers that nothing may write to afterwards."""
         with torch.inference_mode(False):
             return super()._apply(fn, recurse)
 

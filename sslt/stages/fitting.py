@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,14 +19,14 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, TorchEl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from sslt import cpu_kernels, distributed, precision
+from sslt import compiling, cpu_kernels, distributed, precision
 from sslt.adaptation.adapters import AdaLoRA, Adapter
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
 from sslt.callbacks.checkpoint import Checkpoint, NaNGuard, Signals, StreamedCheckpoints, newest
 from sslt.callbacks.curves import Clock, Curves
 from sslt.callbacks.progress import Progress
-from sslt.config import build
+from sslt.config import OURS, build
 from sslt.data.streams.sampling import Sampling, Together
 from sslt.data.streams.streams import Stream
 from sslt.data.views.base import Views
@@ -98,7 +99,7 @@ def fit(
     if kind == "gpu":
         torch.cuda.reset_peak_memory_stats()
     try:
-        with cpu_kernels.replaced(kind, number_format, cfg.fast_kernels):
+        with cpu_kernels.replaced(kind, number_format, cfg.fast_kernels), _compiled(learner, bool(cfg.trainer.get("compile"))):
             _train(trainer, learner, start, run)
     finally:
         progress.close()
@@ -114,6 +115,13 @@ def fit(
     learner.run_metrics = _ended(learner, curves, budget, sizes, kind)
     learner.loggers_used = loggers
     return learner
+
+
+def _compiled(learner: Learner, wanted: bool) -> contextlib.AbstractContextManager[None]:
+    """Within, all that learns or teaches is compiled, block by block (`trainer.compile`)."""
+    if not wanted:
+        return contextlib.nullcontext()
+    return compiling.compiled(m for m in learner.modules() if isinstance(m, Encoder))
 
 
 def _sizes(learner: Learner, encoder: Encoder) -> dict[str, int]:
@@ -323,7 +331,7 @@ def _trainer_settings(settings: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"trainer.{key} is not yours to set: sslt does this itself (bounds: trainer.max_steps, loggers: logger=, callbacks=)"
         )
-    ours = ("_target_", "accelerator", "devices", "num_nodes", "address", "node", "precision", "max_epochs", "max_steps", "max_time")
+    ours = ("_target_", "accelerator", "devices", "num_nodes", "precision", "max_epochs", "max_steps", "max_time", *OURS)
     return {k: v for k, v in settings.items() if k not in ours}
 
 

@@ -172,7 +172,7 @@ def answers(target: Any, samples: Any, method: Method) -> Item:
     parts, order = [], []
     for index, batch in batches(target, samples):
         order.append(index)
-        parts.append(target.ranked(method(batch["columns"]), batch))
+        parts.append(target.ranked(method(batch["columns"]).to(target.ids.device), batch))
     return Item.join(parts).take(np.argsort(np.concatenate(order)))
 
 

@@ -151,3 +151,14 @@ def test_trying_an_encoder_leaves_chance_alone(here):
     torch.manual_seed(0)
     ImageEncoder.build(build(cfg.data), {}, **{k: v for k, v in cfg.encoder.items() if k not in ("_target_", "processor")})
     assert torch.equal(drawn, torch.rand(3)) and encoder.training
+
+
+def test_moving_while_it_is_measured_leaves_it_writable():
+    """A GPU takes an encoder up within inference mode: its buffers are trained, and mixed with others, afterwards."""
+    args = {"layers": [1, 1, 1, 1], "channels": [8] * 4}
+    encoder = ImageEncoder(ImageProcessor(8, 3, [0.5] * 3, [0.5] * 3), "resnet18", args, "small", False)
+    state = {k: v.double() for k, v in encoder.state_dict().items()}
+    with torch.inference_mode():
+        encoder.double()
+    assert not any(b.is_inference() for b in encoder.buffers())
+    encoder.load_state_dict(state)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from vector_encoder import VectorEncoder
 
 from sslt.config import compose
@@ -18,7 +19,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.conv4 import Conv4
 from sslt.errors import UserError
 from sslt.objectives.episodic import ANIL, MAML, Prototypes
-from sslt.objectives.parts.inner import descend_head
+from sslt.objectives.parts.inner import descend, descend_head
 
 
 class Tiny(VectorEncoder):
@@ -279,3 +280,36 @@ def test_the_shipped_inner_steps_of_anil_descend(shots):
         logits = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight.transpose(1, 2))
         losses.append(float(F.cross_entropy(logits.flatten(0, 1), labels.flatten())))
     assert all(b < a for a, b in itertools.pairwise(losses)), losses
+
+
+class Attending(nn.Module):
+    """Scores [B, 3] of x [B, 5, 8] by one layer of attention: torch's operator, or its definition."""
+
+    def __init__(self, by_definition: bool):
+        super().__init__()
+        self.qkv, self.head, self.by_definition = nn.Linear(8, 24, dtype=torch.float64), nn.Linear(8, 3, dtype=torch.float64), by_definition
+
+    def forward(self, inputs):
+        q, k, v = self.qkv(inputs["x"]).unsqueeze(1).chunk(3, -1)
+        attention = _by_definition if self.by_definition else F.scaled_dot_product_attention
+        return self.head(attention(q, k, v).mean((1, 2)))
+
+
+def _by_definition(q, k, v):
+    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
+def test_second_derivatives_pass_attention():
+    """The fast kernels of attention have none: without dropout torch would take one of them."""
+    torch.manual_seed(0)
+    x, labels = torch.randn(4, 5, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    fast, slow = Attending(False), Attending(True)
+    slow.load_state_dict(fast.state_dict())
+    found = []
+    for model in (fast, slow):
+        weights = dict(model.named_parameters())
+        moved = descend(model, weights, {"x": x}, labels, 2, 0.5, True)
+        loss = F.cross_entropy(functional_call(model, moved, ({"x": x.flip(0)},)), labels)
+        found.append(torch.autograd.grad(loss, list(weights.values())))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sslt.encoders.base import Encoder
 
@@ -39,7 +41,8 @@ def descend(
     second_order: gradients are functions of the weights as well; otherwise they are constants.
     """
     for _ in range(steps):
-        loss = F.cross_entropy(functional_call(model, dict(weights), (inputs,)), labels)
+        with sdpa_kernel(SDPBackend.MATH) if second_order else contextlib.nullcontext():  # the others have no second derivative
+            loss = F.cross_entropy(functional_call(model, dict(weights), (inputs,)), labels)
         grads = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order, allow_unused=True, materialize_grads=True)
         weights = {name: w - lr * g for (name, w), g in zip(weights.items(), grads, strict=True)}
     return dict(weights)

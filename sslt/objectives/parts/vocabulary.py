@@ -12,7 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from sslt.objectives.base import Loss
 
 IGNORED = -100  # targets that are not counted
-_LOGITS = 1 << 23  # of a chunk: 32 MB in float32, which caches and allocators like better than a batch's gigabytes
+# Logits of a chunk: 32 MB in float32 on a CPU, whose caches and allocator like them better than a batch's gigabytes; 512 MB on a GPU, which
+# needs longer to start a kernel than to fill one with less.
+_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
 
 
 def vocabulary_loss(states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
@@ -46,7 +48,7 @@ def vocabulary_scores(states: Tensor, weight: Tensor, targets: Tensor, bias: Ten
     """Log-probabilities [N] of `targets` [N], without gradient and by chunks as in `vocabulary_loss`; 0 where a target is `IGNORED`."""
     found = states.new_zeros(len(targets), dtype=torch.float32)
     with torch.no_grad():
-        for part in _chunks(len(targets), len(weight)):
+        for part in _chunks(len(targets), weight):
             logits = _logits(states[part].to(weight.dtype), weight, bias)
             found[part] = -F.cross_entropy(logits, targets[part], ignore_index=IGNORED, reduction="none")
     return found
@@ -63,7 +65,7 @@ def log_probabilities(states: Tensor, weight: Tensor, words: Tensor, bias: Tenso
         return logits.gather(1, chosen) - logits.logsumexp(1, keepdim=True)
 
     found = []
-    for part in _chunks(len(states), len(weight)):
+    for part in _chunks(len(states), weight):
         kept = torch.is_grad_enabled()
         found.append(checkpoint(of, states[part], words[part], use_reentrant=False) if kept else of(states[part], words[part]))
     return torch.cat(found)
@@ -74,7 +76,7 @@ def vocabulary_samples(states: Tensor, weight: Tensor, bias: Tensor | None = Non
     share = torch.rand(len(states), device=states.device)  # of the probability that comes before the word
     drawn = torch.empty(len(states), dtype=torch.long, device=states.device)
     with torch.no_grad():
-        for part in _chunks(len(states), len(weight)):
+        for part in _chunks(len(states), weight):
             sums = _logits(states[part].to(weight.dtype), weight, bias).softmax(1).cumsum(1)
             drawn[part] = torch.searchsorted(sums, share[part, None].to(sums.dtype) * sums[:, -1:], right=True)[:, 0]
     return drawn.clamp_(max=len(weight) - 1)
@@ -86,13 +88,13 @@ def hits(states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = 
     with torch.no_grad():
         counted = targets != IGNORED
         states, targets = states[counted], targets[counted]
-        for part in _chunks(len(targets), len(weight)):
+        for part in _chunks(len(targets), weight):
             right += (_logits(states[part].to(weight.dtype), weight, bias).argmax(1) == targets[part]).sum()
     return right
 
 
-def _chunks(n: int, vocabulary: int) -> list[slice]:
-    size = max(_LOGITS // vocabulary, 16)
+def _chunks(n: int, weight: Tensor) -> list[slice]:
+    size = max(_LOGITS.get(weight.device.type, _LOGITS["cpu"]) // len(weight), 16)
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
@@ -114,7 +116,7 @@ class _Chunked(torch.autograd.Function):
         of_bias = torch.zeros_like(bias, dtype=wide) if wanted[2] and bias is not None else None
         rest = smoothing / len(weight)
         with torch.autocast(states.device.type, enabled=False):
-            for part in _chunks(len(targets), len(weight)):
+            for part in _chunks(len(targets), weight):
                 x, y = states[part], targets[part]
                 scores = _logits(x, weight, bias).log_softmax(1)
                 own = scores.gather(1, y[:, None])

@@ -20,7 +20,7 @@ def problem(n: int = 37, d: int = 8, v: int = 53, dtype: torch.dtype = torch.flo
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several chunks, the last one smaller."""
-    monkeypatch.setattr(vocabulary, "_LOGITS", 16 * 53)
+    monkeypatch.setattr(vocabulary, "_LOGITS", {"cpu": 16 * 53})
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -1,0 +1,57 @@
+"""torch.compile while a model trains: block by block, so that equal blocks share one compilation (regional compilation).
+
+What lies outside blocks (views, stems, embeddings, heads, losses) is called as it is. Measuring, probes and what is saved know nothing of
+it: in inference mode the blocks are torch's own, and after training the model is what it was, with the same names of its weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from sslt.encoders.base import Encoder
+from sslt.errors import UserError
+
+BACKEND = "inductor"
+VARIANTS = 256  # of one function that are kept: every block of a shape of its own is one, of the function by which torch calls modules
+
+
+@contextlib.contextmanager
+def compiled(encoders: Iterable[Encoder]) -> Iterator[None]:
+    """Within, the blocks of `encoders` are compiled when they are first called.
+
+    What a block draws at random (dropout) comes from the same generators in another way, so that a run is one with and another without; a
+    resumed run repeats the one it goes on from. Raises `UserError` where no encoder has blocks.
+    """
+    blocks = {id(block): block for e in encoders for block in map(e.get_submodule, e.block_names())}
+    if not blocks:
+        raise UserError("trainer.compile=true compiles the blocks of an encoder, and this one has none: leave it out")
+    with _room():
+        for block in blocks.values():
+            block.compile(backend=BACKEND)
+            block._compiled_call_impl = _unless_measured(block._call_impl, block._compiled_call_impl)  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            for block in blocks.values():
+                block._compiled_call_impl = None
+
+
+def _unless_measured(plain: Callable[..., Any], fast: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs) if torch.is_inference_mode_enabled() else fast(*args, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """Past a limit torch silently calls a function as it is: one that all blocks of a deep encoder keep to."""
+    import torch._dynamo.config as dynamo
+
+    name = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # before torch 2.7
+    with dynamo.patch({name: VARIANTS}):  # type: ignore[attr-defined]
+        yield
