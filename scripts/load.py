@@ -182,16 +182,20 @@ def capacity(name: str, url: str, sent: list[bytes], args: argparse.Namespace) -
     return best
 
 
-def soak(url: str, pid: int, sent: list[bytes], rate: float, seconds: float, key: str | None) -> None:
+def soak(url: str, pid: int, sent: list[bytes], rate: float, seconds: float, key: str | None) -> dict[str, float]:
     """`seconds` at a rate, in parts: errors, p99 and how much memory the server and its worker have after each."""
     parts = max(2, int(seconds // 30))
-    memory = []
+    memory, found = [], []
     for i in range(parts):
-        told("soak", asyncio.run(offered(url, sent, rate, seconds / parts, i, key)))
+        found.append(asyncio.run(offered(url, sent, rate, seconds / parts, i, key)))
+        told("soak", found[-1])
         memory.append(resident(pid))
         print(f"         server and worker have {memory[-1] / 2**20:.1f} MiB", flush=True)
     half = memory[len(memory) // 2 - 1 :]  # what is warmed up
-    print(f"growth over the second half: {(half[-1] - half[0]) / 2**20:+.1f} MiB")
+    growth = (half[-1] - half[0]) / 2**20
+    print(f"growth over the second half: {growth:+.1f} MiB")
+    worst = {k: max(part[k] for part in found) for k in ("p99", "errors")}
+    return {"rate": rate, "seconds": seconds, **worst, "resident_mib": memory[-1] / 2**20, "growth_mib": growth}
 
 
 def resident(pid: int) -> int:
@@ -232,9 +236,10 @@ def main() -> None:
     parser.add_argument("--url", help="a server that runs already")
     parser.add_argument("--key", default=os.environ.get("SSLT_API_KEY"))
     parser.add_argument("--log", type=Path, default=Path("load.log"))
+    parser.add_argument("--json", type=Path, help="a file for what was found")
     args = parser.parse_args()
     source = next(a.partition("=")[2] for a in args.run if a.startswith("from="))
-    ours = plain = None
+    soaked: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         pid, url = 0, args.url
         if url is None:
@@ -250,7 +255,7 @@ def main() -> None:
             return
         ours = args.rate or capacity("ours", url, sent, args)
         if args.soak and pid:
-            soak(url, pid, sent, args.rate or 0.8 * ours, args.soak, args.key)
+            soaked = soak(url, pid, sent, args.rate or 0.8 * ours, args.soak, args.key)
     if args.rate or args.url or args.no_plain:
         return
     import socket
@@ -262,6 +267,8 @@ def main() -> None:
         time.sleep(1)
         plain = capacity("plain", f"http://127.0.0.1:{port}", sent, args)
     ratio = f"{ours / plain:.1f} times as many" if plain else "the plain one holds none of these rates"
+    if args.json:
+        args.json.write_text(json.dumps({"p99": args.p99, "ours": ours, "plain": plain, "soak": soaked}) + "\n")
     print(f"at a p99 of {1000 * args.p99:.0f} ms: {ours:.1f}/s, a plain loop {plain:.1f}/s: {ratio}")
 
 
