@@ -328,3 +328,39 @@ def test_what_is_said_of_peers():
     assert gaps == pytest.approx({("docs, crops (bag)", "all"): -0.5, ("docs, crops (bag)", "5 a class"): -1.5})
     assert "| fastai | -1.0 | 1 of 2 | -1.5 (docs, crops (bag), 5 a class) |" in peers.summary(made)[2]
     assert peers.behind(made)[0] == "- docs, crops (bag), 5 a class, sslt: behind fastai 1.5"
+
+
+def test_what_becomes_of_a_result_is_written_from_what_was_measured():
+    """A row for each variant, what was refused and why, what the server held; a soak only where there was one."""
+    import deploy
+
+    def row(name, score, **more):
+        times = {f"latency/{n}/{p}_ms": float(n) for n in (1, deploy.LARGE) for p in ("p50", "p95", "p99")}
+        return {"variant": name, "accuracy": score, "bytes": 2e6, "latency/32/per_second": 1000.0, **times, **more}
+
+    moved = {"difference": -0.02, "difference_low": -0.03, "difference_high": -0.01}
+    one = {
+        "rows": [row("tuned", 0.8, parameters=1e6, operations=5e7), row("pruned", 0.78, **moved)],
+        "refused": {"int8": "no linear layers"}, "kept": {"pruned": False}, "primary": "accuracy", "machine": "a laptop",
+        "commands": ["sslt compress method=prune"], "served": {"p99": 0.5, "ours": 40.0, "plain": 10.0, "soak": {}},
+    }  # fmt: skip
+    said = deploy.document({"cifar10": one})
+    assert "80.00" in said and "-2.00 (-3.00 to -1.00) | no |" in said and "`int8` is refused: no linear layers" in said
+    assert "40.0 requests a second; a plain FastAPI loop around the same model holds 10.0." in said and "minutes at" not in said
+    soak = {"rate": 32.0, "seconds": 600, "p99": 0.1, "errors": 0.0, "resident_mib": 400.0, "growth_mib": 0.5}
+    said = deploy.document({"cifar10": one | {"served": {**one["served"], "soak": soak}}})
+    assert "10 minutes at 32.0 a second: 0.00 % errors, a p99 of 100 ms" in said and "+0.5 MiB" in said
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imdb"])
+def test_every_step_towards_a_served_result_can_be_composed(name):
+    """Settings that nothing reads, or that a method lacks, are found before hours of measuring."""
+    import deploy
+
+    from sslt.config import compose
+
+    chain = deploy.CHAINS[name]
+    made = dict.fromkeys([*chain.steps, *chain.variants], "run")
+    for command in [*chain.steps.values(), *chain.variants.values()]:
+        verb, *words = (word.format(**made) for word in command)
+        compose(verb, words)
