@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import platform
@@ -46,6 +48,14 @@ def parser(about: str | None, out: Path, root: str, kept: str) -> argparse.Argum
     return made
 
 
+class _Heard(io.StringIO):
+    """What is said to the terminal, which hears it too."""
+
+    def write(self, text: str) -> int:
+        sys.__stderr__.write(text)  # type: ignore[union-attr]
+        return super().write(text)
+
+
 class Cells:
     """Runs `sslt` commands into folders below `root`: a finished one is not run again, an interrupted one goes on.
 
@@ -70,11 +80,14 @@ class Cells:
             return run
         print("$ sslt", shlex.join([verb, *args]), flush=True)
         command = [verb, *args, f"hydra.run.dir={folder}", "resume=auto"]
-        code = subprocess.run([sys.executable, "-m", "sslt", *command]).returncode if alone else sslt(command)
+        with contextlib.redirect_stderr(_Heard()) as heard:
+            code = subprocess.run([sys.executable, "-m", "sslt", *command]).returncode if alone else sslt(command)
         if code and not (may_fail and code == 2):
             sys.exit(f"{name} ended with code {code}")
         if code:
-            (folder / "error.txt").write_text(str(run.info.get("error", "")))
+            folder.mkdir(parents=True, exist_ok=True)  # a file that is refused leaves none
+            said = [line.removeprefix("sslt: ") for line in heard.getvalue().splitlines() if line.startswith("sslt: ")]
+            (folder / "error.txt").write_text(str(run.info.get("error") or " ".join(said)))
         return run
 
     def measure(self, name: str, verb: str, *args: Argument) -> dict[str, Any]:

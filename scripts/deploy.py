@@ -41,8 +41,8 @@ _PLAIN = ["late_fusion=false", "baseline=false"]
 _QUICK = ["raw=false", "fresh=false", "rounds=20", "max_seconds=5"]  # the benchmark measures them all again, side by side
 
 
-def _compressed(method: str, *more: str, of: str = BASE) -> list[str]:
-    return ["compress", f"method={method}", f"from={{{of}}}", *_QUICK, *more]
+def _compressed(method: str, *more: str) -> list[str]:
+    return ["compress", f"method={method}", f"from={{{BASE}}}", *_QUICK, *more]
 
 
 def _exported(kind: str) -> list[str]:
@@ -63,7 +63,7 @@ CHAINS = {
             "timm": _exported("timm"),
             "half": _compressed("half"),
             "int8": _compressed("int8"),
-            "onnx_int8_static": _compressed("onnx_int8_static", of="onnx"),
+            "onnx_int8_static": _compressed("onnx_int8_static"),
             "pruned": _compressed("prune", "method.share=0.5", "method.rounds=2", "trainer.max_time=00:02:00"),
             "zeros": _compressed("prune_unstructured", "method.share=0.5", "trainer.max_time=00:02:00"),
             "distilled": _compressed("distill", "encoder=conv4", "encoder.width=32", "trainer.max_time=00:03:00"),
@@ -82,7 +82,7 @@ CHAINS = {
             "int8": _compressed("int8"),
             "int8_dynamic": _compressed("int8_dynamic"),
             "int4": _compressed("int4"),
-            "onnx_int8": _compressed("onnx_int8", of="onnx"),
+            "onnx_int8": _compressed("onnx_int8"),
             "pruned": _compressed("prune", "method.share=0.3", "trainer.max_time=00:02:00"),
             "distilled": _compressed("distill", "encoder=bert_tiny", "trainer.max_time=00:03:00"),
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 # All that end a process unless they are caught and that somebody sends: a terminal that closes, Ctrl-C and Ctrl-\, kill, schedulers
@@ -36,6 +37,10 @@ class Ended(Interrupted):
         self.number = number
 
 
+class Left(Exception):
+    """Measuring was left because a signal came: the run is saved as it is, and owes it to whoever goes on."""
+
+
 def name(number: int) -> str:
     """ "SIGTERM", say."""
     return signal.Signals(number).name
@@ -44,6 +49,31 @@ def name(number: int) -> str:
 def ended_by(number: int) -> str:
     """How a process was ended that a signal has ended, in words."""
     return f"ended by signal {number}{', perhaps because memory ran out' if number == signal.SIGKILL else ''}"
+
+
+_waiting: Watch | None = None  # the last that was started and waits
+_leavable = False
+
+
+@contextlib.contextmanager
+def leavable() -> Iterator[None]:
+    """Within, what measures for long looks at `leave()` now and then, and raises `Left` once it is true on some rank."""
+    global _leavable
+    _leavable = True
+    try:
+        yield
+    finally:
+        _leavable = False
+
+
+def may_leave() -> bool:
+    """Whether measuring may be left where the program is; the same on every rank."""
+    return _leavable
+
+
+def leave() -> bool:
+    """Whether it may, and a signal that ends the run came to this process."""
+    return _leavable and _waiting is not None and _waiting.came is not None
 
 
 class Watch:
@@ -62,6 +92,9 @@ class Watch:
         self._before: dict[int, Any] = {}
 
     def start(self) -> None:
+        global _waiting
+        if self.waits:
+            _waiting = self
         with contextlib.suppress(ValueError):  # not in the main thread
             for number in ENDING:
                 handler = signal.getsignal(number)

@@ -9,6 +9,7 @@ import pytest
 from conftest import TINY_IMAGES
 from killed_runs import command, differing, outputs
 
+from sslt.callbacks.checkpoint import LAST, read
 from sslt.runs import Run
 
 COMMON = [*TINY_IMAGES, "checkpoint.every_minutes=1e-9", "trainer.log_every_n_steps=2"]  # a checkpoint after every step
@@ -47,3 +48,17 @@ def test_killed_anywhere(args, point, whole, here):
     assert not Run("run").finished
     assert command([args[0], "resume=run", *own]) == 0, Path("output.txt").read_text()
     assert Run("run").finished and differing(whole[args[0]], outputs(here / "run")) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "point", "step"), [(PRETRAIN, "in the probe", 5), (FINETUNE, "in validation", 4)], ids=["probe", "validation"]
+)
+def test_a_signal_does_not_wait_for_the_end_of_measuring(args, point, step, whole, here):
+    """The run is saved at the step that was to be measured; gone on with, it measures first and ends as if nothing had happened."""
+    assert command([*args, "hydra.run.dir=run"], f"{point} after an epoch", signal.SIGTERM) == 130
+    assert read(Path("run/checkpoints") / LAST)["batches_seen"] == step
+    log = Path("run/logs/sslt.log").read_text()
+    assert f"measuring is left for whoever goes on: the run is saved and ends after step {step}" in log
+    assert f"SIGTERM came: stopped at step {step}; go on with: sslt {args[0]} resume=run" in log
+    assert command([args[0], "resume=run"]) == 0, Path("output.txt").read_text()
+    assert differing(whole[args[0]], outputs(here / "run")) == []

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
+from sslt.callbacks.between_steps import BetweenSteps
 from sslt.callbacks.curves import Curves
 from sslt.data.streams.episodes import ClassSet
 from sslt.evaluation.episodes import episode_accuracies
 
 
-class EpisodeValidation(pl.Callback):
+class EpisodeValidation(BetweenSteps):
     """Accuracy on the same episodes of validation classes every few steps and at the end; remembers the best.
 
     best: called when it is the best so far (to keep those weights where the user asked for them). every_n_steps: 0 is never.
@@ -32,7 +33,7 @@ class EpisodeValidation(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         whole = pl_module.batches_seen % trainer.accumulate_grad_batches == 0
         if self.every and whole and pl_module.batches_seen % self.every == 0:
-            self.measure(trainer, pl_module)
+            self.attempt(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.every and not pl_module.interrupted and self._measured_at != pl_module.batches_seen:
@@ -56,8 +57,8 @@ class EpisodeValidation(pl.Callback):
             if self.on_best is not None:
                 self.on_best()
 
-    def state_dict(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, Any]:
         return {"best": self.best, "last": self.last, "measured_at": self._measured_at}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.last, self._measured_at = state_dict["best"], state_dict["last"], state_dict["measured_at"]
+    def take(self, kept: dict[str, Any]) -> None:
+        self.best, self.last, self._measured_at = kept["best"], kept["last"], kept["measured_at"]

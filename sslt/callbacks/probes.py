@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 
 from sslt import distributed
+from sslt.callbacks.between_steps import BetweenSteps
 from sslt.callbacks.curves import Curves
 from sslt.data.base import Samples, stratified
 from sslt.encoders.base import Encoder
@@ -25,7 +26,7 @@ FEWEST = 64  # samples of a probe
 MOST_OF_RUN, UNNOTICED = 0.2, 10.0  # share of a run's time that its probes may take in all, and seconds that are none to speak of
 
 
-class OnlineProbe(pl.Callback):
+class OnlineProbe(BetweenSteps):
     """kNN on a few labelled samples, and a warning in words when features collapse.
 
     A seeded, stratified `bank` of training samples classifies `queries` of validation samples, never of the test set: an
@@ -59,13 +60,14 @@ class OnlineProbe(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._began, self._spent = time.monotonic(), 0.0
+        super().on_train_start(trainer, pl_module)
         if self.start is None:  # what collapse is judged against, and the first point of the curve
             self._keep_to_time(pl_module)
             self.measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if _epoch_due(pl_module, self.every) and self._has_time():
-            self.measure(trainer, pl_module)
+            self.attempt(trainer, pl_module)
 
     def _has_time(self) -> bool:
         """Whether probes took little of the run so far: epochs of few samples can be shorter than a probe. The same on every rank."""
@@ -142,7 +144,7 @@ class OnlineProbe(pl.Callback):
         with pl_module.as_saved():
             return encode(self.encoder, samples, pl_module.device, self.batch_size, "auto")
 
-    def state_dict(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, Any]:
         watched = [len(part) for part in (self.bank, self.queries) if part is not None]
         return {
             "start": self.start,
@@ -152,16 +154,16 @@ class OnlineProbe(pl.Callback):
             "watched": watched,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.start, self.last = state_dict["start"], state_dict["last"]
-        self._measured_at = state_dict.get("measured_at", -1)
-        if "watched" in state_dict:
-            self._cut(state_dict["watched"])
-        warned = state_dict["warned"]  # of an older checkpoint: whether features were warned of
+    def take(self, kept: dict[str, Any]) -> None:
+        self.start, self.last = kept["start"], kept["last"]
+        self._measured_at = kept.get("measured_at", -1)
+        if "watched" in kept:
+            self._cut(kept["watched"])
+        warned = kept["warned"]  # of an older checkpoint: whether features were warned of
         self.warned = ({"features"} if warned else set()) if isinstance(warned, bool) else set(warned)
 
 
-class Validation(pl.Callback):
+class Validation(BetweenSteps):
     """Numbers of the model as it is, every few epochs and at the end, and which epoch was the best by one of them.
 
     measure: number format → named scalars. key: the one that says which epoch is best (None: none does), the highest where `sign` is 1,
@@ -179,22 +181,22 @@ class Validation(pl.Callback):
         sign: float = 1.0,
     ):
         self.sign, self.best = sign, -math.inf
-        self.curves, self.measure, self.every, self.key, self.keep = curves, measure, every_n_epochs, key, keep
+        self.curves, self.scores, self.every, self.key, self.keep = curves, measure, every_n_epochs, key, keep
         self.highest: dict[str, float] = {}
         self.best_epoch: float | None = None
         self._measured_at = -1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if _epoch_due(pl_module, self.every):
-            self._measure(trainer, pl_module)
+            self.attempt(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not pl_module.interrupted and self._measured_at != pl_module.batches_seen:
-            self._measure(trainer, pl_module)
+            self.measure(trainer, pl_module)
 
-    def _measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         with pl_module.as_saved():
-            found = self.measure("auto")
+            found = self.scores("auto")
             self.curves.record(trainer, pl_module, found)
             if self.key is not None and self.sign * found[self.key] > self.best:
                 self.best = self.sign * found[self.key]
@@ -203,13 +205,13 @@ class Validation(pl.Callback):
         self._measured_at = pl_module.batches_seen
         self.highest = {k: max(v, self.highest.get(k, -math.inf)) for k, v in found.items()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, Any]:
         return {"highest": self.highest, "best": self.best, "best_epoch": self.best_epoch, "measured_at": self._measured_at}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.highest, self.best_epoch = state_dict["highest"], state_dict["best_epoch"]
-        self.best = state_dict.get("best", self.highest.get(self.key or "", -math.inf))
-        self._measured_at = state_dict.get("measured_at", -1)
+    def take(self, kept: dict[str, Any]) -> None:
+        self.highest, self.best_epoch = kept["highest"], kept["best_epoch"]
+        self.best = kept.get("best", self.highest.get(self.key or "", -math.inf))
+        self._measured_at = kept.get("measured_at", -1)
 
 
 def _advice(learner: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslt import distributed, precision
+from sslt import distributed, precision, signals
 from sslt.data import cache
 from sslt.data.answers import Answers
 from sslt.data.base import Samples
@@ -85,7 +85,10 @@ def _over_batches(
     compute: Callable[[dict[str, Tensor]], Any],
     alike: Alike | None = None,
 ) -> tuple[list[Any], list[Tensor]]:
-    """What `compute` gives of this rank's share of the batches, and which rows they are of."""
+    """What `compute` gives of this rank's share of the batches, and which rows they are of.
+
+    Raises `signals.Left` where measuring may be left and a signal came.
+    """
     rank, world = distributed.rank(), distributed.world_size()
     rows: list[Tensor] = []
     parts: list[Any] = []
@@ -99,6 +102,8 @@ def _over_batches(
         longest = encoder.reading.get("max_length")
         plain = (((), index) for index in samples.ordered_batches(batch_size, longest))
         for i, (key, index) in enumerate(plain if alike is None else alike.batches(encoder, samples, batch_size, longest)):
+            if signals.leave():
+                break
             done += len(index)
             if rank == 0 and time.monotonic() - told > SILENT:
                 log.info("features of %s of %s samples", f"{done:,}", f"{len(samples):,}")
@@ -106,6 +111,8 @@ def _over_batches(
             if i % world == rank:
                 parts.append(of(index) if alike is None else alike.compute(encoder, partial(of, key=key), key, index))
                 rows.append(torch.from_numpy(np.ascontiguousarray(index)))
+    if signals.may_leave() and any(distributed.any_rank([signals.leave()])):
+        raise signals.Left
     return parts, rows
 
 

@@ -208,6 +208,15 @@ def test_a_signal_to_all_ranks_in_a_probe_ends_them(here):
     assert "SIGINT came: stopped at once" in Path("run/logs/sslt.log").read_text()
 
 
+def test_a_signal_to_one_rank_in_a_probe_has_both_leave_it(here, sslt):
+    """The other one is told where they meet; saved before the probe, which is made up for."""
+    args = [a for a in STOPPED if not a.startswith("online_probe")]
+    assert command([*args, "online_probe.samples=100", "hydra.run.dir=run"], "in the probe after an epoch", signal.SIGTERM, 1) == 130
+    assert read(Path("run/checkpoints") / LAST)["batches_seen"] == 5
+    sslt("pretrain", "resume=run")
+    assert Run("run").finished and MetricsCSV.read("run/metrics.csv")["online/knn_accuracy"][0] == [0, 5, 7]
+
+
 @pytest.mark.parametrize("point", ["half a checkpoint", "between two renames"])
 def test_a_rank_0_that_is_killed_in_saving_loses_nothing_of_before(point, whole, here):
     """The other rank waits for it; both go on from the checkpoint of the step before."""
