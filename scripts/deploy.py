@@ -111,7 +111,7 @@ def measure(cells: Cells, name: str) -> dict[str, Any]:
         elif "kept" in run.metrics:
             kept[part] = bool(run.metrics["kept"])
     folders = [made[BASE], *(made[part] for part in chain.variants if part not in refused)]
-    bench = cells.run(f"{name}/bench", "bench", f"from={','.join(folders)}", "max_seconds=10")
+    bench = cells.run(f"{name}/bench", "bench", f"from={','.join(folders)}", "trust=[torch]", "max_seconds=10")
     with (bench / "bench.csv").open(newline="", encoding="utf-8") as f:
         rows = [{k: _number(v) for k, v in row.items() if v != ""} for row in csv.DictReader(f)]
     found = {"rows": rows, "refused": refused, "kept": kept, "primary": bench.info["primary"], "commands": commands, "machine": about()}
