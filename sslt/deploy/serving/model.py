@@ -103,6 +103,8 @@ class Model:
         samples = self._samples(items)
         found = predicted(self.encoder, target, samples, self.device, self.batch, alike=self.alike)
         rows = answer_rows(target, found, samples, None, None)
+        if type(target).write is Target.write:  # no files: a folder for each answer would cost more than a small model
+            return rows
         with tempfile.TemporaryDirectory() as folder:
             for row, name in zip(rows, target.write(Path(folder), found) or (), strict=False):  # maps go into the answer as pictures
                 picture = base64.b64encode((Path(folder) / name).read_bytes()).decode()
