@@ -59,16 +59,19 @@ class Prune(Method):
 
     def check(self, encoder: Encoder, target: Target) -> None:
         refuse_quantized(encoder)
-        if self.what != "channels" and not units.is_transformer(encoder):
+        transformer = units.is_transformer(encoder)
+        if self.what != "channels" and not transformer:
             raise UserError(
-                f"method.what={self.what}: {named(encoder)} is no transformer whose blocks are known (BERT, DistilBERT, GPT-2, timm's "
-                f"ViTs): choose method.what=channels for convolutions"
+                f"method.what={self.what}: {named(encoder)} is no transformer whose blocks are known ({units.KNOWN}): choose "
+                f"method.what=channels for convolutions"
             )
-        if self.what == "channels" and not units.is_transformer(encoder):
+        if self.what == "layers" and not units.has_layers_alone(encoder):
+            raise UserError(
+                f"method.what=layers: the blocks of {named(encoder)} are not alike, or are those of two halves: choose heads or channels"
+            )
+        if self.what == "channels" and not transformer:
             if encoder.modality != "image":
-                raise UserError(
-                    f"method=prune knows no channels of {named(encoder)}: it prunes convolutions, BERT, DistilBERT, GPT-2 and ViTs"
-                )
+                raise UserError(f"method=prune knows no channels of {named(encoder)}: it prunes convolutions, {units.KNOWN}")
             if target.reads == "maps":
                 raise UserError("this target reads maps of several stages, whose channels cannot go: choose another method=")
         if self.of == "operations" and self.what == "layers":

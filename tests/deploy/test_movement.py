@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -90,7 +91,7 @@ def test_scores_are_those_of_a_loop_by_hand(kind, what):
     for p, q in zip([*encoder.parameters(), *torch_head.parameters()], [*other.parameters(), *other_head.parameters()], strict=True):
         assert torch.allclose(p, q, atol=1e-5)
     assert not all(open_[-1]) and all(open_[2])
-    back = [now and not before for a, b in zip(open_[:-1], open_[1:], strict=True) for before, now in zip(a, b, strict=True)]
+    back = [now and not before for a, b in itertools.pairwise(open_) for before, now in zip(a, b, strict=True)]
     assert any(back) or what == "heads"
 
 
