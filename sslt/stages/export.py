@@ -26,6 +26,7 @@ from sslt.encoders.base import Encoder, evaluating, fingerprint
 from sslt.encoders.seals import seal
 from sslt.errors import UserError, nearest
 from sslt.evaluation.features import predicted
+from sslt.groups import command, quoted, starting
 from sslt.report.end import say_next
 from sslt.runs import Run, run_of
 from sslt.stages import common
@@ -205,11 +206,10 @@ def _remarks(cfg: Any, found: Verified, primary: str | None, cost: Cost | None) 
 
 
 def _next(cfg: Any, run: Run, target: Target | None) -> list[str]:
-    trust = " trust=[torch]" if cfg.format in exported.RUNS_CODE else ""
-    alone = [f"python {run}/{MODEL}/predict.py FILE"] if (run / MODEL / "predict.py").exists() else []
-    return [*alone, f"sslt predict from={run} input=FILE{trust}"] + (
-        [f"sslt bench from={cfg['from']},{run}{trust}"] if target is not None else []
-    )
+    trust = ["trust=[torch]"] if cfg.format in exported.RUNS_CODE else []
+    alone = [f"python {quoted(f'{run}/{MODEL}/predict.py')} FILE"] if (run / MODEL / "predict.py").exists() else []
+    beside = [command("bench", starting(cfg["from"], run), *trust)] if target is not None else []
+    return [*alone, command("predict", starting(run), "input=FILE", *trust), *beside]
 
 
 def _note(run: Run, node: Any, about: dict[str, Any]) -> None:
