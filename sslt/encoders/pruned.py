@@ -90,9 +90,11 @@ def resize(encoder: Encoder, about: dict[str, Any], file: Path) -> None:
 
 def set_width(encoder: Encoder, dim: int) -> None:
     """Say how wide the features of an encoder are, wherever that is said; what was known of its maps is forgotten."""
+    model = getattr(encoder, "model", None)
+    for name in ("num_features", "head_hidden_size"):  # the former is that of the last maps, where these are not what is pooled
+        if getattr(model, name, None) == encoder.dim:
+            setattr(model, name, dim)
     encoder.dim = dim
-    if isinstance(getattr(getattr(encoder, "model", None), "num_features", None), int):
-        encoder.model.num_features = dim  # type: ignore[union-attr]
     for name in ("grid", "pyramid_shapes"):
         encoder.__dict__.pop(name, None)
 

@@ -15,6 +15,7 @@ PIXELS = {
     "resnet": ("resnet18", {"layers": [1, 2, 1, 1], "channels": [8, 16, 16, 24]}, "small", False),
     "bottleneck": ("resnet50", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, "small", False),
     "mobilenet": ("mobilenetv2_035", {}, "standard", False),
+    "mobilenetv3": ("mobilenetv3_small_050", {}, "standard", False),
     "convnext": ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 24]}, "standard", False),
     "torchvision": ("torchvision/resnet18", {}, "standard", False),
     "vit": ("vit_tiny_patch16_224", {"patch_size": 4, "depth": 3, "embed_dim": 24, "num_heads": 3}, "standard", True),
@@ -59,7 +60,7 @@ def made(kind: str) -> Any:
     torch.manual_seed(0)
     if kind in PIXELS:
         name, args, stem, fixed = PIXELS[kind]
-        size = 64 if kind in ("mobilenet", "convnext", "torchvision") else 16
+        size = 64 if kind in ("mobilenet", "mobilenetv3", "convnext", "torchvision") else 16
         return shaken(ImageEncoder(ImageProcessor(size, 3, [0.5] * 3, [0.25] * 3), name, dict(args), stem, fixed))
     if kind == "conv4":
         return shaken(Conv4(ImageProcessor(16, 3, [0.5] * 3, [0.25] * 3), width=12, blocks=2, downsample="pool", pooling="flatten"))

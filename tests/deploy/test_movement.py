@@ -67,7 +67,7 @@ def by_hand(encoder: Any, head: nn.Module, groups: list[units.Group]) -> tuple[l
     return scores, ever
 
 
-@pytest.mark.parametrize(("kind", "what"), [("resnet", "channels"), ("vit", "hidden"), ("bert", "heads"), ("gpt2", "hidden")], ids=" ".join)
+@pytest.mark.parametrize(("kind", "what"), [("resnet", "channels"), ("vit", "hidden"), ("bert", "heads"), ("gpt2", "hidden")])
 def test_scores_are_those_of_a_loop_by_hand(kind, what):
     """S = -Σ weight · ∂L/∂weight with the straight-through gradient; weights that are masked stand still; what went can come back."""
     encoder, torch_head = made(kind), nn.Linear(made(kind).dim, 3)

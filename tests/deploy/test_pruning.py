@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from prunable import HALVES, TEXTS, inputs, made
+from prunable import HALVES, PIXELS, TEXTS, inputs, made
 
 from sslt.deploy import pruning, units
 from sslt.encoders.base import fingerprint
@@ -16,9 +16,9 @@ from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError
 
 FAMILIES = [
-    ("resnet", "channels"), ("bottleneck", "channels"), ("mobilenet", "channels"), ("convnext", "channels"), ("torchvision", "channels"),
-    ("conv4", "channels"), *((kind, what) for kind in ("vit", *TEXTS) for what in ("hidden", "heads")),
-]  # fmt: skip
+    *((kind, "channels") for kind in (*PIXELS, "conv4") if kind != "vit"),
+    *((kind, what) for kind in ("vit", *TEXTS) for what in ("hidden", "heads")),
+]
 
 
 def groups_of(encoder: Any, what: str) -> list[units.Group]:
@@ -31,7 +31,7 @@ def some(groups: list[units.Group], seed: int = 0) -> list[torch.Tensor]:
     return [torch.randperm(g.n)[: max(1, int(g.n * (0.4 + 0.1 * (i % 4))))].sort().values for i, g in enumerate(groups)]
 
 
-@pytest.mark.parametrize(("kind", "what"), FAMILIES, ids=" ".join)
+@pytest.mark.parametrize(("kind", "what"), FAMILIES, ids=["-".join(f) for f in FAMILIES])
 def test_cut_is_masked_and_comes_back(kind, what, tmp_path):
     """Features are those of the encoder with zeros, to 1e-5; an ordinary folder without pickles holds it, and opens bit for bit."""
     encoder, given = made(kind), None
