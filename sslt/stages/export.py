@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from sslt import distributed, stored
 from sslt.config import build
 from sslt.data.base import Samples
+from sslt.data.prepare.parts import part_names
 from sslt.deploy import exported
-from sslt.deploy.description import ABOUT
+from sslt.deploy.description import ABOUT, columns
 from sslt.deploy.exported import MODEL
 from sslt.deploy.formats import FORMATS
 from sslt.deploy.formats.base import Format, Model
@@ -78,6 +79,8 @@ def _export(cfg: Any, run: Run, node: Any, model: Model, samples: Samples, cost:
     primary = None if target is None else target.primary
     said = {k: v for k, v in ({} if parent is None else parent.metrics).items() if primary and k == f"{cfg.split}/{primary}"}
     about = {"parent": {"from": str(cfg["from"]), "fingerprint": fingerprint(model.encoder), **said}, "format_name": cfg.format}
+    if model.encoder.modality == "text":
+        about["columns"] = columns(node, part_names(model.batch))
     made, kind = run / f".{MODEL}.tmp", FORMATS[cfg.format]()
     if isinstance(kind, Safetensors):
         kind.trust = list(cfg.trust)
