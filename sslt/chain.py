@@ -153,14 +153,14 @@ def run_chain(cfg: Any, run: Any, config_dir: str | None, execute: Callable[...,
             if _settings(folder.config) != _settings(settings):
                 raise UserError(
                     f"the settings of {stage} are not those it has finished with: start a new chain, or go on with this stage alone, "
-                    f"sslt {stage} resume={folder}"
+                    f"{groups.command(stage, f'resume={folder}')}"
                 )
             log.info("%s: finished before", folder)
             continue
         print(f"── {stage} → {folder}")
         code = execute(stage, settings, folders[stage], shares(cfg, stage), config_dir, bool(folder.info))
         if code:
-            print(f"sslt: the chain stopped at {stage}; go on with: sslt run resume={run}")
+            print(f"sslt: the chain stopped at {stage}; go on with: {groups.command('run', f'resume={run}')}")
             return code
     measured = Run(folders["evaluate"]).metrics
     run.add_metrics({f"{s}/{k}": v for s in STAGES for k, v in Run(folders[s]).metrics.items() if s != "evaluate"} | measured)

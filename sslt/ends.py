@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import threading
 import time
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sslt import signals
+from sslt import groups, signals
 from sslt.errors import INTERRUPTED, MISTAKE, RankLost, UserError
 from sslt.runs import Run, display, read_json, write_json
 
@@ -83,7 +82,7 @@ def verdict(run: Run, world: int, codes: Mapping[int, int], came: int | None = N
 def _way(run: Run, rank: int) -> str:
     path = run / "logs" / f"rank{rank}.log"
     log = display(path if path.exists() else run / "logs" / "sslt.log")
-    return f"see {log}; go on with: sslt {run.info.get('verb')} {shlex.quote(f'resume={run}')}"
+    return f"see {log}; go on with: {groups.command(str(run.info.get('verb')), f'resume={run}')}"
 
 
 def lost(run: Run, world: int, own: int, patience: float = _PATIENCE) -> BaseException:

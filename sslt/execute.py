@@ -7,14 +7,13 @@ import errno
 import logging
 import os
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sslt import scheduler, signals
+from sslt import groups, scheduler, signals
 from sslt.errors import RankLost, UserError, cause
 from sslt.processes import perform, settle
 from sslt.runs import Run, comparable, now, refuse_overwrite
@@ -89,7 +88,7 @@ def _status(run: Run) -> Iterator[dict[str, Any]]:
                 watch.writing = True  # signals that come from here on change nothing
                 said = f"{e} came: stopped at once" if isinstance(e, signals.Stopped) else str(e)
                 run.update(status="interrupted", ended=now())
-                log.info("%s; go on with: sslt %s %s", said, run.info.get("verb"), shlex.quote(f"resume={run}"))
+                log.info("%s; go on with: %s", said, groups.command(str(run.info.get("verb")), f"resume={run}"))
                 box["code"] = scheduler.code_of(e.number)
             else:
                 watch.writing = True
@@ -113,7 +112,7 @@ def explained(e: BaseException, run: Run) -> UserError | RankLost | None:
     full = cause(e, _disk_is_full)
     if full is not None:
         where = getattr(full, "filename", None) or _fullest(run)
-        return UserError(f"the disk is full ({where}): free some space, then go on with resume={run}")
+        return UserError(f"the disk is full ({where}): free some space, then go on with {groups.quoted(f'resume={run}')}")
     denied = cause(e, lambda x: isinstance(x, OSError) and _of_folder(x, cache.cache_dir()) and not _below(x.filename, run.path))
     if isinstance(denied, OSError):
         way = "choose another folder by cache_dir= or $SSLT_CACHE"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -284,3 +285,22 @@ def written(value: Any) -> str:
     if _BARE.fullmatch(text) and not is_number(text) and text.lower() not in ("null", "true", "false"):
         return text
     return "'" + re.sub(r"(\\+)(?='|\Z)", r"\1\1", text).replace("'", "\\'") + "'"  # a backslash stands for itself elsewhere
+
+
+# -------------------------------------------------------------------- commands to type
+def command(*words: str) -> str:
+    """`sslt` with these arguments, as a shell reads it."""
+    return " ".join(["sslt", *(quoted(word) for word in words)])
+
+
+def quoted(word: str) -> str:
+    """One argument, as a shell reads it."""
+    plain = shlex.quote(word)
+    return f'"{word}"' if plain != word and "'" in word and not set(word) & set('"$`\\!') else plain
+
+
+def starting(*folders: Any) -> str:
+    """`from=` these runs, in Hydra's override grammar: one argument of `command`."""
+    bare = all(written(str(folder)) == str(folder) for folder in folders)
+    text = ",".join(map(str, folders))
+    return f"from={text if bare else written(text)}"

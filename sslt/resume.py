@@ -58,7 +58,7 @@ def find(verb: str, overrides: list[str], config_dir: str | None) -> tuple[Going
     if info.get("verb") != verb:
         if info.get("verb") not in groups.verbs():
             raise UserError(f"resume={wanted}: its {runs.RUN_FILE} names no verb of sslt: it is damaged or was changed")
-        raise UserError(f"resume={wanted} is a `sslt {info['verb']}` run: go on with `sslt {info['verb']} resume={wanted}`")
+        raise UserError(f"resume={wanted} is a `sslt {info['verb']}` run: go on with `{groups.command(info['verb'], f'resume={wanted}')}`")
     if info.get("config_dir") and not config_dir:
         raise UserError(f"{run} was started with --config-dir {info['config_dir']}: give it again")
     if odd := [o for o in typed if _key(o).startswith("hydra") and _key(o) != "hydra.run.dir"]:
@@ -104,7 +104,7 @@ def restored(path: Path, verb: str, typed: list[str], config_dir: str | None, ru
     try:
         plain = moved.settings(stored.yaml_object(path))
     except FileNotFoundError:
-        raise UserError(f"{runs.display(path)} is missing: repeat the whole command with resume={run}") from None
+        raise UserError(f"{runs.display(path)} is missing: repeat the whole command with {groups.quoted(f'resume={run}')}") from None
     if verb != "run":
         return _restored(plain, str(runs.display(path)), verb, typed, config_dir, run)
     from sslt.chain import STAGES, of_stage
@@ -113,7 +113,7 @@ def restored(path: Path, verb: str, typed: list[str], config_dir: str | None, ru
     for stage in STAGES:
         part = stages.get(stage) if isinstance(stages, dict) else None
         if not isinstance(part, dict) or not all(isinstance(part.get(k), dict) for k in ("choices", "values", "added", "config")):
-            raise UserError(f"{name} does not hold the settings of {stage}: repeat the whole command with resume={run}")
+            raise UserError(f"{name} does not hold the settings of {stage}: repeat the whole command with {groups.quoted(f'resume={run}')}")
         saved = moved.settings(part.pop("config"))
         part["config"] = _restored(saved, f"{name}, stages.{stage}.config", stage, of_stage(typed, stage), config_dir, run)
     return _restored(plain, name, verb, [o for o in typed if not _key(o).startswith("stages.")], config_dir, run)
@@ -128,7 +128,9 @@ def _restored(plain: dict[str, Any], where: str, verb: str, typed: list[str], co
         plain.pop(key, None)
     curve = plain.get("curve")
     if isinstance(curve, dict) and curve.get("overrides"):
-        raise UserError(f"{run} was made with curve.overrides=, which are commands: repeat the whole command with resume={run}")
+        raise UserError(
+            f"{run} was made with curve.overrides=, which are commands: repeat the whole command with {groups.quoted(f'resume={run}')}"
+        )
     cfg = OmegaConf.create(start)
     _no_downloads(cfg, plain)
     touched = _apply(cfg, verb, typed, config_dir)

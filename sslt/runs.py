@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sslt import moved, places, stored
+from sslt import groups, moved, places, stored
 from sslt.errors import UserError
 from sslt.stored import shown as display
 
@@ -159,7 +159,7 @@ def refuse_overwrite(path: Path, setting: str = "hydra.run.dir") -> None:
     if stored.is_folder(path) and any(p.name not in _EMPTY and not p.name.startswith(f".{RUN_FILE}.") for p in path.iterdir()):
         raise UserError(
             f"{display(path)} already holds files; choose another {setting}=, or go on with what is there by "
-            f"resume={display(path)}{'/NUMBER' if setting == 'hydra.sweep.dir' else ''}"
+            + groups.quoted(f"resume={display(path)}{'/NUMBER' if setting == 'hydra.sweep.dir' else ''}")
         )
 
 

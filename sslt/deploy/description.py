@@ -13,6 +13,8 @@ from torch import Tensor
 from sslt.data.answers import Class, Labels, Number
 from sslt.data.prepare.bag_processor import VOCABULARY
 from sslt.data.prepare.parts import part_names
+from sslt.data.sources.pairs import SIDES
+from sslt.data.sources.tables import LABEL_NAMES, TEXT_NAMES
 from sslt.deploy.graph import Graph, ImageGraph, TextGraph
 from sslt.encoders.base import Encoder
 from sslt.encoders.lexicon import Lexicon
@@ -101,6 +103,13 @@ def write_beside(folder: Path, encoder: Encoder, lexicon: Lexicon | None) -> Non
     if lexicon is not None:
         names = ("terms", "idf", "table", "bias", "parts", "starts")
         np.savez(folder / LEXICON, **{name: getattr(lexicon, name).detach().cpu().numpy() for name in names})
+
+
+def columns(node: Any, parts: list[str]) -> dict[str, Any]:
+    """How the texts of a table are found: the columns that the data `node` names (None: it names none), the usual ones, and labels'."""
+    own = [node.get(name) for name in parts or ["text"]]
+    usual = [[name] for name in TEXT_NAMES] if not parts else [list(sides) for sides in SIDES] if len(parts) == 2 else [parts]
+    return {"own": [str(c) for c in own] if all(c is not None for c in own) else None, "usual": usual, "labels": list(LABEL_NAMES)}
 
 
 def can_be_read_alone(target: Target | None) -> bool:

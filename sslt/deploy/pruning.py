@@ -17,7 +17,8 @@ from sslt.errors import UserError
 
 LEAST = 0.1  # of a group's channels or hidden units stay
 TOLERANCE = 1e-4  # by how much features may differ from the masked encoder's, relative to their size
-_HIDDEN = ("intermediate_size", "hidden_dim", "n_inner")  # what configs of transformers call what stands between a block's wide maps
+# What configs of transformers call what stands between a block's wide maps
+_HIDDEN = ("intermediate_size", "hidden_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim")
 _DEPTH = ("num_hidden_layers", "n_layers", "n_layer")
 Batch = dict[str, Any]
 
@@ -198,8 +199,8 @@ def cut(encoder: Encoder, groups: list[Group], kept: list[Tensor]) -> Tensor | N
             for module, index in places:
                 known = drops.setdefault((module, rows), torch.zeros(width_of(module, rows), dtype=torch.bool))
                 known[index[gone].flatten()] = True
-        if group.attention is not None:
-            set_heads(group.attention, len(stay))
+        for attention in group.attentions:
+            set_heads(attention, len(stay))
         if group.features is not None:
             features = group.features[stay].flatten().sort().values
     for (module, rows), lost in drops.items():
@@ -221,18 +222,20 @@ def cut(encoder: Encoder, groups: list[Group], kept: list[Tensor]) -> Tensor | N
 
 def _say(encoder: Encoder, groups: list[Group]) -> None:
     """Where all blocks are equally wide, have `args` say so: then the folder is an ordinary one of its library too."""
-    widths = {width_of(group.rows[0][0], rows=True) for group in groups if group.attention is None}
     config = getattr(getattr(encoder, "model", None), "config", None)
-    if len(widths) == 1 and config is not None and isinstance(encoder.args.get("config"), dict):
-        key = next((k for k in _HIDDEN if k in config.to_dict()), None)
-        if key is not None:
-            (width,) = widths
+    if config is None or not isinstance(encoder.args.get("config"), dict):
+        return
+    widths = {width_of(group.columns[0][0], rows=False) for group in groups if not group.attentions}
+    if len(widths) == 1:
+        (width,) = widths
+        named = {key: width for key in _HIDDEN if key in config.to_dict()}
+        for key in named:
             setattr(config, key, width)
-            encoder.args = {**encoder.args, "config": {**encoder.args["config"], key: width}}
+        encoder.args = {**encoder.args, "config": {**encoder.args["config"], **named}}
 
 
 def same(pruned: Tensor, masked: Tensor, features: Tensor | None) -> bool:
-    """Whether the features of the encoder without the units [B, D'] are those of the one with zeros in their places [B, D]."""
+    """Whether what the encoder gives without the units [B, D'] is what it gives with zeros in their places [B, D]."""
     wanted = masked if features is None else masked[:, features]
     return pruned.shape == wanted.shape and bool((pruned - wanted).abs().max() <= TOLERANCE * masked.abs().max().clamp(min=1e-6))
 
@@ -241,19 +244,24 @@ def without(encoder: Encoder, groups: list[Group], kept: list[Tensor], inputs: d
     """`cut`, and make sure on `inputs` that it computes what it computes with zeros there. Raises `UserError` where it does not."""
     whole = {k: v.clone() for k, v in encoder.state_dict().items()}
     mask(groups, kept)
-    with evaluating(encoder):
-        masked = encoder(inputs).pooled
+    masked, written = _computed(encoder, inputs)
     encoder.load_state_dict(whole)
     features = cut(encoder, groups, kept)
     try:
-        with evaluating(encoder):
-            found = encoder(inputs).pooled
-        fits = same(found, masked, features)
+        found, states = _computed(encoder, inputs)
+        fits = same(found, masked, features) and same(states, written, None)
     except RuntimeError:
         fits = False
     if not fits:
         raise UserError(f"{_name(encoder)} does not compute the same without what was to go: method.what=channels cannot prune it")
     return features
+
+
+def _computed(encoder: Encoder, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Features [B, D], and the states [B, T, D] of what a decoder beside the encoder writes: here, what it reads; [0] without one."""
+    with evaluating(encoder):
+        written = encoder.word_states(inputs, outputs=inputs["tokens"]) if encoder.writes == "seq2seq" else torch.zeros(1)
+        return encoder(inputs).pooled, written
 
 
 def narrow_head(target: nn.Module, features: Tensor) -> None:

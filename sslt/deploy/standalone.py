@@ -1,5 +1,8 @@
 """Answers of an exported model: python predict.py FILE_OR_FOLDER. Needs onnxruntime, numpy, pillow for pictures, tokenizers for texts.
 
+--column=NAME says which column of a table is the text, once for each part where a sample has several; else it is the one that the model
+was trained with, or one of the usual names.
+
 Reads the folder that it lies in: export.json says what the graph takes and what its numbers mean. Copy what you need of it: `Pictures`,
 `Texts` and `Words` make inputs, `Lexicon` adds the scores of words, `Answers` reads the outputs.
 """
@@ -334,8 +337,8 @@ def answers(about: dict[str, Any], outputs: dict[str, np.ndarray]) -> list[dict[
     return found
 
 
-def items_of(path: Path, about: dict[str, Any]) -> tuple[list[Any], list[str] | None]:
-    """What a file or folder holds, and names of it: pictures; a text a line; .jsonl or .csv with the columns `text`, or those of parts."""
+def items_of(path: Path, about: dict[str, Any], columns: dict[str, Any]) -> tuple[list[Any], list[str] | None]:
+    """What a file or folder holds, and names of it: pictures; a text a line; .jsonl or .csv with columns as of `chosen`."""
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
     if about["kind"] == "image":
@@ -346,7 +349,7 @@ def items_of(path: Path, about: dict[str, Any]) -> tuple[list[Any], list[str] | 
     if path.is_dir() or path.suffix.lower() in UNREAD:
         raise ValueError(f"{path}: give a file with a text a line, or .csv or .jsonl; `sslt predict` reads more")
     try:
-        items = texts_of(path, about["parts"] or ["text"])
+        items = texts_of(path, max(len(about["parts"]), 1), {"usual": [about["parts"] or ["text"]], **columns})
     except (UnicodeDecodeError, csv.Error) as e:
         raise ValueError(f"{path}: {e}") from e
     if not items:
@@ -354,15 +357,16 @@ def items_of(path: Path, about: dict[str, Any]) -> tuple[list[Any], list[str] | 
     return items, None
 
 
-def texts_of(path: Path, columns: list[str]) -> list[Any]:
+def texts_of(path: Path, parts: int, known: dict[str, Any]) -> list[Any]:
     """The texts of a file, of several columns tuples."""
     if path.suffix.lower() not in (".csv", ".jsonl"):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-        return lines if len(columns) == 1 else [tuple(line.split("\t")) for line in lines]
+        return lines if parts == 1 else [tuple(line.split("\t")) for line in lines]
     with path.open(newline="", encoding="utf-8-sig") as f:  # a byte order mark is no part of the first name
         rows = csv.DictReader(f) if path.suffix.lower() == ".csv" else objects(path, f)
-        found = []
+        found, columns = [], None
         for i, row in enumerate(rows, 1):
+            columns = columns or chosen(path, [str(name) for name in row if name is not None], known)
             texts = tuple(row.get(c) for c in columns)
             for c, text in zip(columns, texts, strict=True):
                 if not isinstance(text, str):
@@ -370,6 +374,24 @@ def texts_of(path: Path, columns: list[str]) -> list[Any]:
                     raise ValueError(f"{path}: row {i} has no text in the column `{c}`; its columns: {there}")
             found.append(texts[0] if len(columns) == 1 else texts)
     return found
+
+
+def chosen(path: Path, there: list[str], known: dict[str, Any]) -> list[str]:
+    """Which columns of `there` are the texts: those that were asked for or trained with (`own`), or else some of the usual names, whatever
+    their case, or the only one that is no label. Raises ValueError where none is."""
+    if own := known.get("own"):
+        if missing := [c for c in own if c not in there]:
+            raise ValueError(f"{path}: there is no column `{missing[0]}`; its columns: {', '.join(there)}; say --column=NAME")
+        return list(own)
+    by_lower = {c.lower(): c for c in reversed(there)}
+    for names in known["usual"]:
+        if all(name in by_lower for name in names):
+            return [by_lower[name] for name in names]
+    label = next((by_lower[name] for name in known.get("labels", ()) if name in by_lower), None)
+    rest = [c for c in there if c != label]
+    if len(rest) != 1 or len(known["usual"][0]) != 1:
+        raise ValueError(f"{path}: which column is the text? Its columns: {', '.join(there)}; say --column=NAME")
+    return rest
 
 
 def objects(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -386,14 +408,19 @@ def objects(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0].startswith("-"):
-        asked = arguments[:1] in (["-h"], ["--help"])
+    own = [a.partition("=")[2] for a in arguments if a.startswith("--column=")]
+    files = [a for a in arguments if not a.startswith("--column=")]
+    if not files or files[0].startswith("-"):
+        asked = files[:1] in (["-h"], ["--help"])
         print(__doc__, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     try:
         model = Model(Path(__file__).resolve().parent)
-        for argument in arguments:
-            items, names = items_of(Path(argument), model.about["samples"])
+        samples, columns = model.about["samples"], model.about.get("columns", {})
+        if own and len(own) != max(len(samples.get("parts", ())), 1):
+            raise ValueError(f"--column: a sample has {max(len(samples.get('parts', ())), 1)} texts, and so many columns, not {len(own)}")
+        for argument in files:
+            items, names = items_of(Path(argument), samples, {**columns, **({"own": own} if own else {})})
             for i, row in enumerate(model.rows(items)):
                 print(json.dumps({"row": i, **({"name": names[i]} if names else {}), **row}, ensure_ascii=False))
     except ImportError as e:

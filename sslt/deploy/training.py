@@ -70,17 +70,19 @@ def _rate(parent: Run, rate: Any) -> Any:
 
 def train(
     method: Any, cfg: Any, run: Run, encoder: Encoder, target: Target, samples: Samples,
-    also: Callable[[Any], dict[str, Any]] | None = None,
+    also: Callable[[Any], dict[str, Any]] | None = None, watchers: list[Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train encoder and target on `samples` in the folder of `run`, for `trainer.max_*`. Returns what there is to tell of it.
 
-    cfg: of `recipe`. also: term of the target → all terms by name, on the stream "finetune".
+    cfg: of `recipe`. also: term of the target → all terms by name, on the stream "finetune". watchers: callbacks of Lightning's.
     """
     size = min(int(cfg.batch_size), max(len(samples) // distributed.world_size(), 1))
     stream = of_this_rank(samples, size, seed=int(cfg.seed), drop_last=target.needs_full_batches, views=build(cfg.views))
     term = method.term(target, "finetune")
     terms = {"finetune": term} if also is None else also(term)
-    learner = method.fit(cfg, run, encoder, terms, {"finetune": stream}, build(cfg.adaptation), least_steps=LEAST_STEPS)
+    learner = method.fit(
+        cfg, run, encoder, terms, {"finetune": stream}, build(cfg.adaptation), lambda curves: list(watchers or []), least_steps=LEAST_STEPS
+    )
     return {k: v for k, v in learner.run_metrics.items() if not k.startswith("model/")}
 
 

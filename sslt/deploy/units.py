@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt.encoders.base import Encoder
-from sslt.encoders.pruned import heads_of, is_conv1d, is_layer
+from sslt.encoders.pruned import POSITIONS, heads_of, is_conv1d, is_layer
 from sslt.errors import UserError
 
 Place = tuple[nn.Module, Tensor]  # a layer, and which of its rows (or columns) each unit is, int64 [n, k]
@@ -23,26 +23,68 @@ Place = tuple[nn.Module, Tensor]  # a layer, and which of its rows (or columns) 
 class Group:
     """n units that can each be taken out. rows: what gives them; columns: what reads them.
 
-    attention: whose heads they are. features: which of the encoder's features a unit is, int64 [n, k], where it is some.
+    attentions: whose heads they are. features: which of the encoder's features a unit is, int64 [n, k], where it is some.
     """
 
     name: str
     n: int
     rows: list[Place]
     columns: list[Place]
-    attention: nn.Module | None = None
+    attentions: tuple[nn.Module, ...] = ()
     features: Tensor | None = None
 
 
-# Families of transformer blocks, by the names of their parts: what gives queries, keys and values, what reads the heads, what widens,
-# what narrows. transformers': BERT, RoBERTa, ELECTRA; DistilBERT; GPT-2. timm's ViTs.
-_BLOCKS = (
-    ("attention.self", ("attention.self.query", "attention.self.key", "attention.self.value"), "attention.output.dense",
-     "intermediate.dense", "output.dense"),
-    ("attention", ("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.out_lin", "ffn.lin1", "ffn.lin2"),
-    ("attn", ("attn.c_attn",), "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-    ("attn", ("attn.qkv",), "attn.proj", "mlp.fc1", "mlp.fc2"),
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """The parts of a family's blocks, by their names: what gives queries, keys and values, what reads the heads, what widens, what narrows.
+
+    cross: the same of the attention of a decoder to the encoder, where a block has one. A map that gives all three has them one after the
+    other, and one that widens and is gated has both halves so.
+    """
+
+    attention: str
+    qkv: tuple[str, ...]
+    out: str
+    up: tuple[str, ...]
+    down: str
+    cross: tuple[str, tuple[str, ...], str] | None = None
+
+    def is_of(self, block: nn.Module) -> bool:
+        names = (self.attention, *self.qkv, self.out, *self.up, self.down)
+        return all(isinstance(_part(block, name), nn.Module) for name in names)
+
+    def attentions(self, block: nn.Module) -> list[tuple[str, tuple[str, ...], str]]:
+        """(name, what gives, what reads) of each attention of a block."""
+        more = [] if self.cross is None or _part(block, self.cross[0]) is None else [self.cross]
+        return [(self.attention, self.qkv, self.out), *more]
+
+
+def _t5(feeds: str, up: tuple[str, ...]) -> Family:
+    def names(part: str) -> tuple[str, tuple[str, ...], str]:
+        return part, (f"{part}.q", f"{part}.k", f"{part}.v"), f"{part}.o"
+
+    own = names("layer.0.SelfAttention")
+    cross = names("layer.1.EncDecAttention")
+    return Family(*own, tuple(f"{feeds}.DenseReluDense.{name}" for name in up), f"{feeds}.DenseReluDense.wo", cross)
+
+
+def _bart(part: str) -> tuple[str, tuple[str, ...], str]:
+    return part, (f"{part}.q_proj", f"{part}.k_proj", f"{part}.v_proj"), f"{part}.out_proj"
+
+
+# transformers': BERT, RoBERTa, ELECTRA; DistilBERT; GPT-2; ModernBERT; T5, mT5, both halves; BART, mBART, Pegasus, Marian. timm's ViTs.
+_FAMILIES = (
+    Family("attention.self", ("attention.self.query", "attention.self.key", "attention.self.value"), "attention.output.dense",
+           ("intermediate.dense",), "output.dense"),
+    Family("attention", ("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.out_lin", ("ffn.lin1",), "ffn.lin2"),
+    Family("attn", ("attn.c_attn",), "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj"),
+    Family("attn", ("attn.Wqkv",), "attn.Wo", ("mlp.Wi",), "mlp.Wo"),
+    *(_t5(feeds, up) for feeds in ("layer.1", "layer.2") for up in (("wi",), ("wi_0", "wi_1"))),
+    Family(*_bart("self_attn"), ("fc1",), "fc2", _bart("encoder_attn")),
+    Family("attn", ("attn.qkv",), "attn.proj", ("mlp.fc1",), "mlp.fc2"),
 )  # fmt: skip
+_SHARED = "layer.0.SelfAttention"  # whose blocks add the positions that the first of them knows, head by head
+KNOWN = "BERT, DistilBERT, ModernBERT, GPT-2, T5, BART and timm's ViTs"
 
 
 def width_of(layer: Any, rows: bool) -> int:
@@ -67,41 +109,75 @@ def is_transformer(encoder: Encoder) -> bool:
 
 
 def _family(block: nn.Module) -> Any:
-    return next((f for f in _BLOCKS if all(isinstance(_part(block, p), nn.Module) for p in (f[0], *f[1], *f[2:]))), None)
+    return next((family for family in _FAMILIES if family.is_of(block)), None)
+
+
+def has_layers_alone(encoder: Encoder) -> bool:
+    """Whether its blocks are of one kind and can go one by one: T5's first has the positions of all, ModernBERT's its first norm."""
+    names = encoder.block_names()
+    stacks = {name.rpartition(".")[0] for name in names}
+    alone = ("attn.Wqkv", _SHARED)
+    return len(stacks) == 1 and not any(_part(encoder.get_submodule(name), part) is not None for name in names for part in alone)
 
 
 def heads(encoder: Encoder) -> list[Group]:
-    """A group for each block: its heads of attention. Raises `UserError` where something spans them."""
-    found = []
+    """A group for each attention of each block: its heads. Where the blocks of a stack share what they know of positions (T5), head i
+    of all of them is one unit. Raises `UserError` where something spans heads."""
+    found: list[Group] = []
+    shared: dict[str, Group] = {}
     for name in encoder.block_names():
         block = encoder.get_submodule(name)
-        attention, qkv, out, _, _ = _family(block)
-        module = _part(block, attention)
-        n = heads_of(module)
-        spans = getattr(module, "gate", None) is not None or not isinstance(getattr(module, "norm", nn.Identity()), nn.Identity)
-        if n is None or spans:
-            raise UserError(f"the heads of {name} cannot be told apart ({type(module).__name__}): choose method.what=channels or layers")
-        width = width_of(_part(block, out), rows=False) // n
-        own = torch.arange(n * width).view(n, width)
-        parts = 3 if len(qkv) == 1 else 1  # one map for all three
-        rows = torch.cat([own + i * n * width for i in range(parts)], 1)
-        found.append(Group(name, n, [(_part(block, p), rows) for p in qkv], [(_part(block, out), own)], module))
+        for attention, qkv, out in _family(block).attentions(block):
+            module, reads = _part(block, attention), _part(block, out)
+            n = heads_of(module) or _counted(module, reads)
+            spans = getattr(module, "gate", None) is not None or not isinstance(getattr(module, "norm", nn.Identity()), nn.Identity)
+            if n is None or spans:
+                raise UserError(
+                    f"the heads of {name} cannot be told apart ({type(module).__name__}): choose method.what=channels or layers"
+                )
+            width = width_of(reads, rows=False) // n
+            own = torch.arange(n * width).view(n, width)
+            parts = 3 if len(qkv) == 1 else 1  # one map for all three
+            rows = torch.cat([own + i * n * width for i in range(parts)], 1)
+            group = Group(f"{name}.{attention}", n, [(_part(block, p), rows) for p in qkv], [(reads, own)], (module,))
+            if isinstance(getattr(module, POSITIONS, None), nn.Embedding):
+                group.columns.append((getattr(module, POSITIONS), torch.arange(n).view(n, 1)))
+            stack = name.rpartition(".")[0]
+            if attention == _SHARED and stack in shared:
+                _join(shared[stack], group)
+                continue
+            if attention == _SHARED:
+                shared[stack] = group
+            found.append(group)
     return found
 
 
+def _join(group: Group, other: Group) -> None:
+    """Make one group of two, unit by unit."""
+    group.rows += other.rows
+    group.columns += other.columns
+    group.attentions += other.attentions
+
+
+def _counted(attention: Any, reads: nn.Module) -> int | None:
+    """How many heads an attention has that says only how wide one is."""
+    width = getattr(attention, "head_dim", None)
+    return width_of(reads, rows=False) // width if isinstance(width, int) else None
+
+
 def hidden(encoder: Encoder) -> list[Group]:
-    """A group for each block: what stands between its two wide maps. Raises `UserError` where something spans them."""
+    """A group for each block: what stands between its wide maps. Raises `UserError` where something spans them."""
     found = []
     for name in encoder.block_names():
         block = encoder.get_submodule(name)
-        *_, up, down = _family(block)
-        wide, narrow = _part(block, up), _part(block, down)
-        n = width_of(wide, rows=True)
+        family = _family(block)
+        wide, narrow = [_part(block, part) for part in family.up], _part(block, family.down)
+        n = width_of(narrow, rows=False)
         spans = not isinstance(getattr(getattr(block, "mlp", None), "norm", nn.Identity()), nn.Identity)
-        if n != width_of(narrow, rows=False) or spans:
+        if any(width_of(up, rows=True) % n for up in wide) or spans:
             raise UserError(f"the hidden units of {name} are gated or normalised together: choose method.what=heads or layers")
-        each = torch.arange(n).view(n, 1)
-        found.append(Group(name, n, [(wide, each)], [(narrow, each)]))
+        rows = [(up, torch.arange(width_of(up, rows=True)).view(-1, n).T.contiguous()) for up in wide]
+        found.append(Group(name, n, rows, [(narrow, torch.arange(n).view(n, 1))]))
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sslt import stored
+from sslt import groups, stored
 from sslt.data.answers import Answers
 from sslt.data.base import Samples
 from sslt.deploy import exported
@@ -71,7 +71,8 @@ def load_variant(
     encoder = load_encoder(str(what), None, list(trust), base=base)
     set_windows(encoder, windows)
     if not stored.is_file(folder / "head" / "head.json"):
-        raise UserError(f"from={what} has features and no answers to measure: fine-tune it first, sslt finetune +target=NAME from={what}")
+        first = groups.command("finetune", "+target=NAME", groups.starting(what))
+        raise UserError(f"from={what} has features and no answers to measure: fine-tune it first, {first}")
     return Variant(name or folder.name, folder, encoder, heads.load(folder / "head", encoder, list(trust)))
 
 

@@ -57,7 +57,10 @@ class ImageEncoder(PixelEncoder):
         elif stem != "standard":
             raise UserError(f"encoder.stem={stem}{nearest(stem, ['small', 'standard'])}")
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.dim = int(self.model.num_features)
+        # timm's name for the width of what a classifier reads, which some families widen after pooling (MobileNetV3); torchvision has none
+        self.dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
+        if self.dim != self.model.num_features:
+            self.offers -= {"tokens"}  # they are of another width
 
     @classmethod
     def build(cls, source: Any, processor: dict[str, Any], **args: Any) -> ImageEncoder:
@@ -135,7 +138,7 @@ class ImageEncoder(PixelEncoder):
             about = {
                 "architecture": self.args["name"],
                 "num_classes": 0,
-                "num_features": self.dim,
+                "num_features": int(self.model.num_features),
                 "model_args": {**self.args["args"], "in_chans": p.channels, **({"img_size": p.size} if self.args["fixed_size"] else {})},
                 "pretrained_cfg": {
                     "input_size": [p.channels, p.size, p.size], "mean": list(p.mean), "std": list(p.std),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sslt import config, stored, trusted
+from sslt import config, groups, stored, trusted
 from sslt.encoders import inserted, pruned, quantized
 from sslt.encoders.base import ADAPTER, FILE, Encoder, evaluating, fingerprint
 from sslt.encoders.files import Bounded, building, check_folder, fill, read_tensors, refuse_pickled
@@ -116,7 +116,7 @@ def _without_encoder(run: Run, what: str) -> str:
         return f"is a chain: name the stage whose encoder is meant, from={what}/finetune or from={what}/pretrain"
     if info.get("status") == "finished":
         return f"is a `sslt {info.get('verb')}` run, which makes no encoder: name the run it measured, from={info.get('from')}"
-    return f"has no encoder yet (its status is '{info.get('status')}'): end it first with resume={what}"
+    return f"has no encoder yet (its status is '{info.get('status')}'): end it first with {groups.quoted(f'resume={what}')}"
 
 
 def fresh_like(encoder_folder: str, trust: list[str] | None = None) -> Encoder:

@@ -16,30 +16,36 @@ from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 from sslt.stored import shown
 
-# What an attention calls its number of heads → what it calls the width of one, and what it calls all of them together
-HEADS = {
-    "num_heads": ("head_dim", ("attn_dim", "split_size")),
-    "num_attention_heads": ("attention_head_size", ("all_head_size",)),
-    "n_heads": ("attention_head_size", ()),
-}
+# What an attention calls its number of heads, the width of one, and all of them together
+HEADS = (
+    ("num_heads", "head_dim", ("attn_dim", "split_size")),
+    ("num_attention_heads", "attention_head_size", ("all_head_size",)),
+    ("n_heads", "attention_head_size", ()),
+    ("n_heads", "key_value_proj_dim", ("inner_dim",)),
+)
+POSITIONS = "relative_attention_bias"  # T5's table of what to add for each distance [buckets, heads]
 _KEYS = {"shapes", "heads", "dim"}
 
 
 def heads_of(module: nn.Module) -> int | None:
     """How many heads an attention has; None of any other module, and of one that does not say how wide they are."""
-    name = next((n for n, (width, _) in HEADS.items() if isinstance(getattr(module, n, None), int) and hasattr(module, width)), None)
-    return None if name is None else int(getattr(module, name))
+    found = _heads(module)
+    return None if found is None else int(getattr(module, found[0]))
+
+
+def _heads(module: nn.Module) -> tuple[str, str, tuple[str, ...]] | None:
+    return next((names for names in HEADS if isinstance(getattr(module, names[0], None), int) and hasattr(module, names[1])), None)
 
 
 def set_heads(module: nn.Module, n: int) -> None:
-    """Tell an attention that it has `n` heads of the same width as before."""
-    for name, (width, together) in HEADS.items():
-        if isinstance(getattr(module, name, None), int) and hasattr(module, width):
-            setattr(module, name, n)
-            for other in together:
-                if hasattr(module, other):
-                    setattr(module, other, n * getattr(module, width))
-            return
+    """Tell an attention that it has `n` heads of the same width as before; one that counts them by its matrices knows."""
+    found = _heads(module)
+    if found is not None:
+        name, width, together = found
+        setattr(module, name, n)
+        for other in together:
+            if hasattr(module, other):
+                setattr(module, other, n * getattr(module, width))
 
 
 def describe(encoder: Encoder) -> dict[str, Any] | None:
@@ -84,9 +90,11 @@ def resize(encoder: Encoder, about: dict[str, Any], file: Path) -> None:
 
 def set_width(encoder: Encoder, dim: int) -> None:
     """Say how wide the features of an encoder are, wherever that is said; what was known of its maps is forgotten."""
+    model = getattr(encoder, "model", None)
+    for name in ("num_features", "head_hidden_size"):  # the former is that of the last maps, where these are not what is pooled
+        if getattr(model, name, None) == encoder.dim:
+            setattr(model, name, dim)
     encoder.dim = dim
-    if isinstance(getattr(getattr(encoder, "model", None), "num_features", None), int):
-        encoder.model.num_features = dim  # type: ignore[union-attr]
     for name in ("grid", "pyramid_shapes"):
         encoder.__dict__.pop(name, None)
 
@@ -114,6 +122,8 @@ def refit(module: nn.Module) -> None:
         module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
         module.num_features = len(module.running_mean if weight is None else weight)  # type: ignore[arg-type]
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = weight.shape[1]
     elif is_conv1d(module):
         module.nf, module.nx = weight.shape[1], weight.shape[0]  # type: ignore[assignment]
 
@@ -144,7 +154,8 @@ def _narrow(encoder: Encoder, name: str, shape: list[int], file: Path) -> None:
     own = encoder.state_dict().get(name)
     fits = own is not None and own.dim() == len(shape) and all(n <= m for n, m in zip(shape, own.shape, strict=True))
     owner = name.rpartition(".")[0]
-    if own is None or not fits or not is_layer(encoder.get_submodule(owner)):
+    positions = owner.endswith(f".{POSITIONS}") and own is not None and len(shape) == 2 and shape[0] == own.shape[0]
+    if own is None or not fits or not (positions or is_layer(encoder.get_submodule(owner))):
         raise _damaged(file, f"'{name[:80]}' is no tensor of this architecture that can have the shape {shape}")
     put(encoder.get_submodule(owner), name.rpartition(".")[2], own[tuple(slice(n) for n in shape)])
 
@@ -155,7 +166,10 @@ def _try(encoder: Encoder) -> int:
     with evaluating(encoder), torch.random.fork_rng(devices=[]):
         if encoder.modality == "image":
             return encoder({"image": torch.zeros(1, p.channels, p.size, p.size)}).pooled.shape[1]
-        return encoder({"tokens": torch.zeros(1, 4, dtype=torch.long), "mask": torch.ones(1, 4, dtype=torch.bool)}).pooled.shape[1]
+        given = {"tokens": torch.zeros(1, 4, dtype=torch.long), "mask": torch.ones(1, 4, dtype=torch.bool)}
+        if encoder.writes == "seq2seq":
+            encoder.word_states(given, outputs=given["tokens"])
+        return encoder(given).pooled.shape[1]
 
 
 def _damaged(file: Path, why: str) -> UserError:

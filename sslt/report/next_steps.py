@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from sslt import groups
+from sslt.groups import command, starting
 from sslt.runs import Run
 
 # targets for labels of a user's own, and what they are
@@ -19,7 +19,7 @@ def after_pretraining(cfg: Any, source: Any, run: Run) -> list[str]:
     own = run.info.get("config_dir")
     option, settings = data_settings(cfg.data, own)
     end = [*_trust(cfg), *(["--config-dir", str(own)] if own else [])]
-    start = f"from={groups.written(str(run))}"
+    start = starting(run)
     if source.space is None:
         split = "unlabeled" if "unlabeled" in source.own_splits() else "train"
         features = ["predict", start, f"data={option}", *settings, f"split={split}", *end]
@@ -40,7 +40,7 @@ def after_pretraining(cfg: Any, source: Any, run: Run) -> list[str]:
 def with_labels(source: Any, run: Run) -> str:
     """How to go on once there are labels; the word in capitals is the user's to give."""
     target, what = _GENERAL[source.modality]
-    return command("finetune", f"+target={target}", f"data.path={what}", f"from={groups.written(str(run))}")
+    return command("finetune", f"+target={target}", f"data.path={what}", starting(run))
 
 
 def data_settings(node: Any, config_dir: str | None = None) -> tuple[str, list[str]]:
@@ -58,16 +58,6 @@ def data_settings(node: Any, config_dir: str | None = None) -> tuple[str, list[s
             found = option, other
     assert found is not None, plain["_target_"]
     return found
-
-
-def command(*words: str) -> str:
-    """`sslt` with these arguments, as a shell reads it."""
-    return " ".join(["sslt", *(_quoted(word) for word in words)])
-
-
-def _quoted(word: str) -> str:
-    plain = shlex.quote(word)
-    return f'"{word}"' if plain != word and "'" in word and not set(word) & set('"$`\\!') else plain
 
 
 def _trust(cfg: Any) -> list[str]:

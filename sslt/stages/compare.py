@@ -12,6 +12,7 @@ from sslt.runs import Run
 
 def compare(cfg: Any, run: Run, overrides: list[str]) -> None:
     """Run the baseline in `RUN/scratch`, then print both with the difference."""
+    from sslt.groups import command, starting
     from sslt.report.end import say_next
     from sslt.report.tables import print_table
 
@@ -37,4 +38,4 @@ def compare(cfg: Any, run: Run, overrides: list[str]) -> None:
         share, steps = f"{100 * majority:.1f} %", theirs["train/steps"]
         print(f"  from scratch it sits at the majority's share ({share}) after {steps} steps, too few to say what pretraining is worth;")
         print("  raise trainer.max_steps for both")
-    say_next(run, {}, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"])
+    say_next(run, {}, [command("evaluate", starting(run)), command("predict", starting(run), "input=FILE")])

@@ -81,7 +81,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         print_table(f"{parent} → {run}", lines)
     said = [table.sentence(target, moved, cfg.tolerance)]
     said += [f"{_TIMED[what]}, batches of {size}: {s.words}" for (what, size), s in speeds.items()]
-    next_steps = [f"sslt bench from={parent},{run}", f"sslt predict from={run} input=FILE"]
+    next_steps = [groups.command("bench", groups.starting(parent, run)), groups.command("predict", groups.starting(run), "input=FILE")]
     say_next(run, {}, next_steps, remarks=[*said, *method.remarks])
     return metrics
 

@@ -19,6 +19,7 @@ from sslt.encoders.files import fill, write_tensors
 from sslt.encoders.seals import check_seal, seal
 from sslt.errors import UserError
 from sslt.evaluation.episodes import episode_accuracies, episode_metrics
+from sslt.groups import command, starting
 from sslt.learner import Term
 from sslt.objectives.base import Objective
 from sslt.report.end import say_next, write_plots
@@ -81,7 +82,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     common.log_final(learner, metrics)
     write_plots(run, learner)
     if cfg.compare is None:
-        say_next(run, metrics, [f"sslt evaluate from={run} +episodes=centroid episodes.way={plan.way} episodes.shot={plan.shot}"])
+        asked = ["+episodes=centroid", f"episodes.way={plan.way}", f"episodes.shot={plan.shot}"]
+        say_next(run, metrics, [command("evaluate", starting(run), *asked)])
     return metrics
 
 

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from sslt import distributed, stored
 from sslt.config import build
 from sslt.data.base import Samples
+from sslt.data.prepare.parts import part_names
 from sslt.deploy import exported
-from sslt.deploy.description import ABOUT
+from sslt.deploy.description import ABOUT, columns
 from sslt.deploy.exported import MODEL
 from sslt.deploy.formats import FORMATS
 from sslt.deploy.formats.base import Format, Model
@@ -26,6 +27,7 @@ from sslt.encoders.base import Encoder, evaluating, fingerprint
 from sslt.encoders.seals import seal
 from sslt.errors import UserError, nearest
 from sslt.evaluation.features import predicted
+from sslt.groups import command, quoted, starting
 from sslt.report.end import say_next
 from sslt.runs import Run, run_of
 from sslt.stages import common
@@ -77,6 +79,8 @@ def _export(cfg: Any, run: Run, node: Any, model: Model, samples: Samples, cost:
     primary = None if target is None else target.primary
     said = {k: v for k, v in ({} if parent is None else parent.metrics).items() if primary and k == f"{cfg.split}/{primary}"}
     about = {"parent": {"from": str(cfg["from"]), "fingerprint": fingerprint(model.encoder), **said}, "format_name": cfg.format}
+    if model.encoder.modality == "text":
+        about["columns"] = columns(node, part_names(model.batch))
     made, kind = run / f".{MODEL}.tmp", FORMATS[cfg.format]()
     if isinstance(kind, Safetensors):
         kind.trust = list(cfg.trust)
@@ -205,11 +209,10 @@ def _remarks(cfg: Any, found: Verified, primary: str | None, cost: Cost | None) 
 
 
 def _next(cfg: Any, run: Run, target: Target | None) -> list[str]:
-    trust = " trust=[torch]" if cfg.format in exported.RUNS_CODE else ""
-    alone = [f"python {run}/{MODEL}/predict.py FILE"] if (run / MODEL / "predict.py").exists() else []
-    return [*alone, f"sslt predict from={run} input=FILE{trust}"] + (
-        [f"sslt bench from={cfg['from']},{run}{trust}"] if target is not None else []
-    )
+    trust = ["trust=[torch]"] if cfg.format in exported.RUNS_CODE else []
+    alone = [f"python {quoted(f'{run}/{MODEL}/predict.py')} FILE"] if (run / MODEL / "predict.py").exists() else []
+    beside = [command("bench", starting(cfg["from"], run), *trust)] if target is not None else []
+    return [*alone, command("predict", starting(run), "input=FILE", *trust), *beside]
 
 
 def _note(run: Run, node: Any, about: dict[str, Any]) -> None:

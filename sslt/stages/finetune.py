@@ -12,6 +12,7 @@ from sslt.data.streams.subsets import some
 from sslt.errors import UserError
 from sslt.evaluation.beside import cheap, compared
 from sslt.evaluation.features import MEASURED, encode, predicted
+from sslt.groups import command, starting
 from sslt.learner import Learner, Term
 from sslt.report.answers import row_names, write_answers
 from sslt.report.end import say_next, write_map, write_plots
@@ -58,7 +59,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     names = None if about.domains is not None else row_names(about.source, "test", about.splits.test)
     write_answers(run, about.encoder, about.target, parts.test, scored.predictions, names=names)
     if cfg.compare is None:
-        say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"], remarks=remarks)
+        say_next(run, metrics, [command("evaluate", starting(run)), command("predict", starting(run), "input=FILE")], remarks=remarks)
     return metrics
 
 

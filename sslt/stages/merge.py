@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from sslt import stored
 from sslt.encoders import inserted
 from sslt.encoders.load import load_encoder
+from sslt.groups import command, starting
 from sslt.report.end import say_next
 from sslt.runs import RUN_FILE, Run
 from sslt.stages import common
@@ -31,5 +32,5 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
             OmegaConf.save(config, run / "config.yaml")
     metrics = {"model/parameters": sum(p.numel() for p in encoder.parameters()), "model/stored_bytes": common.stored_bytes(run)}
     run.add_metrics(metrics)
-    say_next(run, metrics, [f"sslt evaluate from={run}", f"sslt predict from={run} input=FILE"])
+    say_next(run, metrics, [command("evaluate", starting(run)), command("predict", starting(run), "input=FILE")])
     return metrics

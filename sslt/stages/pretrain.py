@@ -16,6 +16,7 @@ from sslt.data.streams.joined import Joined
 from sslt.data.views.base import Views
 from sslt.errors import UserError
 from sslt.evaluation.language import divided
+from sslt.groups import command, starting
 from sslt.learner import Term
 from sslt.processes import accelerator
 from sslt.report.end import say_next, write_map, write_pictures, write_plots
@@ -85,7 +86,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     write_plots(run, learner)
     if probes and probes[0].features is not None:
         write_map(run, probes[0].features, probes[0].bank)
-    commands = [*(f"sslt evaluate from={run}/{name}" for name in beside), *after_pretraining(cfg, source, run)]
+    commands = [*(command("evaluate", starting(f"{run}/{name}")) for name in beside), *after_pretraining(cfg, source, run)]
     say_next(run, metrics, commands, None if source.space else with_labels(source, run))
     return metrics
 

@@ -87,7 +87,7 @@ class Cells(Sweeper):
             except (KeyboardInterrupt, signals.Stopped) as e:
                 watch.writing = True
                 self._end("interrupted")
-                print(f"  the same command goes on with it (or resume={groups.written(str(self.folder))})")
+                print(f"  the same command goes on with it (or {groups.quoted(f'resume={self.folder}')})")
                 raise KeyboardInterrupt from e
             watch.writing = True
             self._end(None)

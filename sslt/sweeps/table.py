@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sslt.groups import written
-from sslt.report.next_steps import command
+from sslt.groups import command, starting
 from sslt.report.tables import print_table
 from sslt.runs import Run, display, now
 from sslt.sweeps import metric
@@ -119,7 +118,7 @@ def write(
     print(f"  best by {name}:{swept} → {where}")
     if verb in _NEXT:
         then, below, more = _NEXT[verb]
-        print(f"  next: {command(then, f'from={written(where + below)}', *more)}")
+        print(f"  next: {command(then, starting(where + below), *more)}")
 
 
 def _spread(group: dict[str, Any], name: str) -> str:

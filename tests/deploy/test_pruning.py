@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from prunable import inputs, made
+from prunable import HALVES, PIXELS, TEXTS, inputs, made
 
 from sslt.deploy import pruning, units
 from sslt.encoders.base import fingerprint
@@ -16,9 +16,9 @@ from sslt.encoders.load import fresh_like, load_encoder
 from sslt.errors import UserError
 
 FAMILIES = [
-    ("resnet", "channels"), ("bottleneck", "channels"), ("mobilenet", "channels"), ("convnext", "channels"), ("torchvision", "channels"),
-    ("conv4", "channels"), *((kind, what) for kind in ("vit", "bert", "distilbert", "gpt2") for what in ("hidden", "heads")),
-]  # fmt: skip
+    *((kind, "channels") for kind in (*PIXELS, "conv4") if kind != "vit"),
+    *((kind, what) for kind in ("vit", *TEXTS) for what in ("hidden", "heads")),
+]
 
 
 def groups_of(encoder: Any, what: str) -> list[units.Group]:
@@ -31,7 +31,7 @@ def some(groups: list[units.Group], seed: int = 0) -> list[torch.Tensor]:
     return [torch.randperm(g.n)[: max(1, int(g.n * (0.4 + 0.1 * (i % 4))))].sort().values for i, g in enumerate(groups)]
 
 
-@pytest.mark.parametrize(("kind", "what"), FAMILIES, ids=" ".join)
+@pytest.mark.parametrize(("kind", "what"), FAMILIES, ids=["-".join(f) for f in FAMILIES])
 def test_cut_is_masked_and_comes_back(kind, what, tmp_path):
     """Features are those of the encoder with zeros, to 1e-5; an ordinary folder without pickles holds it, and opens bit for bit."""
     encoder, given = made(kind), None
@@ -55,7 +55,10 @@ def test_cut_is_masked_and_comes_back(kind, what, tmp_path):
     assert torch.equal(again(given).pooled, found) and fingerprint(again) == fingerprint(encoder) and again.dim == encoder.dim
     fresh = fresh_like(str(tmp_path / "small"))
     assert {k: v.shape for k, v in fresh.state_dict().items()} == {k: v.shape for k, v in encoder.state_dict().items()}
-    if not (what == "hidden" and kind in ("bert", "distilbert", "gpt2")):  # whose args say it
+    if kind in HALVES:
+        written = [e.word_states(given, outputs=given["tokens"]) for e in (encoder, masked, again)]
+        assert torch.allclose(written[0], written[1], atol=1e-5 * float(written[1].abs().max())) and torch.equal(written[0], written[2])
+    if not (what == "hidden" and kind in TEXTS):  # whose args say it
         assert encoder.pruned is not None
     twice = groups_of(again, what)
     pruning.cut(again, twice, some(twice, 1))
@@ -78,6 +81,62 @@ def test_a_transformer_of_equal_widths_is_its_librarys_own(tmp_path):
     hidden = theirs(input_ids=given["tokens"], attention_mask=given["mask"].long()).last_hidden_state
     assert torch.allclose(hidden, encoder(given).tokens, atol=1e-6)
     assert theirs.config.intermediate_size == 16 and theirs.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "t5", "mt5", "bart"])
+def test_newer_families_of_equal_widths_too(kind, tmp_path):
+    """Hidden units of ModernBERT (gated, in one matrix), T5 (gated or not) and BART go from their configs, of both halves."""
+    import transformers
+
+    encoder = made(kind)
+    groups = units.hidden(encoder)
+    pruning.cut(encoder, groups, [torch.arange(3, 19)] * len(groups))
+    assert encoder.pruned is None and all(g.n == 40 for g in groups) and len(groups) == len(encoder.block_names())
+    encoder.save(tmp_path / "small")
+    auto = transformers.AutoModelForSeq2SeqLM if kind in HALVES else transformers.AutoModel
+    theirs, given = auto.from_pretrained(tmp_path / "small").eval(), inputs(encoder)
+    read = theirs.get_encoder() if kind in HALVES else theirs
+    hidden = read(input_ids=given["tokens"], attention_mask=given["mask"].long()).last_hidden_state
+    assert torch.allclose(hidden[given["mask"]], encoder(given).tokens[given["mask"]], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_a_pruned_decoder_writes_what_the_masked_one_does(kind):
+    """Word by word, with what it keeps of earlier words; T5's heads go in the same places of all blocks, as they share positions."""
+    from sslt.encoders.generation import Limits, generate
+
+    encoder = made(kind)
+    limits, given = Limits(6, 0, 1, False, 1.0, 0, 1.0, 1.0, 0), inputs(encoder)
+    groups = units.heads(encoder)
+    halves = encoder.depth // 2
+    if "t5" in kind:
+        assert sorted(len(g.attentions) for g in groups) == [*[1] * halves, halves, halves]
+    kept, masked = some(groups, 4), copy.deepcopy(encoder)
+    pruning.mask(units.heads(masked), kept)
+    pruning.cut(encoder, groups, kept)
+    with torch.no_grad():
+        assert generate(encoder, given, limits) == generate(masked, given, limits)
+
+
+def test_the_guard_looks_at_the_decoder():
+    """Features are the encoder half's: a decoder that would write something else is refused as well."""
+    encoder = made("t5")
+    groups = units.hidden(encoder)
+    (module, index) = groups[-1].columns[0]
+    groups[-1].columns[0] = (module, index.flip(0))
+    with pytest.raises(UserError, match="does not compute the same"):
+        pruning.without(encoder, groups, some(groups), inputs(encoder))
+
+
+def test_layers_that_do_not_go_one_by_one():
+    """T5's first block has the positions of all, ModernBERT's no first norm, BART's are of two halves: refused by name."""
+    from sslt.deploy.prune import Prune
+
+    method = Prune(0.5, "parameters", "layers", "magnitude", 1, 1, 1, True, 0.1, 0.2)
+    for kind in ("modernbert", *HALVES):
+        with pytest.raises(UserError, match=f"{kind} are not alike, or are those of two halves"):
+            method.check(made(kind), torch.nn.Module())
+    method.check(made("bert"), torch.nn.Module())
 
 
 @pytest.mark.parametrize("kind", ["vit", "bert", "distilbert", "gpt2"])
@@ -236,7 +295,7 @@ def test_the_guard_refuses_what_is_not_the_same():
     """Where what stays would compute something else (here: rows of another layer), nothing is passed off as pruned."""
     encoder = made("resnet")
     groups = groups_of(encoder, "channels")
-    wrong = [units.Group(g.name, g.n, g.rows, [(m, i.flip(0)) for m, i in g.columns], None, g.features) for g in groups]
+    wrong = [units.Group(g.name, g.n, g.rows, [(m, i.flip(0)) for m, i in g.columns], (), g.features) for g in groups]
     with pytest.raises(UserError, match="does not compute the same"):
         pruning.without(encoder, wrong, some(wrong), inputs(encoder))
 

@@ -61,7 +61,45 @@ def test_picture_files_are_decoded_as_in_training(tmp_path):
 )
 def test_files_of_texts_are_read(tmp_path, name, content, parts, wanted):
     (tmp_path / name).write_text(content, encoding="utf-8", newline="")
-    assert standalone.items_of(tmp_path / name, {"kind": "words", "parts": parts}) == (wanted, None)
+    assert standalone.items_of(tmp_path / name, {"kind": "words", "parts": parts}, {}) == (wanted, None)
+
+
+@pytest.mark.parametrize(
+    ("header", "named", "asked"),
+    [
+        ("text,n", {}, []), ("n,Review,label", {}, []), ("label,anything", {}, []), ("anything", {}, []), ("title,body", {}, []),
+        ("x,story,text", {"text": "story"}, []), ("x,story,text", {"text": "story"}, ["x"]), ("x,y", {}, []),
+        ("x,Text", {"text": "gone"}, []),
+    ],
+)  # fmt: skip
+def test_columns_are_those_of_predict(header, named, asked, tmp_path):
+    """The one that was asked for, or that the run was made with, or a usual name, or the only one: as `sslt predict` finds it."""
+    from sslt.data.sources import tables
+    from sslt.deploy.description import columns
+    from sslt.errors import UserError
+
+    names = header.split(",")
+    (tmp_path / "t.csv").write_text(f"{header}\n{','.join(f'of {n}' for n in names)}\n")
+    known = columns(named, []) | ({"own": asked} if asked else {})
+    about = {"kind": "words", "parts": []}
+    try:
+        given = asked[0] if asked else named.get("text")
+        text, _ = tables.choose_columns(tables.open_table(tmp_path / "t.csv", None, True), given, "")
+    except UserError:
+        with pytest.raises(ValueError, match=r"--column=NAME"):
+            standalone.items_of(tmp_path / "t.csv", about, known)
+        return
+    assert standalone.items_of(tmp_path / "t.csv", about, known) == ([f"of {text}"], None)
+
+
+def test_columns_of_pairs(tmp_path):
+    """By the usual names of two, whatever their case, or those that were named."""
+    from sslt.deploy.description import columns
+
+    (tmp_path / "t.csv").write_text("Premise,hypothesis,b,a\n1,2,3,4\n")
+    about = {"kind": "words", "parts": ["a", "b"]}
+    for named, wanted in (({}, ("1", "2")), ({"a": "b", "b": "a"}, ("3", "4"))):
+        assert standalone.items_of(tmp_path / "t.csv", about, columns(named, ["a", "b"])) == ([wanted], None)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +109,7 @@ def test_files_of_texts_are_read(tmp_path, name, content, parts, wanted):
         ("words", "empty.txt", b"", "there is no text in this file"),
         ("words", "latin.txt", b"\xe9t\xe9", "codec can't decode"),
         ("words", "table.tsv", b"text\nx\n", "`sslt predict` reads more"),
-        ("words", "table.csv", b"body,team\nx,a\n", "no text in the column `text`; its columns: body, team"),
+        ("words", "table.csv", b"body,team\nx,a\n", "no column `text`; its columns: body, team; say --column=NAME"),
         ("words", "short.csv", b"team,text\na,x\nb\n", "row 2 has no text in the column `text`"),
         ("words", "rows.jsonl", b'{"text": "a"}\n{"text": 1}\n', "row 2 has no text in the column `text`"),
         ("words", "broken.jsonl", b'{"text": "a"}\n{', "broken.jsonl, line 2: "),
@@ -90,7 +128,7 @@ def test_what_cannot_be_read_is_said_in_a_line(tmp_path, monkeypatch, capsys, ki
 
     class Model(standalone.Model):
         def __init__(self, folder):
-            self.folder, self.about = tmp_path, {"samples": about}
+            self.folder, self.about = tmp_path, {"samples": about, "columns": {"own": ["text"]}}
 
     monkeypatch.setattr(standalone, "Model", Model)
     assert standalone.main([str(tmp_path / name)]) == 1

@@ -114,6 +114,16 @@ def test_features_have_tokens_and_pooled(name):
     assert features.pooled.shape == (4, encoder.dim) and features.tokens.shape[0] == 4 and features.tokens.shape[2] == encoder.dim
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "ghostnet_050", "mobilenetv2_035"])
+def test_its_width_is_that_of_pooled_features(name, tmp_path):
+    """Families that widen after pooling, or before, say how wide what a head reads is, also once they come back."""
+    encoder = ImageEncoder(ImageProcessor(32, 3, [0.5] * 3, [0.25] * 3), name, {}, "standard", False).eval()
+    features = encoder({"image": torch.zeros(1, 3, 32, 32)})
+    assert features.pooled.shape == (1, encoder.dim) and ("tokens" in encoder.offers) == (features.tokens.shape[2] == encoder.dim)
+    encoder.save(tmp_path / "folder")
+    assert load_encoder(str(tmp_path / "folder")).dim == encoder.dim
+
+
 def test_a_wrong_name_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
         image_encoder(name="resnett18")

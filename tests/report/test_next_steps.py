@@ -11,7 +11,8 @@ from conftest import TINY_IMAGES, TINY_TEXT
 from PIL import Image
 
 from sslt import config
-from sslt.report.next_steps import command, data_settings
+from sslt.groups import command, completed, starting
+from sslt.report.next_steps import data_settings
 from sslt.runs import Run
 
 FAST = ["trainer.max_steps=1", "online_probe.every_n_epochs=0", "batch_size=8"]
@@ -106,3 +107,44 @@ def test_the_option_is_found_again(overrides, expected):
 def test_a_shell_reads_the_words(word):
     """Whatever stands in a path."""
     assert shlex.split(command("predict", word)) == ["sslt", "predict", word]
+
+
+@pytest.mark.parametrize("folder", ["plain", "my run", "it's mine", "runs/5", "a,b", "Größe (2)", "$HOME `x`"])
+def test_runs_of_any_name(folder):
+    """A shell and Hydra read back what was meant, of one run and of two side by side."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    def read(line: str, verb: str) -> str:
+        (override,) = OverridesParser.create().parse_overrides(completed(verb, shlex.split(line)[2:]))
+        return override.value()
+
+    assert read(command("merge", starting(folder)), "merge") == folder
+    if "," not in folder:
+        assert read(command("bench", starting(folder, "other")), "bench") == f"{folder},other"
+    assert shlex.split(command("finetune", f"resume={folder}")) == ["sslt", "finetune", f"resume={folder}"]
+
+
+def test_no_command_is_put_together_by_hand():
+    """A folder in a command that is printed goes through `command`, `starting` or `quoted`, which know what a shell does to it."""
+    import re
+
+    import sslt as package
+
+    files = Path(package.__file__).parent.rglob("*.py")
+    odd = re.compile(r"""sslt (\w+|\{[^}]*\}) (from|resume)=\{|(next|go on with|by|with) resume=\{""")
+    assert not [f"{f.name}: {m.group()}" for f in files for m in odd.finditer(f.read_text(encoding="utf-8"))]
+
+
+def test_exported_and_compressed_runs_with_spaces(here, capsys):
+    """The commands that these stages print are read by a shell as the folders that they name."""
+    from omegaconf import OmegaConf
+
+    from sslt.stages.export import _next
+
+    run = Run(here / "my run")
+    (run / "model").mkdir(parents=True)
+    (run / "model" / "predict.py").write_text("")
+    said = [shlex.split(line) for line in _next(OmegaConf.create({"format": "torch", "from": "the parent"}), run, object())]
+    assert said[0] == ["python", "my run/model/predict.py", "FILE"]
+    assert said[1] == ["sslt", "predict", "from='my run'", "input=FILE", "trust=[torch]"]
+    assert said[2] == ["sslt", "bench", "from='the parent,my run'", "trust=[torch]"]

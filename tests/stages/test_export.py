@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -98,7 +99,11 @@ def test_texts(sslt, here, capsys):
     sslt("export", "from=tuned", CPU, "hydra.run.dir=out")
     (here / "lines.txt").write_text("\n".join(LINES) + "\n", encoding="utf-8")
     sslt("predict", "from=tuned", "input=lines.txt", CPU, "hydra.run.dir=said")
-    alike(alone(here / "out", here / "lines.txt"), rows(here / "said" / "predictions.jsonl"))
+    told = rows(here / "said" / "predictions.jsonl")
+    alike(alone(here / "out", here / "lines.txt"), told)
+    with (here / "table.csv").open("w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([["team", "Body"], *(["x", line] for line in LINES)])
+    alike(alone(here / "out", here / "table.csv"), told)
 
     capsys.readouterr()
     sslt("export", "from=tuned", "format=hf", CPU, "hydra.run.dir=refused", code=2)

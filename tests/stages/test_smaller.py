@@ -74,6 +74,18 @@ def test_pruned_transformers(what, texts, sslt, here):
     assert Run(here / "measured").metrics["test/accuracy"] == Run(here / "small").metrics["test/accuracy"]
 
 
+def test_pruned_by_movement(images, texts, sslt, here):
+    """Channels of a ResNet and layers of a BERT go in one training, of which the steps are those that were asked for."""
+    given = ["method=prune", "method.criterion=movement", *FEW, "trainer.max_steps=8", *QUICK]
+    sslt("compress", f"from={images}", *given, "method.multiple=1", "hydra.run.dir=small")
+    sizes = [sum(p.numel() for p in load_encoder(str(run)).parameters()) for run in (images, "small")]
+    assert 0.5 <= 1 - sizes[1] / sizes[0] <= 0.65 and Run(here / "small").metrics["train/steps"] == 8
+    sslt("compress", f"from={texts}", *given, "method.what=layers", "method.share=0.05", "hydra.run.dir=shallow")
+    assert load_encoder("shallow").depth == load_encoder(str(texts)).depth - 1
+    sslt("evaluate", "from=small", "baseline=false", "trainer.accelerator=cpu", "hydra.run.dir=measured")
+    assert Run(here / "measured").metrics["test/accuracy"] == Run(here / "small").metrics["test/accuracy"]
+
+
 def test_zeros_stay_zeros(images, sslt, here, capsys):
     """The share of weights that were put to zero are zeros after training, and the plain word on what that is good for is said."""
     sslt("compress", f"from={images}", "method=prune_unstructured", "method.share=0.7", *FEW, *QUICK, "hydra.run.dir=zeros")
@@ -113,7 +125,8 @@ def test_a_student_of_texts_reads_its_teachers_words(texts, sslt, here):
         (["method=prune", "method.share=1"], "leaves nothing"),
         (["method=prune", "method.share=0.999"], "of its parameters can go"),
         (["method=prune", "method.what=heads"], "no transformer"),
-        (["method=prune", "method.criterion=movement"], "movement"),
+        (["method=prune", "method.criterion=movement", "method.finetune=false"], "ranks while it trains"),
+        (["method=prune", "method.criterion=movement", "method.share=0.999"], "of its parameters can go"),
         (["method=prune", "method.what=chanels"], "did you mean"),
         (["method=prune_unstructured", "method.share=1.0"], "leaves nothing"),
     ],

@@ -70,7 +70,7 @@ class Timm(Format):
         config = {
             "architecture": encoder.args["name"].removeprefix("timm/"),
             "num_classes": classes,
-            "num_features": encoder.dim,
+            "num_features": int(encoder.model.num_features),
             "model_args": args,
             "pretrained_cfg": {
                 "input_size": [p.channels, p.size, p.size], "mean": list(p.mean), "std": list(p.std), "num_classes": classes,
