@@ -61,8 +61,8 @@ def _check_parts(learner: Learner, size: int) -> None:
             own = [f"{name}.{n}" for n, _ in module.named_parameters(recurse=False)]
             if all(adaptation.ever_moves(n, groups[n], depth) for n in own):
                 raise UserError(
-                    f"chunk_size={size}: BatchNorm in the encoder ({name}) would take every part for the batch: choose an encoder without, such "
-                    f"as encoder=vit_small, or one with +encoder.args.norm_layer=groupnorm"
+                    f"chunk_size={size}: BatchNorm in the encoder ({name}) would take a part for the batch: choose one without, such as "
+                    f"encoder=vit_small, or one with +encoder.args.norm_layer=groupnorm"
                 )
 
 

@@ -90,7 +90,7 @@ def test_memory_does_not_grow_with_the_batch(again):
             chunks.encoded(encoder, inputs).pooled.square().sum().backward()
         return live.peak
 
-    small, large = peak(8), peak(64)
+    small, large = peak(8), peak(32)
     assert large < 1.25 * small
 
 
@@ -106,21 +106,25 @@ def test_tokens_are_not_there():
 
 TASKS = ["barlow_twins", "byol", "dcl", "deepcluster_v2", "dino", "lejepa", "moco_v2", "moco_v3", "nnclr", "simsiam", "supcon", "swav"]
 TASKS += ["vicreg", "wmse"]
+FITTING = {"wmse": ["objective.out=8"]}
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_objectives_that_say_they_read_pooled_features_alone(task):
     """Each has the gradients that it has without, of encoder and heads, in float64."""
-    cfg = compose("pretrain", [f"+task={task}", *SMALLER.get(task, []), "encoder=vit_patches", *TINY_VIT, "data=digits"])
+    own = [*SMALLER.get(task, []), *FITTING.get(task, [])]
+    cfg = compose("pretrain", [f"+task={task}", *own, "encoder=vit_patches", *TINY_VIT, "data=digits"])
     torch.manual_seed(0)
     source = build(cfg.data)
     encoder = starting_encoder(cfg, source).double().train()
-    objective = build(cfg.objective, encoder).double().train()
+    objective = build(cfg.objective, encoder).train()
     p = encoder.processor
     samples = p.prepare(source, "train")
     objective.prepare(encoder, samples, 16)
+    objective.double()
     encoder.register_forward_pre_hook(lambda module, args: ({k: x.double() for k, x in args[0].items()},))
-    batch = {"views": {"image": torch.randn(2, 16, p.channels, p.size, p.size)}, "label": torch.arange(16) % 3, "index": torch.arange(16)}
+    images = torch.randn(2, 16, p.channels, p.size, p.size, dtype=torch.float64)
+    batch = {"views": {"image": images}, "label": torch.arange(16) % 3, "index": torch.arange(16)}
     found = []
     for size in (None, 5):
         network, loss = copy.deepcopy((encoder, objective), {id(p): p, id(samples): samples})
