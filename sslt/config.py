@@ -22,7 +22,7 @@ from sslt.errors import UserError, nearest
 from sslt.ranges import SETTINGS, is_number
 from sslt.trusted import targets, walk
 
-OURS = {"address": str, "node": int, "compile": bool}  # settings of trainer= that are no Trainer's, with their types
+OURS = {"address": str, "node": int, "compile": bool, "activation_checkpointing": bool}  # of trainer=, and no Trainer's, with their types
 RATE, AUTO = "optimizer.lr", "auto"
 
 

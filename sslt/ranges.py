@@ -53,6 +53,7 @@ SETTINGS = {
     "dropout": "Share | None",
     "windows": "Count | str | None",
     "batch_size": "Count",
+    "chunk_size": "Count | None",
     "checkpoint.every_minutes": "NonNegative",
     "checkpoint.keep_every_n_epochs": "Natural",
     "default_max_epochs": "Count",

@@ -22,7 +22,7 @@ FLOORS = [
     {"targets"},
     {"evaluation"},
     {"deploy"},
-    {"learner", "callbacks", "loggers", "compiling"},
+    {"learner", "callbacks", "loggers", "compiling", "recomputing"},
     {"execute", "processes", "ends", "handing", "following", "launch", "scheduler", "stages", "chain", "resume", "worker"},
     {"cli", "guide", "sweeps", "__main__"},
 ]

@@ -54,6 +54,7 @@ class Encoder(nn.Module, abc.ABC):
     base_fingerprint: str | None = None  # `fingerprint` before the adapter came
     pruned: dict[str, Any] | None = None  # how its layers differ from what `args` build (`encoders/pruned.py`)
     quantization: quantized.Quantization | None = None  # which of its layers are kept in fewer bits
+    chunk_size: int | None = None  # rows that are encoded at a time while it trains (`encoders/chunks.py`); None: all
     stored_as: str | None = None  # number format of its matrices on disk, where that is not float32
 
     def __init__(self, processor: Any, **args: Any):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslt.data.base import Samples
 from sslt.data.views.base import Views
+from sslt.encoders import chunks
 from sslt.encoders.base import Encoder, Features
 from sslt.errors import UserError
 
@@ -42,6 +43,7 @@ class Objective(nn.Module, abc.ABC):
 
     needs_full_batches = False  # True where samples of a batch are compared with each other
     least_views = 1  # of a sample
+    only_pooled = False  # True where all that it reads of a trained encoder is `encode_views(...).pooled`: `chunk_size=` asks for it
     needs_labels = False  # True where pretraining reads `label`
     modality: str | None = None  # "image", "text" or "items" where it knows one only
     holds_out = False  # whether it is measured by its own loss on text that it did not learn from
@@ -109,7 +111,7 @@ def encode_views(encoder: Encoder, batch: dict) -> Features:
     """
     known = batch.setdefault("encoded", {})
     if encoder not in known:
-        known[encoder] = encoder({name: x.flatten(0, 1) for name, x in batch["views"].items()})
+        known[encoder] = chunks.encoded(encoder, {name: x.flatten(0, 1) for name, x in batch["views"].items()})
     return known[encoder]
 
 

@@ -31,6 +31,7 @@ class BYOL(Taught):
 
     advice = "try a lower learning rate, a longer schedule.warmup or a teacher that follows more slowly (objective.momentum)"
     needs_full_batches = True
+    only_pooled = True
     least_views = 2
 
     def __init__(self, encoder: Encoder, hidden: Count, out: Count, momentum: Share | list[Share]):
@@ -57,6 +58,7 @@ class SimSiam(Objective):
 
     advice = "try a lower learning rate, a longer schedule.warmup or a larger batch_size"
     needs_full_batches = True
+    only_pooled = True
     least_views = 2
 
     def __init__(self, encoder: Encoder, hidden: Count, out: Count, bottleneck: Count):

@@ -56,6 +56,7 @@ class SwAV(Objective):
 
     advice = "try a lower learning rate, another objective.temperature or fewer prototypes"
     needs_full_batches = True
+    only_pooled = True
     least_views = 2
 
     def __init__(
@@ -124,6 +125,7 @@ class DeepClusterV2(Objective):
 
     advice = "try a lower learning rate, another objective.temperature or fewer prototypes"
     needs_full_batches = True
+    only_pooled = True
     alike_on_ranks = True
 
     def __init__(self, encoder: Encoder, hidden: Count, out: Count, clusters: list[Count], temperature: Positive, steps: Count):

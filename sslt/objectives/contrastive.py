@@ -24,6 +24,7 @@ class NTXent(Objective):
 
     advice = "try a larger batch_size, another objective.temperature or stronger augmentation, and a lower learning rate"
     needs_full_batches = True
+    only_pooled = True
     least_views = 2
 
     def __init__(self, encoder: Encoder, temperature: Positive, hidden: Natural, out: Count, norm: bool):

@@ -25,6 +25,7 @@ class _Joined(Objective):
     """Projections [V, N, D] of all ranks' rows, in float32."""
 
     needs_full_batches = True
+    only_pooled = True
     least_views = 2
     projector: torch.nn.Module
 

@@ -37,6 +37,7 @@ class DINO(Taught):
 
     advice = "try a lower learning rate, a longer schedule.warmup, or teacher temperature and number of prototypes anew"
     needs_full_batches = True
+    only_pooled = True
     least_views = 2
     evaluated = "teacher"
 
@@ -122,6 +123,7 @@ class IBOT(DINO):
     """
 
     modality = "image"
+    only_pooled = False
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class LeJEPA(Objective):
 
     advice = "try a larger batch_size, a lower learning rate or more weight on the terms that keep dimensions apart"
     needs_full_batches = True
+    only_pooled = True
     least_views = 2
 
     def __init__(self, encoder: Encoder, hidden: Count, out: Count, weight: NonNegative, directions: Count, knots: Count, reach: Positive):

@@ -36,6 +36,7 @@ class _WithTeacher(Taught):
     """
 
     needs_full_batches = True
+    only_pooled = True
     least_views = 2
     projector: torch.nn.Module
 
@@ -122,6 +123,7 @@ class NNCLR(Objective):
 
     advice = "try a lower learning rate, another objective.temperature or stronger augmentation"
     needs_full_batches = True
+    only_pooled = True
     least_views = 2
 
     def __init__(self, encoder: Encoder, hidden: Count, out: Count, temperature: Positive, queue: Natural | None):

@@ -50,6 +50,7 @@ class _Contrast(Objective):
     """Projections of all views under a temperature."""
 
     needs_full_batches = True
+    only_pooled = True
     least_views = 2
 
     def __init__(self, encoder: Encoder, temperature: Positive, hidden: Count, out: Count):

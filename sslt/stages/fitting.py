@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, TorchEl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from sslt import compiling, cpu_kernels, distributed, precision
+from sslt import distributed, precision
 from sslt.adaptation.adapters import AdaLoRA, Adapter
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
@@ -41,6 +40,7 @@ from sslt.objectives.parts.momentum import Teacher
 from sslt.processes import accelerator
 from sslt.runs import Run, now
 from sslt.signals import Interrupted
+from sslt.stages import contexts
 from sslt.stored import first_line
 from sslt.stored import shown as display
 
@@ -99,7 +99,7 @@ def fit(
     if kind == "gpu":
         torch.cuda.reset_peak_memory_stats()
     try:
-        with cpu_kernels.replaced(kind, number_format, cfg.fast_kernels), _compiled(learner, bool(cfg.trainer.get("compile"))):
+        with contexts.training(cfg, learner, kind, number_format):
             _train(trainer, learner, start, run)
     finally:
         progress.close()
@@ -115,13 +115,6 @@ def fit(
     learner.run_metrics = _ended(learner, curves, budget, sizes, kind)
     learner.loggers_used = loggers
     return learner
-
-
-def _compiled(learner: Learner, wanted: bool) -> contextlib.AbstractContextManager[None]:
-    """Within, all that learns or teaches is compiled, block by block (`trainer.compile`)."""
-    if not wanted:
-        return contextlib.nullcontext()
-    return compiling.compiled(m for m in learner.modules() if isinstance(m, Encoder))
 
 
 def _sizes(learner: Learner, encoder: Encoder) -> dict[str, int]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from sslt import cpu_kernels, distributed, precision, stored
+from sslt import distributed, precision, stored
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
 from sslt.callbacks.checkpoint import Signals
@@ -27,7 +27,7 @@ from sslt.errors import UserError
 from sslt.evaluation.features import predicted
 from sslt.processes import accelerator
 from sslt.runs import RUN_FILE, Run
-from sslt.stages import common, fitting
+from sslt.stages import common, contexts, fitting
 
 log = logging.getLogger("sslt")
 FACTORS = (1.0, 1 / 3, 3.0)  # of the recipe's own rate
@@ -142,7 +142,7 @@ class _Search:
             signals = Signals()
             trainer = fitting.trainer_of(cfg, learner, budget, [signals, budget], [], self.run_.path)
             try:
-                with cpu_kernels.replaced(kind, precision.resolve(cfg.trainer.precision, kind), cfg.fast_kernels):
+                with contexts.training(cfg, learner, kind, precision.resolve(cfg.trainer.precision, kind), short=True):
                     trainer.fit(learner)
             finally:
                 signals.restore()

@@ -29,7 +29,7 @@ class Classification(OfClasses):
     beside: models whose scores are added to the head's where it answers, and that training does not see (late fusion).
     """
 
-    fuses = True
+    fuses = only_pooled = True
 
     def __init__(self, encoder: Encoder, space: Space, dropout: Share, label_smoothing: Share):
         super().__init__(encoder, space)

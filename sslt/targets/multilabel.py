@@ -34,6 +34,7 @@ class Multilabel(Target[Labels]):
     """
 
     answer = Labels
+    only_pooled = True
     primary = "map"
     watched = ("f1", "micro_f1")
     calibrates = True

@@ -32,6 +32,7 @@ class Regression(Target[Number]):
     """
 
     answer = Number
+    only_pooled = True
     primary = "spearman"
     watched = ("pearson", "mae")
 
