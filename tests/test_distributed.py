@@ -37,7 +37,7 @@ ROWS = (5, 3)  # rows per rank of what is not
 class Toy(nn.Module):
     """A convolution, BatchNorm and a mean: an encoder small enough to check."""
 
-    dim = 8
+    chunk_size, dim = None, 8
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +65,8 @@ class Contrast(nn.Module):
 
 class Vectors(nn.Module):
     """One linear map: an encoder without statistics of its own."""
+
+    chunk_size = None
 
     dim = 5
 

@@ -27,6 +27,8 @@ def rows(n: int, d: int = 3, seed: int = 0, shift: float = 0.0) -> torch.Tensor:
 class Toy(nn.Module):
     """Vectors through one linear map and one block of tokens; counts its forwards."""
 
+    chunk_size = None
+
     dim = 4
 
     def __init__(self) -> None:
@@ -276,6 +278,8 @@ def test_cdan_leaves_the_classifier_to_its_own_objective():
 class Text(nn.Module):
     """A block that gives tokens in a tuple, as transformers' do, and one that gives a number."""
 
+    chunk_size = None
+
     dim = 4
     in_rows = Encoder.in_rows
 
@@ -316,6 +320,7 @@ def test_a_layers_tokens_are_averaged_where_they_count():
 
 def test_maps_are_averaged_over_places():
     class Conv(nn.Module):
+        chunk_size = None
         dim = 2
 
         def __init__(self) -> None:

@@ -16,6 +16,8 @@ from sslt.targets.classification import Classification
 class Toy(nn.Module):
     """An encoder of vectors: its features are its inputs."""
 
+    chunk_size = None
+
     dim = 5
 
     def forward(self, inputs):

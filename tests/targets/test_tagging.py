@@ -64,6 +64,8 @@ class Toy(Source):
 class Known(nn.Module):
     """An encoder whose tokens have the features that it is given, [B, L, D]."""
 
+    chunk_size = None
+
     modality, offers, args = "text", frozenset({"tokens"}), {}
 
     def __init__(self, processor, dim: int):
