@@ -171,7 +171,7 @@ def document(found: dict[str, dict[str, Any]]) -> str:
     """docs/results/deploy.md."""
     parts = [
         "# What becomes of a result\n",
-        "Two fine-tuned runs through every verb of [deploy.md](../deploy.md), by `python scripts/deploy.py --data DIR`; one seed.",
+        "Fine-tuned runs through every verb of [deploy.md](../deploy.md), by `python scripts/deploy.py --data DIR`; one seed.",
         "Differences are paired over the test rows, with their 95 % intervals. `kept`: whether the whole interval that `sslt compress`",
         "found stays inside its tolerance of one point. Times are of interleaved calls on prepared samples; memory is what opening and",
         "answering add to the libraries.\n",
