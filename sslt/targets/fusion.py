@@ -167,7 +167,8 @@ def weigh(scores: Sequence[Tensor], labels: Tensor) -> list[float]:
     Their logarithms have a normal prior of deviation 1 around 0, for validation splits of a few rows.
     """
     with torch.inference_mode(False):
-        x, logs = torch.stack(list(scores)).clone(), torch.zeros(len(scores), requires_grad=True)
+        x = torch.stack(list(scores)).clone()
+        logs = torch.zeros(len(scores), device=x.device, requires_grad=True)
         optimizer = torch.optim.LBFGS([logs], max_iter=50, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:

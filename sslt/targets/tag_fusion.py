@@ -45,8 +45,6 @@ def beside(
     between these and either tagger alone, and how much is demanded of a token to be in no span.
     """
     assert isinstance(train.answers, Tags)
-    encoder.to(device)
-    target.to(device)
     tagger = LinearTagger.solve([train.text(i) or "" for i in range(len(train))], train.answers).to(device)
     if val is None or not isinstance(val.answers, Tags):
         tagger.mix = tagger.mix.new_tensor(EQUAL)
