@@ -50,6 +50,14 @@ class StopAt:
         monkeypatch.setattr(Checkpoint, "on_train_batch_end", stop)
 
 
+def in_two_parts(sslt, args: list[str], step: int, name: str = "part") -> None:
+    """Run `args` in the folder `name`, stopped after `step` and gone on with."""
+    with pytest.MonkeyPatch.context() as patch:
+        StopAt(step, patch)
+        sslt(*args, f"hydra.run.dir={name}", code=130)
+    sslt(args[0], f"resume={name}")
+
+
 IMAGES = ["pretrain", "+task=simclr", *TINY_IMAGES, "batch_size=256", "trainer.max_epochs=3"]  # 5 steps an epoch
 TEXT = ["pretrain", "+task=mlm", *TINY_TEXT, "trainer.max_steps=8", "batch_size=16"]
 TUNE = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=20", "batch_size=64", "trainer.max_epochs=3"]

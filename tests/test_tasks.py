@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_resume import StopAt, same
+from test_resume import in_two_parts, same
 from tiny_tasks import TASKS, tiny
 
 from sslt.runs import Run
@@ -31,10 +31,7 @@ def test_task_takes_steps_and_resumes(case, sslt, here):
         np.savez(here / "colours.npz", x_train=np.random.default_rng(0).integers(0, 255, (96, 16, 16, 3), dtype=np.uint8))
         args += ["data=arrays", "data.path=colours.npz"]
     sslt(*args, "hydra.run.dir=whole")
-    with pytest.MonkeyPatch.context() as patch:
-        StopAt(2, patch)
-        sslt(*args, "hydra.run.dir=part", code=130)
-    sslt("pretrain", "resume=part")
+    in_two_parts(sslt, args, 2)
     whole, part = Run(here / "whole"), Run(here / "part")
     assert math.isfinite(whole.metrics["train/loss"]) and whole.metrics["train/loss"] == part.metrics["train/loss"]
     assert same(whole.path, part.path)

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY_TEXT, TINY_VIT
 from live_memory import Live
 from test_recomputing import inputs_of, made
-from test_resume import StopAt, same
+from test_resume import in_two_parts, same
 from tiny_tasks import SMALLER
 from torch import nn
 from vector_encoder import VectorEncoder
@@ -140,10 +140,7 @@ def test_objectives_that_say_they_read_pooled_features_alone(task):
 def test_runs_go_on_exactly_and_texts_too(sslt, here, monkeypatch):
     """With accumulated batches and an interruption; SimCSE, whose views differ by dropout alone."""
     sslt(*SIMCLR, "hydra.run.dir=whole")
-    with pytest.MonkeyPatch.context() as patch:
-        StopAt(4, patch)
-        sslt(*SIMCLR, "hydra.run.dir=part", code=130)
-    sslt("pretrain", "resume=part")
+    in_two_parts(sslt, SIMCLR, 4)
     assert same(here / "whole", here / "part")
     sslt("pretrain", "+task=simcse", *TINY_TEXT, "batch_size=16", "trainer.max_steps=2", "chunk_size=8", "online_probe.every_n_epochs=0")
 

@@ -13,7 +13,7 @@ import pytest
 import toy_reading
 from conftest import TINY_IMAGES, TINY_ITEMS, TINY_TEXT
 from killed_runs import command
-from test_resume import StopAt, same
+from test_resume import in_two_parts, same
 
 from sslt.encoders.load import load_encoder
 from sslt.encoders.seals import DIGESTS, seal
@@ -97,10 +97,7 @@ def shown(run: Path) -> list[str]:
 def test_a_stopped_run_ends_as_an_uninterrupted_one(case, sslt, here):
     """Weights of encoder and head, bit for bit, and the same answers."""
     sslt("finetune", *case, *SHORT, "baseline=false", "hydra.run.dir=whole")
-    with pytest.MonkeyPatch.context() as patch:
-        StopAt(2, patch)
-        sslt("finetune", *case, *SHORT, "baseline=false", "hydra.run.dir=part", code=130)
-    sslt("finetune", "resume=part")
+    in_two_parts(sslt, ["finetune", *case, *SHORT, "baseline=false"], 2)
     assert same(here / "whole", here / "part") and shown(here / "whole") == shown(here / "part")
 
 
