@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
+from sslt.modules import called
 
 BACKEND = "inductor"
 VARIANTS = 256  # of one function that are kept: every block of a shape of its own is one, of the function by which torch calls modules
@@ -26,21 +28,16 @@ def compiled(encoders: Iterable[Encoder]) -> Iterator[None]:
     What a block draws at random (dropout) comes from the same generators in another way, so that a run is one with and another without; a
     resumed run repeats the one it goes on from. Raises `UserError` where no encoder has blocks.
     """
-    blocks = {id(block): block for e in encoders for block in map(e.get_submodule, e.block_names())}
+    blocks = [block for e in encoders for block in map(e.get_submodule, e.block_names())]
     if not blocks:
         raise UserError("trainer.compile=true compiles the blocks of an encoder, and this one has none: leave it out")
-    with _room():
-        for block in blocks.values():
-            block.compile(backend=BACKEND)
-            block._compiled_call_impl = _unless_measured(block._call_impl, block._compiled_call_impl)  # type: ignore[arg-type]
-        try:
-            yield
-        finally:
-            for block in blocks.values():
-                block._compiled_call_impl = None
+    with _room(), called(blocks, _unless_measured):
+        yield
 
 
-def _unless_measured(plain: Callable[..., Any], fast: Callable[..., Any]) -> Callable[..., Any]:
+def _unless_measured(block: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
+    fast = torch.compile(plain, backend=BACKEND)
+
     def call(*args: Any, **kwargs: Any) -> Any:
         return plain(*args, **kwargs) if torch.is_inference_mode_enabled() else fast(*args, **kwargs)
 

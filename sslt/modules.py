@@ -1,9 +1,10 @@
-"""Modules that take the places of others within a network."""
+"""Modules, and calls, that take the places of others within a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -31,3 +32,19 @@ def replaced(root: nn.Module, other: Callable[[nn.Module], nn.Module]) -> nn.Mod
             if child is not None:
                 parent._modules[name] = taking(child)
     return taking(root)
+
+
+@contextlib.contextmanager
+def called(modules: Iterable[nn.Module], other: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Within, calling a module m is calling `other(m, call)`, `call` being what calling it was before, hooks included; each module once.
+
+    By what `nn.Module.compile` sets, so that state dicts and copies know nothing of it.
+    """
+    before = [(m, m._compiled_call_impl) for m in {id(m): m for m in modules}.values()]
+    try:
+        for m, call in before:
+            m._compiled_call_impl = other(m, call or m._call_impl)  # type: ignore[assignment]
+        yield
+    finally:
+        for m, call in before:
+            m._compiled_call_impl = call

@@ -20,6 +20,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import batch_norms
 from sslt.encoders.inserted import InsertedPrefix
 from sslt.errors import UserError
+from sslt.modules import called
 
 SETTING = "trainer.activation_checkpointing=true"
 
@@ -33,17 +34,11 @@ def recomputed(encoders: Iterable[Encoder]) -> Iterator[None]:
     encoders = list(encoders)
     if any(isinstance(getattr(e, "virtual_tokens", None), InsertedPrefix) for e in encoders):
         raise UserError(f"{SETTING} computes blocks twice, and a prefix can be handed to them once: choose adaptation=prompt or lora")
-    blocks = {id(block): block for e in encoders for block in map(e.get_submodule, e.block_names())}
+    blocks = [block for e in encoders for block in map(e.get_submodule, e.block_names())]
     if not blocks:
         raise UserError(f"{SETTING} computes the blocks of an encoder again, and this one has none: leave it out")
-    before = [(block, block._compiled_call_impl) for block in blocks.values()]
-    try:
-        for block, call in before:
-            block._compiled_call_impl = _again(block, call or block._call_impl)
+    with called(blocks, _again):
         yield
-    finally:
-        for block, call in before:
-            block._compiled_call_impl = call
 
 
 def _again(block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
