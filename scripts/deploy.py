@@ -43,6 +43,7 @@ class Chain(NamedTuple):
 
 _LOAD = ["--p99", "0.25", "--seconds", "6", "--start", "16", "--soak", "600"]
 _PLAIN = ["late_fusion=false", "baseline=false"]
+_HALF = ["encoder.config.hidden_size=64", "encoder.config.intermediate_size=256", "encoder.config.num_hidden_layers=1"]
 _QUICK = ["raw=false", "fresh=false", "rounds=20", "max_seconds=5"]  # the benchmark measures them all again, side by side
 
 
@@ -79,8 +80,8 @@ CHAINS = {
         "p95 and p99 less so. The server was measured on a quiet machine.",
     ),
     "imdb": Chain(
-        "IMDB, BERT of 4 layers from scratch",
-        {BASE: ["finetune", "+target=imdb", "from=scratch", "encoder=bert_mini", *_PLAIN, "trainer.max_time=00:05:00"]},
+        "IMDB, BERT of 2 layers from scratch",
+        {BASE: ["finetune", "+target=imdb", "from=scratch", "encoder=bert_tiny", *_PLAIN, "trainer.max_time=00:05:00"]},
         {
             "onnx": _exported("onnx"),
             "torch": _exported("torch"),
@@ -91,8 +92,8 @@ CHAINS = {
             "int8_dynamic": _compressed("int8_dynamic"),
             "int4": _compressed("int4"),
             "onnx_int8": _compressed("onnx_int8"),
-            "pruned": _compressed("prune", "method.share=0.3", "trainer.max_time=00:02:00"),
-            "distilled": _compressed("distill", "encoder=bert_tiny", "trainer.max_time=00:03:00"),
+            "pruned": _compressed("prune", "method.share=0.1", "trainer.max_time=00:02:00"),
+            "distilled": _compressed("distill", "encoder=bert_tiny", *_HALF, "trainer.max_time=00:03:00"),
         },
         ["--words", "60"],
         "Late fusion is off, so that what is measured is the transformer.",

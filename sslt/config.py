@@ -22,7 +22,9 @@ from sslt.errors import UserError, nearest
 from sslt.ranges import SETTINGS, is_number
 from sslt.trusted import targets, walk
 
-OURS = {"address": str, "node": int, "compile": bool, "activation_checkpointing": bool}  # of trainer=, and no Trainer's, with their types
+OURS = {  # of trainer=, and no Trainer's, or not as a Trainer has them; with their types
+    "address": str, "node": int, "strategy": str, "shard_ranks": int, "compile": bool, "activation_checkpointing": bool,
+}  # fmt: skip
 RATE, AUTO = "optimizer.lr", "auto"
 
 

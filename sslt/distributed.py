@@ -87,6 +87,17 @@ def close() -> None:
     _patient = None
 
 
+def patient() -> Any:
+    """The group whose ranks wait for each other for as long as it takes; None in one process."""
+    return _patient
+
+
+def local(x: Tensor) -> Tensor:
+    """What this rank holds of a tensor, in the tensor's own memory: its part of one that is sharded, all of any other."""
+    found: Any = x
+    return found.detach().to_local() if hasattr(x, "to_local") else x
+
+
 def barrier() -> None:
     """Wait for all ranks, for as long as it takes."""
     if active():

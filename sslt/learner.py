@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from sslt.errors import UserError
 from sslt.objectives.base import Objective
 from sslt.optimizers import values_of
 from sslt.schedules import Schedule
+from sslt.sharded.model import Whole, copies, shard
 
 log = logging.getLogger("sslt")
 
@@ -60,7 +61,8 @@ class Learner(pl.LightningModule):
     Each term's gradient is that of the mean over all its units (samples, tokens) in the optimizer step's batches on all
     ranks, however unevenly these are spread.
 
-    ema: decay of the `Average` of what moves (None: there is none).
+    ema: decay of the `Average` of what moves (None: there is none). mesh: over which ranks all of it is sharded (None: each has all); the
+    modules given then stay as they are until they are measured, and training moves copies of them.
     """
 
     def __init__(
@@ -78,10 +80,20 @@ class Learner(pl.LightningModule):
         seed: int,
         log_every: int,
         ema: float | None = None,
+        mesh: Any = None,
     ):
         super().__init__()
+        adaptation.prepare(encoder)
+        self.whole: Whole | None = None
+        if mesh is not None:
+            adaptation.thaw(encoder)
+            self.whole = Whole(encoder, {name: t.objective for name, t in terms.items()})
+            encoder, twins = self.whole.twins()
+            terms = _with(terms, twins)
         self.encoder = encoder
         self.objectives = nn.ModuleDict({name: t.objective for name, t in terms.items()})
+        if mesh is not None:
+            shard(self, mesh, "training_step")
         self.terms, self.streams, self.sampling, self.adaptation = terms, streams, sampling, adaptation
         self.make_optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
         self.progress, self.seed, self.log_every = progress, seed, log_every
@@ -101,7 +113,6 @@ class Learner(pl.LightningModule):
         self._share: Any = None
         self._of_ranks: Any = None
         self._fill = 1.0  # accumulated batches that a whole step has, per batch that this one has
-        adaptation.prepare(encoder)
         moving = [p for group in adaptation.parameter_groups(encoder, self.objectives, 0.0) for p in group["params"]]
         self.average = None if ema is None else Average(ema, self, moving)
         self._ddp_params_and_buffers_to_ignore = distributed.alike_buffers(self)  # Lightning's name, and torch's
@@ -207,6 +218,12 @@ class Learner(pl.LightningModule):
         self._advanced = position
         self.adaptation.advance(self.encoder, *position)
 
+    def on_after_backward(self) -> None:
+        if self.whole is not None:  # sharded weights have a gradient as they had when they were spread
+            for p in self.parameters():
+                if not p.requires_grad:
+                    p.grad = None
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.optimizer_steps += 1
@@ -218,21 +235,47 @@ class Learner(pl.LightningModule):
 
     @contextlib.contextmanager
     def as_saved(self) -> Iterator[None]:
-        """Within, encoder and objectives are what the run would save now: averaged, where weights are."""
+        """Within, encoder and objectives are what the run would save now: averaged, where weights are, and whole where they are sharded."""
         with contextlib.nullcontext() if self.average is None else self.average.applied(self):
+            if self.whole is None:
+                yield
+                return
+            self.whole.fill(self.encoder, self.objectives)  # type: ignore[arg-type]
+        try:
             yield
+        finally:
+            if self.device.type != "cpu":
+                self.whole.leave()
+
+    @property
+    def measured(self) -> Encoder:
+        """The encoder as measuring knows it: with the weights of now within `as_saved`."""
+        return self.encoder if self.whole is None else self.whole.encoder
+
+    def on_fit_end(self) -> None:
+        """Give back the modules that were given, with what they have learned."""
+        if self.whole is None or self.interrupted:
+            return
+        whole, self.whole = self.whole, None
+        whole.fill(self.encoder, self.objectives)  # type: ignore[arg-type]
+        if self.average is not None:
+            self.average.gather()
+        self.encoder, self.objectives = whole.encoder, nn.ModuleDict(whole.objectives)
+        self.terms = _with(self.terms, whole.objectives)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         if not gradient_clip_val:  # Lightning's own refuses fused optimizers for the sake of a loss scaler, which bfloat16 does not have
             return
-        grads = values_of([p for g in optimizer.param_groups for p in g["params"]])
+        grads = [distributed.local(g) for g in values_of([p for group in optimizer.param_groups for p in group["params"]])]
         if gradient_clip_algorithm == "value":
             for grad in grads:
                 grad.clamp_(-gradient_clip_val, gradient_clip_val)
         else:
             norm = torch.stack(torch._foreach_norm(grads)).norm()
+            if self.whole is not None:  # a sum over parts, of which several ranks may hold the same
+                norm = (distributed.sum_over_ranks(norm.square()) / copies(self.parameters())).sqrt()
             torch._foreach_mul_(grads, (gradient_clip_val / (norm + 1e-6)).clamp(max=1))
             self.last["grad_norm"] = norm.detach()
 
@@ -277,7 +320,7 @@ class Learner(pl.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        if distributed.active():  # before DDP is made
+        if distributed.active() and self.whole is None:  # before DDP is made
             self.adaptation.thaw(self.encoder)
         kind = getattr(self.make_optimizer, "func", self.make_optimizer)
         # a GPU updates whole tables in no time, and DDP's sums over ranks are of whole tables
@@ -320,6 +363,11 @@ class Learner(pl.LightningModule):
     def epoch_position(self) -> float:
         """Epochs that were seen, with fraction."""
         return self.batches_seen / self.steps_per_epoch
+
+
+def _with(terms: dict[str, Term], objectives: Mapping[str, Any]) -> dict[str, Term]:
+    """The terms with other objectives."""
+    return {name: dataclasses.replace(term, objective=objectives[name]) for name, term in terms.items()}
 
 
 def adapt_weights(optimizer: torch.optim.Optimizer) -> None:

@@ -12,6 +12,8 @@ from sslt import ends, handing
 from sslt.errors import UserError, cause
 from sslt.runs import Run
 
+log = logging.getLogger("sslt")
+_PER_RANK = ("batch_size", "batch_tokens")  # settings of which a step has as many times more as there are ranks
 _IMAGE_SIZES = {"cpu": 64, "gpu": 128}  # what max_image_size=auto stands for
 
 
@@ -74,12 +76,35 @@ def stage(verb: str, cfg: Any, run: Run) -> None:
     if accelerator(cfg.trainer) == "gpu":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
+    if "strategy" in cfg.trainer:
+        keep_steps(cfg, run)
     try:
         importlib.import_module(f"sslt.stages.{verb}").main(cfg, run)
         distributed.barrier()
     finally:
         if joined:
             distributed.close()
+
+
+def keep_steps(cfg: Any, run: Run) -> None:
+    """Have a run that other ranks go on with make steps of as many samples as it began with: `batch_size` is of one rank, and changes.
+
+    One that is typed for these ranks is taken as it is.
+    """
+    from sslt import distributed
+
+    sizes = {key: cfg[key] for key in _PER_RANK if cfg.get(key) is not None}
+    world, before = distributed.world_size(), distributed.broadcast_object(run.info.get("step") if distributed.rank() == 0 else None)
+    if not isinstance(before, dict):  # it begins, or is of a version that did not note it
+        run.update(step={"ranks": world, **sizes})
+        return
+    ranks = before.get("ranks")
+    if not isinstance(ranks, int) or ranks < 1 or ranks == world:
+        return
+    for key, size in sizes.items():
+        if isinstance(size, int) and before.get(key) == size:
+            cfg[key] = max(round(size * ranks / world), 1)
+            log.info("%s=%d on %d ranks was %d on %d: a step has as many samples", key, cfg[key], world, size, ranks)
 
 
 def accelerator(trainer: Any) -> str:

@@ -1,4 +1,4 @@
-"""Two real processes, joined by gloo."""
+"""Real processes, joined by gloo: two, unless more are asked for."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import torch
 from killed_runs import CONTEXT
 
 
-def run(function: Callable[[int], Any], folder: Path, seconds: int = 300) -> list[Any]:
-    """function(rank) in two processes that know each other; what each returned, as `torch.save` keeps it."""
+def run(function: Callable[[int], Any], folder: Path, seconds: int = 300, world: int = 2) -> list[Any]:
+    """function(rank) in processes that know each other; what each returned, as `torch.save` keeps it."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    processes = [CONTEXT.Process(target=_rank, args=(function, r, port, str(folder))) for r in range(2)]
+    processes = [CONTEXT.Process(target=_rank, args=(function, r, world, port, str(folder))) for r in range(world)]
     for p in processes:
         p.start()
     for p in processes:
         p.join(seconds)
         if p.is_alive():
             p.kill()
-    assert [p.exitcode for p in processes] == [0, 0]
-    return [torch.load(folder / f"{r}.pt") for r in range(2)]
+    assert [p.exitcode for p in processes] == [0] * world
+    return [torch.load(folder / f"{r}.pt") for r in range(world)]
 
 
-def _rank(function: Callable[[int], Any], rank: int, port: int, folder: str) -> None:
+def _rank(function: Callable[[int], Any], rank: int, world: int, port: int, folder: str) -> None:
     from sslt import distributed
 
     torch.set_num_threads(1)
-    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(WORLD_SIZE=str(world), RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init("cpu")
     try:
         out = function(rank)

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from sslt.distributed import local
 from sslt.encoders.batch_norm import batch_norms
 from sslt.errors import UserError
+from sslt.sharded.model import full
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -37,15 +39,27 @@ class Average(nn.Module):
         for name, x in live.items():
             self.register_buffer(name.replace(".", "/"), x.detach().clone())
 
+    @torch.no_grad()
     def follow(self, model: nn.Module, step: int) -> None:
         """Move towards the weights that optimizer step `step` (from 1) has left."""
-        mine, theirs = self._pairs(model)
+        mine, theirs = ([local(x) for x in tensors] for tensors in self._pairs(model))
         torch._foreach_lerp_(mine, theirs, 1 - min(self.decay, (1 + step) / (10 + step)))
 
+    @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchange the average and the weights as they are; twice is not at all."""
         for mine, theirs in zip(*self._pairs(model), strict=True):
-            mine.data, theirs.data = theirs.data, mine.data
+            if local(theirs) is theirs:
+                mine.data, theirs.data = theirs.data, mine.data
+            else:  # a sharded one's memory is known by its place
+                before = local(theirs).clone()
+                local(theirs).copy_(local(mine))
+                local(mine).copy_(before)
+
+    def gather(self) -> None:
+        """Make all of it whole on every rank."""
+        for name, x in list(self.named_buffers()):
+            self.register_buffer(name, full(x))
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

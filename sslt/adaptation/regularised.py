@@ -9,6 +9,7 @@ from sslt.adaptation.base import Full
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.ranges import NonNegative, Share
+from sslt.sharded.model import full, part_of
 
 
 class L2SP(Full):
@@ -32,8 +33,9 @@ class L2SP(Full):
 
     def penalty(self, encoder: Encoder) -> Tensor:
         pairs = list(zip(encoder.parameters(), self._start, strict=True))
-        self._start = [w.to(p.device) for p, w in pairs]  # the encoder may have moved since
-        return self.strength * torch.stack([(p - w).square().sum() for p, w in zip(encoder.parameters(), self._start, strict=True)]).sum()
+        self._start = [part_of(w.to(p.device), p) for p, w in pairs]  # the encoder may have moved since, or be sharded
+        gaps = [full((p - w).square().sum()) for p, w in zip(encoder.parameters(), self._start, strict=True)]
+        return self.strength * torch.stack(gaps).sum()
 
     def decay_of(self, parameter: nn.Parameter, weight_decay: float, head: bool) -> float:
         return super().decay_of(parameter, weight_decay, head) if head else 0.0

@@ -19,6 +19,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from sslt import distributed, signals, stored
 from sslt.callbacks.agreement import Agreement
 from sslt.errors import UserError
+from sslt.sharded import checkpoint as parts
 
 log = logging.getLogger("sslt")
 
@@ -57,6 +58,8 @@ def read(path: Path) -> dict[str, Any]:
         raise Damaged(f"it cannot be read ({type(e).__name__})") from e
     if not isinstance(found, dict) or not found.keys() >= _NEEDED:
         raise Damaged("it is no checkpoint of sslt")
+    if parts.KEY in found and (why := parts.damage(path, found[parts.KEY])) is not None:
+        raise Damaged(why)
     return found
 
 
@@ -87,6 +90,14 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
+def _part_of(path: Path) -> str | None:
+    """The folder in which a checkpoint in parts has them; None of any other."""
+    with contextlib.suppress(Exception):  # whatever lies there
+        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return str(found[parts.KEY]["folder"])
+    return None
+
+
 class Signals(pl.Callback):
     """Undoes what Lightning does to signals when a fit begins; must be the first callback. `restore` does so after the fit."""
 
@@ -111,6 +122,10 @@ class StreamedCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, f)
             f.flush()
             os.fsync(f.fileno())
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """As it was saved; of one in parts the whole tensors."""
+        return parts.whole(super().load_checkpoint(path, map_location, weights_only), Path(path))
 
 
 class Checkpoint(pl.Callback):
@@ -180,8 +195,8 @@ class Checkpoint(pl.Callback):
     # ---------------------------------------------------------------- how
     def save(self, trainer: pl.Trainer, pl_module: Any, name: str = LAST) -> None:
         """Write a checkpoint beside its place, then rename it into it. Refuses weights that are not finite."""
-        bad = next((n for n, p in pl_module.named_parameters() if not torch.isfinite(p).all()), None)
-        if bad is not None:
+        found = next((n for n, p in pl_module.named_parameters() if not torch.isfinite(distributed.local(p)).all()), None)
+        if (bad := next(filter(None, distributed.gather_objects(found)), None)) is not None:
             raise UserError(f"the weights of {bad} are no longer finite at step {pl_module.batches_seen}; {self.advice()}")
         self.folder.mkdir(parents=True, exist_ok=True)
         tmp, place = self.folder / f".{name}.tmp", self.folder / name
@@ -192,6 +207,7 @@ class Checkpoint(pl.Callback):
                 if name == LAST and place.exists():  # a kill before the next line leaves the former one, under its new name
                     os.replace(place, self.folder / PREVIOUS)
                 os.replace(tmp, place)
+                parts.sweep(self.folder, {part for path in self.folder.glob("*.ckpt") if (part := _part_of(path))})
         finally:
             self.watch.writing = False
             if trainer.is_global_zero:

@@ -45,9 +45,9 @@ class EpisodeValidation(BetweenSteps):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        device = pl_module.device
+        device, encoder = pl_module.device, pl_module.measured
         found = episode_accuracies(
-            self.method, pl_module.encoder, self.classes, self.draws, self.shot, device, self.batch_size, number_format="auto", cached=False
+            self.method, encoder, self.classes, self.draws, self.shot, device, self.batch_size, number_format="auto", cached=False
         )
         self._measured_at = pl_module.batches_seen
         self.last = {"val/accuracy": float(found.mean())}

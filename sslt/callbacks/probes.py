@@ -102,9 +102,9 @@ class OnlineProbe(BetweenSteps):
         few = self.bank.subset(np.arange(min(len(self.bank), 16)))
         if not self.max_time or len(few) == len(self.bank):
             return
-        encode(pl_module.encoder, few, pl_module.device, self.batch_size, "auto")  # allocates
+        encode(self.encoder, few, pl_module.device, self.batch_size, "auto")  # allocates
         began = time.perf_counter()
-        encode(pl_module.encoder, few, pl_module.device, self.batch_size, "auto")
+        encode(self.encoder, few, pl_module.device, self.batch_size, "auto")
         each = (time.perf_counter() - began) / len(few)
         wanted = len(self.bank) + (0 if self.queries is None else len(self.queries))
         share = distributed.broadcast_object(SHARE_OF_TIME * self.max_time / (each * wanted))

@@ -17,6 +17,7 @@ from sslt.config import build, check_stored, searched_around
 from sslt.data.base import Samples
 from sslt.data.streams.streams import of_this_rank
 from sslt.encoders.base import Encoder
+from sslt.errors import UserError
 from sslt.runs import RUN_FILE, Run
 from sslt.targets.base import Target
 from sslt.trusted import check_trusted
@@ -74,8 +75,11 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train encoder and target on `samples` in the folder of `run`, for `trainer.max_*`. Returns what there is to tell of it.
 
-    cfg: of `recipe`. also: term of the target → all terms by name, on the stream "finetune". watchers: callbacks of Lightning's.
+    cfg: of `recipe`. also: term of the target → all terms by name, on the stream "finetune". watchers: callbacks of Lightning's. Raises
+    `UserError` where there are some and the model would be sharded.
     """
+    if watchers and cfg.trainer.strategy != "ddp":
+        raise UserError(f"what this method watches while it trains has to be whole: set trainer.strategy=ddp, not {cfg.trainer.strategy}")
     size = min(int(cfg.batch_size), max(len(samples) // distributed.world_size(), 1))
     stream = of_this_rank(samples, size, seed=int(cfg.seed), drop_last=target.needs_full_batches, views=build(cfg.views))
     term = method.term(target, "finetune")

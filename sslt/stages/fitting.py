@@ -39,6 +39,8 @@ from sslt.objectives.base import Objective
 from sslt.objectives.parts.momentum import Teacher
 from sslt.processes import accelerator
 from sslt.runs import Run, now
+from sslt.sharded import model as sharded
+from sslt.sharded.strategy import Sharded
 from sslt.signals import Interrupted
 from sslt.stages import contexts
 from sslt.stored import first_line
@@ -192,6 +194,8 @@ def learner_of(
     Raises `UserError` where these do not go together.
     """
     kind, world = accelerator(cfg.trainer), distributed.world_size()
+    number_format = precision.resolve(cfg.trainer.precision, kind)
+    mesh = sharded.mesh_of(cfg.trainer, kind) if sharded.chosen(cfg.trainer, number_format) else None
     for term in terms.values():
         if isinstance(term.stream, str):
             part = streams[term.stream]
@@ -206,7 +210,7 @@ def learner_of(
         terms,
         streams,
         adaptation,
-        build(_optimizer(cfg.optimizer, precision.resolve(cfg.trainer.precision, kind)), _partial_=True),
+        build(_optimizer(cfg.optimizer, number_format, mesh), _partial_=True),
         build(cfg.schedule),
         sampling=sampling,
         weight_decay=float(cfg.optimizer.get("weight_decay", 0.0)),
@@ -214,6 +218,7 @@ def learner_of(
         seed=int(cfg.seed),
         log_every=cfg.trainer.log_every_n_steps,
         ema=cfg.ema,
+        mesh=mesh,
     )
 
 
@@ -228,7 +233,7 @@ def trainer_of(cfg: Any, learner: Learner, budget: Budget, callbacks: list[pl.Ca
             accelerator=kind,
             devices=distributed.local_world_size(),
             num_nodes=world // distributed.local_world_size(),
-            strategy=_strategy(world, learner.adaptation.changes or learner.sampling.alone or (world > 1 and _leaves_out(learner))),
+            strategy=Sharded() if learner.whole is not None else _strategy(world, _varies(learner)),
             plugins=[StreamedCheckpoints(), TorchElasticEnvironment() if world > 1 else LightningEnvironment()],  # never SLURM's
             precision=precision.resolve(cfg.trainer.precision, kind),  # type: ignore[arg-type]
             max_epochs=budget.max_epochs or -1,
@@ -315,7 +320,7 @@ _OFF: dict[str, Any] = {
     "use_distributed_sampler": False,
     "num_sanity_val_steps": 0,
 }
-_REFUSED = {*_OFF, "strategy", "logger", "callbacks", "default_root_dir", "limit_train_batches", "fast_dev_run", "overfit_batches"}
+_REFUSED = {*_OFF, "logger", "callbacks", "default_root_dir", "limit_train_batches", "fast_dev_run", "overfit_batches"}
 
 
 def _trainer_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -342,10 +347,11 @@ def _budget(settings: Any, default_max_epochs: int, most_epochs: int | None) -> 
     return Budget(epochs, steps, time)
 
 
-def _optimizer(node: Any, number_format: str) -> dict[str, Any]:
-    """The optimizer's node; a fused one would unscale float16 gradients itself, after they are clipped."""
-    fused = {"fused": False} if number_format.startswith("16") and "fused" in node else {}
-    return {**node, **fused}
+def _optimizer(node: Any, number_format: str, mesh: Any) -> dict[str, Any]:
+    """The optimizer's node; a fused one would unscale float16 gradients itself, after they are clipped, and AdamW's alone knows
+    parts of weights."""
+    refused = number_format.startswith("16") or (mesh is not None and not node["_target_"].endswith("AdamW"))
+    return {**node, **({"fused": False} if refused and "fused" in node else {})}
 
 
 def total_steps(cfg: Any, streams: dict[str, Stream], sampling: Sampling, budget: Budget) -> int | None:
@@ -357,8 +363,14 @@ def total_steps(cfg: Any, streams: dict[str, Stream], sampling: Sampling, budget
     return min(found) if found else None
 
 
+def _varies(learner: Learner) -> bool:
+    """Whether not every parameter gets a gradient in every step."""
+    several = distributed.world_size() > 1
+    return learner.adaptation.changes or learner.sampling.alone or (several and _leaves_out(learner))
+
+
 def _strategy(world: int, varies: bool) -> str:
-    """Lightning's name of it; `varies`: not every parameter gets a gradient in every step."""
+    """Lightning's name of it; `varies` as of `_varies`."""
     if world == 1:
         return "auto"
     return "ddp_find_unused_parameters_true" if varies else "ddp"

@@ -7,6 +7,7 @@ are float64; losses that compute in float32 do so here as well.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,12 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))  # a rank knows nothing of pytest's paths
 import two_processes
 from tiny_tasks import TASKS, tiny
+from torch.distributed.device_mesh import init_device_mesh
 
 from sslt import distributed
 from sslt.config import build, compose
 from sslt.data.prepare.image_processor import ImageSamples
+from sslt.sharded.model import full, shard
 from sslt.stages.common import starting_encoder
 
 N = 19  # images per rank: no width and no number of anything else is a multiple of it
@@ -90,8 +93,22 @@ def batch_of(size: int, channels: int, cfg: Any, rank: int | None) -> tuple[dict
     return batch, v
 
 
-def gradients(case: str, rank: int | None) -> dict[str, Any]:
-    """Of the encoder and of the heads, by one process with all images or by a rank with its half (DDP's mean over ranks); what it keeps."""
+class Both(torch.nn.Module):
+    """An encoder and its objective as one module, as a learner is."""
+
+    def __init__(self, encoder: torch.nn.Module, objective: torch.nn.Module):
+        super().__init__()
+        self.encoder, self.objective = encoder, objective
+
+    def loss(self, batch: dict) -> Any:
+        return self.objective(self.encoder, batch)
+
+
+def gradients(case: str, rank: int | None, mesh: Any = None) -> dict[str, Any]:
+    """Of the encoder and of the heads, by one process with all images or by a rank with its half (DDP's mean over ranks); what it keeps.
+
+    mesh: of the ranks that both are sharded over.
+    """
     task, args = CASES[case]
     images = [] if task in WORDS else ["data=digits", "encoder.processor.channels=3"]
     cfg = compose("pretrain", [f"+task={task}", *tiny(task), *images, *args])
@@ -114,21 +131,25 @@ def gradients(case: str, rank: int | None) -> dict[str, Any]:
         v = cfg.views.n
         batch = {"views": texts_of(p.vocab_size, v, rank)}
     torch.manual_seed(1)
+    both = Both(encoder, objective)
+    if mesh is not None:
+        shard(both, mesh, "loss")
     with drawn_together(rank, v):
-        found = objective(encoder, batch)
+        found = both.loss(batch)
         found.value.backward()
     assert not any(log.requires_grad for log in found.logs.values()), "what is logged would keep the graph"
     out: dict[str, Any] = {}
     for name, module in (("encoder", encoder), ("heads", objective)):
-        found = [q.grad.flatten() for q in module.parameters() if q.grad is not None]
+        found = [full(q.grad).flatten() for q in module.parameters() if q.grad is not None]
         whole = torch.cat(found) if found else torch.zeros(1, dtype=torch.float64)
-        out[name] = distributed.sum_over_ranks(whole) / distributed.world_size()
+        out[name] = distributed.sum_over_ranks(whole) / distributed.world_size()  # of sharded ones each rank has the mean already
     out["kept"] = {k: b.clone() for k, b in objective.named_buffers()}
     return out
 
 
-def on_rank(rank: int) -> dict[str, Any]:
-    return {case: gradients(case, rank) for case in CASES}
+def on_rank(rank: int) -> dict[str, dict[str, Any]]:
+    mesh = init_device_mesh("cpu", (2,))
+    return {strategy: {case: gradients(case, rank, m) for case in CASES} for strategy, m in (("ddp", None), ("fsdp", mesh))}
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +157,19 @@ def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     return two_processes.run(on_rank, tmp_path_factory.mktemp("ranks"), 300)
 
 
+@functools.cache
+def alone(case: str) -> dict[str, Any]:
+    return gradients(case, None)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_are_one(ranks, case):
+def test_two_ranks_are_one(ranks, case, strategy):
     """BatchNorm, negatives, queues, centres, whitening, assignments: the gradient is that of the joined batch, and so is what is kept."""
-    whole = gradients(case, None)
+    whole = alone(case)
     assert whole["encoder"].any()
     for out in ranks:
-        part = out[case]
+        part = out[strategy][case]
         for name in ("encoder", "heads"):
             if whole[name].any():
                 assert float(torch.cosine_similarity(part[name], whole[name], dim=0)) >= 0.9999, name

@@ -47,8 +47,8 @@ class Teacher(nn.Module):
     def follow(self, progress: float, **modules: nn.Module) -> None:
         """Move towards the students, at `progress` 0..1 of the run."""
         m = self.momentum_at(progress)
-        mine: list[Tensor] = [p for name in modules for p in self.copies[name].parameters()]
-        theirs = [p.detach() for module in modules.values() for p in module.parameters()]
+        mine: list[Tensor] = [distributed.local(p) for name in modules for p in self.copies[name].parameters()]
+        theirs = [distributed.local(p.detach()) for module in modules.values() for p in module.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - m)
 
 
