@@ -44,6 +44,7 @@ def _in_place(args: list[str]) -> int:
     """Run a command as the only process, as the first of several that somebody has started for it, or as one of the others."""
     runs_something = args and args[0] in guide.VERBS and not any(a.partition("=")[0] in _SHOWS for a in args)
     place = places.found(args[1:]) if runs_something else None
+    place = places.reachable(place) if place else None
     if place is not None and place.index:
         from sslt.following import follow
 

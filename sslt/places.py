@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import socket
+import subprocess
 from collections.abc import Mapping
 
 from sslt.errors import UserError
@@ -46,6 +48,40 @@ def found(overrides: list[str], environ: Mapping[str, str] = os.environ) -> Plac
     if "WORLD_SIZE" in environ and ("RANK" in environ or "LOCAL_RANK" in environ):
         return _of_torch(environ)
     return step
+
+
+def reachable(place: Place) -> Place:
+    """The same place with an address that this machine knows: names of SLURM's nodes need not be those of their machines.
+
+    Raises `UserError` where nobody knows any: torch would ask for a quarter of an hour.
+    """
+    if _known(place.address):
+        return place
+    address = _node_address(place.address)
+    if address is None or not _known(address):
+        way = "give it by trainer.address=HOST:PORT" if place.nodes else "MASTER_ADDR and SLURM's NodeAddr are where it is looked for"
+        raise UserError(f"this command's first process is on {place.address}, but this machine knows no address of that name: {way}")
+    told = {**place.environment, **({"MASTER_ADDR": address} if "MASTER_ADDR" in place.environment else {})}
+    return dataclasses.replace(place, address=address, environment=told)
+
+
+def _known(name: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(name, None))
+    except (OSError, UnicodeError):
+        return False
+
+
+def _node_address(node: str) -> str | None:
+    """What SLURM reaches a node at; None where it is not asked or says nothing."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    try:
+        done = subprocess.run(["scontrol", "show", "node", "-o", node], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    m = re.search(r"\bNodeAddr=(\S+)", done.stdout)
+    return m[1] if m else None
 
 
 def _of_torch(environ: Mapping[str, str]) -> Place | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from sslt import places
@@ -88,3 +90,26 @@ def test_a_command_that_is_started_again_knows_it():
     assert places.restarted({"SLURM_RESTART_COUNT": "1"}) and places.restarted({"TORCHELASTIC_RESTART_COUNT": "2"})
     assert places.job({}) is None and places.job({"SLURM_JOB_ID": "7"}) == "slurm 7"
     assert isinstance(places.found([], TORCH), Place)
+
+
+@pytest.mark.parametrize(
+    ("place", "job", "address"),
+    [
+        (Place(1, 2, "127.0.0.1", 5, nodes=True), True, "127.0.0.1"),
+        (Place(1, 2, "no.such.name.invalid", 5, nodes=True), True, "127.0.0.3"),
+        (Place(1, 2, "no.such.name.invalid", 5, nodes=False, environment={"MASTER_ADDR": "no.such.name.invalid"}), True, "127.0.0.3"),
+        (Place(1, 2, "no.such.name.invalid", 5, nodes=True), False, None),
+    ],
+)
+def test_a_node_that_has_another_name_than_its_machine_is_asked_for(place, job, address, here, monkeypatch):
+    """SLURM says where it is; where nobody does, the name is told instead of waiting for it."""
+    (here / "scontrol").write_text("#!/bin/sh\necho NodeName=$5 Arch=x86_64 NodeAddr=127.0.0.3 NodeHostName=a\n")
+    (here / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(here), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "7") if job else monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if address is None:
+        with pytest.raises(UserError, match=r"is on no.such.name.invalid, but this machine knows no address of that name"):
+            places.reachable(place)
+    else:
+        found = places.reachable(place)
+        assert found.address == address and found.environment.get("MASTER_ADDR", address) == address and found.port == 5
