@@ -18,12 +18,24 @@ from torch.autograd.function import once_differentiable
 from sslt.errors import UserError
 from sslt.modules import of_kind, replaced
 
-PATIENCE = datetime.timedelta(minutes=10)  # in which the tensors of a step have to come: a node that is gone is noticed after it
+PATIENCE = 600  # seconds in which the tensors of a step have to come: a node that is gone is noticed after it
 ARRIVAL = datetime.timedelta(minutes=15)  # in which all processes of a command have to be there
 LONG = datetime.timedelta(hours=12)  # for which ranks wait while rank 0 prepares data or fits probes
 _patient: Any = None  # the process group with which they do
 _meeting: Any = None
 _joined = 0
+
+
+def patience() -> datetime.timedelta:
+    """$SSLT_PATIENCE in seconds, or `PATIENCE`. Raises `UserError` for what is no number of seconds."""
+    said = os.environ.get("SSLT_PATIENCE") or str(PATIENCE)
+    try:
+        found = float(said)
+    except ValueError:
+        found = 0
+    if not 1 <= found <= LONG.total_seconds():  # no NaN either
+        raise UserError(f"the environment has SSLT_PATIENCE={said!a}: give seconds, from 1 to {LONG.total_seconds():g}")
+    return datetime.timedelta(seconds=found)
 
 
 def active() -> bool:
@@ -61,7 +73,7 @@ def meeting() -> dist.Store:
 def init(accelerator: str) -> bool:
     """Join the process groups that the environment describes (WORLD_SIZE, RANK or LOCAL_RANK), if it does; returns whether it did now.
 
-    There are two: the default one for tensors of a step (NCCL on GPUs), in which nobody waits for longer than `PATIENCE`, so that a
+    There are two: the default one for tensors of a step (NCCL on GPUs), in which nobody waits for longer than `patience()`, so that a
     node that is gone is noticed; and one of gloo for flags, objects and waiting while rank 0 prepares data or fits probes.
     """
     global _patient, _joined
@@ -74,7 +86,7 @@ def init(accelerator: str) -> bool:
     _joined += 1  # a command may do so several times, by the same store
     store = dist.PrefixStore(f"group{_joined}", meeting())
     backend = "nccl" if accelerator == "gpu" else "gloo"
-    dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=world, timeout=PATIENCE)
+    dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=world, timeout=patience())
     _patient = dist.new_group(backend="gloo", timeout=LONG)
     return True
 

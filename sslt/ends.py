@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -34,7 +35,9 @@ def forget(run: Run) -> None:
 
 
 def note(run: Run, rank: int, **what: Any) -> None:
-    """Leave a line. pid: of a rank that works; code, said, signal: of one that ends. A full disk is no reason to fail by."""
+    """Leave a line, and where this is. pid: of a rank that works; code, said, signal: of one that ends. A full disk is no reason to fail by."""
+    if "GROUP_RANK" in os.environ:
+        what |= {"node": int(os.environ["GROUP_RANK"]), "host": socket.gethostname()}
     with contextlib.suppress(OSError):
         write_json(file_of(run, rank), what)
 
@@ -50,10 +53,14 @@ def records(run: Run, ranks: range) -> dict[int, dict[str, Any]]:
     return found
 
 
-def verdict(run: Run, world: int, codes: Mapping[int, int], came: int | None = None) -> BaseException | None:
+class Unconnected(RankLost):
+    """Ranks have ended because others did not answer, and none of those has said why."""
+
+
+def verdict(run: Run, world: int, codes: Mapping[int, int], came: int | None = None, node: int = 0) -> BaseException | None:
     """What to say of ranks that have ended; None where all did what they should.
 
-    codes: exit codes by rank, first to end first, of those whose starter tells. came: a signal that ended all.
+    codes: exit codes by rank, first to end first, of those whose starter tells. came: a signal that ended all. node: who says it.
     """
     left = records(run, range(world))
     ended = {r: int(found["code"]) for r, found in left.items() if "code" in found}
@@ -63,20 +70,34 @@ def verdict(run: Run, world: int, codes: Mapping[int, int], came: int | None = N
         return UserError(said[r])
     killed = [r for r, code in ways.items() if code < 0 and not (came and -code in (*_STOPS, signal.SIGKILL, came))]
     failed = [r for r, code in ways.items() if code > 0 and code not in (LEFT_ALONE, INTERRUPTED)]
+    name = {r: f"rank {r}{_place(left[r], node)}" for r in left}
     first = [r for r in killed if -ways[r] not in _STOPS] or ([] if failed or INTERRUPTED in ways.values() else killed)
     if first:
-        return RankLost(f"rank {first[0]} was {signals.ended_by(-ways[first[0]])}; {_way(run, first[0])}")
+        return RankLost(f"{name[first[0]]} was {signals.ended_by(-ways[first[0]])}; {_way(run, first[0])}")
     if failed:
         r = failed[0]
-        return RankLost(f"rank {r} ended with code {ways[r]}{f' ({said[r]})' if said[r] else ''}; {_way(run, r)}")
+        return RankLost(f"{name[r]} ended with code {ways[r]}{f' ({said[r]})' if said[r] else ''}; {_way(run, r)}")
     if stopped := [r for r, code in ways.items() if code == INTERRUPTED]:
         r = next((r for r in stopped if left[r].get("signal")), stopped[0])
         return signals.Ended(said[min(stopped)], came or left[r].get("signal"))
     if came is not None and (any(code != 0 for code in ways.values()) or len(ways) < world):
         return signals.Stopped(came)
     if alone := [r for r, code in ways.items() if code == LEFT_ALONE]:
-        return RankLost(f"rank {alone[0]} lost the connection to another, whose machine or network may be gone; {_way(run, alone[0])}")
+        gone = [r for r in left if r not in ways]
+        if gone:
+            which = name[gone[0]] if len(gone) == 1 else f"{name[gone[0]]} and {len(gone) - 1} more"
+            said_so = f"the connection to {which} was lost, which was killed, or its machine or network is gone"
+            return Unconnected(f"{said_so}; {_way(run, gone[0])}")
+        others = sorted({f"node {left[r]['node']} ({left[r].get('host')})" for r in alone if left[r].get("node", node) != node})
+        what = f"{', '.join(others)}: the network is gone" if others else "another, whose machine or network may be gone"
+        r = next((r for r in alone if not _place(left[r], node)), alone[0])
+        return Unconnected(f"{name[r]} lost the connection to {what}; {_way(run, r)}")
     return None
+
+
+def _place(found: Mapping[str, Any], node: int) -> str:
+    """Where a rank is by its line, unless it is on `node`."""
+    return f" on node {found['node']} ({found.get('host')})" if found.get("node", node) != node else ""
 
 
 def _way(run: Run, rank: int) -> str:
@@ -85,20 +106,14 @@ def _way(run: Run, rank: int) -> str:
     return f"see {log}; go on with: {groups.command(str(run.info.get('verb')), f'resume={run}')}"
 
 
-def lost(run: Run, world: int, own: int, patience: float = _PATIENCE) -> BaseException:
-    """The verdict that a rank whose connection broke comes to by the others' files, which may be written a little later."""
+def settled(
+    run: Run, world: int, codes: Mapping[int, int], came: int | None = None, node: int = 0, patience: float = _PATIENCE
+) -> BaseException | None:
+    """The verdict; where it is that ranks did not answer, the files of other machines are waited for, which may be written a little later."""
     until = time.monotonic() + patience
-    while True:
-        found = verdict(run, world, {})
-        if found is not None and not (isinstance(found, RankLost) and "lost the connection" in str(found)):
-            return found
-        if time.monotonic() > until:
-            break
+    while isinstance(found := verdict(run, world, codes, came, node), Unconnected) and time.monotonic() < until:
         time.sleep(0.1)
-    gone = [r for r, found in records(run, range(world)).items() if r != own and "code" not in found]
-    name = f"rank {gone[0]}" if len(gone) == 1 else "another rank"
-    way = _way(run, gone[0] if gone else own)
-    return RankLost(f"the connection to {name} was lost, which was killed, or its machine or network is gone; {way}")
+    return found
 
 
 def watch_others(run: Run, near: range, own: int) -> None:

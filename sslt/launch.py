@@ -50,7 +50,7 @@ def launch_or_raise(verb: str, cfg: Any, run: Run, devices: int, place: Place | 
     first = node * devices
     with _environment(told):
         codes, came = _agent(devices, nodes, node, f"{place.address}:{port}" if place else f"{_LOCAL}:0", run)
-    found = ends.verdict(run, nodes * devices, {first + r: code for r, code in codes.items()}, came)
+    found = ends.settled(run, nodes * devices, {first + r: code for r, code in codes.items()}, came, node)
     if found is not None and place and isinstance(found, RankLost):
         found = RankLost(f"node {node} ({socket.gethostname()}): {found}")
     if found is not None:

@@ -60,7 +60,7 @@ def _among_ranks(verb: str, cfg: Any, run: Run, first: handing.Leader) -> None:
 
         if not cause(e, connection_lost):
             raise
-        raise ends.lost(run, first.place.count, 0) from e
+        raise ends.settled(run, first.place.count, {0: ends.LEFT_ALONE}) or e from e
     ends.forget(run)
 
 

@@ -689,3 +689,15 @@ def test_a_rank_is_the_launchers(given, rank, monkeypatch):
     monkeypatch.setattr(distributed.dist, "new_group", lambda backend, timeout: joined.append((backend, timeout)))
     assert distributed.init("cpu")
     assert environment["RANK"] == rank and joined == [("gloo", rank), ("gloo", distributed.LONG)]
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [(None, 600), ("", 600), ("30", 30), ("0", None), ("soon", None), ("nan", None), ("1e9", None)]
+)
+def test_how_long_a_step_is_waited_for_can_be_said(said, seconds, monkeypatch):
+    monkeypatch.setenv("SSLT_PATIENCE", said) if said is not None else monkeypatch.delenv("SSLT_PATIENCE", raising=False)
+    if seconds is None:
+        with pytest.raises(UserError, match="SSLT_PATIENCE="):
+            distributed.patience()
+    else:
+        assert distributed.patience().total_seconds() == seconds

@@ -56,9 +56,30 @@ def test_a_rank_that_is_gone_is_named_by_those_that_missed_it(run):
     """A launcher other than ours has the exit codes: a rank that left nothing was killed; one that says why is asked first."""
     ends.note(run, 0, pid=1)
     ends.note(run, 1, pid=1)
-    assert "the connection to rank 1 was lost" in str(ends.lost(run, 2, 0, patience=0))
+    assert "the connection to rank 1 was lost" in str(ends.settled(run, 2, {0: ALONE}, patience=0))
     ends.note(run, 1, code=2, said="lower batch_size")
-    assert type(found := ends.lost(run, 2, 0)) is UserError and str(found) == "lower batch_size"
+    assert type(found := ends.settled(run, 2, {0: ALONE})) is UserError and str(found) == "lower batch_size"
+
+
+@pytest.mark.parametrize(
+    ("codes", "says", "words"),
+    [
+        ({}, 0, "the connection to rank 1 on node 1 (b) and 1 more was lost, which was killed, or its machine or network is gone; see"),
+        ({1: ALONE, 2: ALONE}, 0, "rank 0 lost the connection to node 1 (b), node 2 (c): the network is gone; see"),
+        ({1: ALONE, 2: ALONE}, 1, "rank 1 lost the connection to node 0 (a), node 2 (c): the network is gone; see"),
+        ({1: ALONE, 2: 1}, 0, "rank 2 on node 2 (c) ended with code 1 (disk); see"),
+        ({1: ALONE, 2: 1}, 2, "rank 2 ended with code 1 (disk); see"),
+    ],
+)
+def test_what_is_gone_on_another_machine_is_named_with_it(codes, says, words, run, monkeypatch):
+    """By the node that says it; its own ranks go without."""
+    for rank, host in enumerate("abc"):
+        monkeypatch.setenv("GROUP_RANK", str(rank))
+        monkeypatch.setattr(ends.socket, "gethostname", lambda host=host: host)
+        code = {0: ALONE, **codes}.get(rank)
+        ends.note(run, rank, **({"pid": 1} if code is None else {"code": code, "said": "disk" if code == 1 else ""}))
+    found = ends.verdict(run, 3, {}, node=says)
+    assert isinstance(found, RankLost) and str(found).startswith(words)
 
 
 def test_damaged_lines_are_none(run):
