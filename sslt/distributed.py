@@ -70,6 +70,13 @@ def meeting() -> dist.Store:
     return _meeting
 
 
+def own_store() -> dist.Store:
+    """A connection of its own to `meeting()`, for a thread; what is written there is of the process groups that are joined now."""
+    place = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*place, is_master=False, timeout=ARRIVAL, wait_for_workers=False)
+    return dist.PrefixStore(f"sslt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/of_group{_joined}", store)
+
+
 def init(accelerator: str) -> bool:
     """Join the process groups that the environment describes (WORLD_SIZE, RANK or LOCAL_RANK), if it does; returns whether it did now.
 

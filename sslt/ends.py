@@ -35,7 +35,10 @@ def forget(run: Run) -> None:
 
 
 def note(run: Run, rank: int, **what: Any) -> None:
-    """Leave a line, and where this is. pid: of a rank that works; code, said, signal: of one that ends. A full disk is no reason to fail by."""
+    """Leave a line, and where this is: a rank's pid while it works, code, said and signal when it ends.
+
+    A full disk is no reason to fail by.
+    """
     if "GROUP_RANK" in os.environ:
         what |= {"node": int(os.environ["GROUP_RANK"]), "host": socket.gethostname()}
     with contextlib.suppress(OSError):
@@ -83,6 +86,9 @@ def verdict(run: Run, world: int, codes: Mapping[int, int], came: int | None = N
     if came is not None and (any(code != 0 for code in ways.values()) or len(ways) < world):
         return signals.Stopped(came)
     if alone := [r for r, code in ways.items() if code == LEFT_ALONE]:
+        if missed := [r for r in alone if "silent" in left[r]]:
+            r = next((r for r in missed if not _place(left[r], node)), missed[0])
+            return RankLost(said[r])
         gone = [r for r in left if r not in ways]
         if gone:
             which = name[gone[0]] if len(gone) == 1 else f"{name[gone[0]]} and {len(gone) - 1} more"
@@ -93,6 +99,17 @@ def verdict(run: Run, world: int, codes: Mapping[int, int], came: int | None = N
         r = next((r for r in alone if not _place(left[r], node)), alone[0])
         return Unconnected(f"{name[r]} lost the connection to {what}; {_way(run, r)}")
     return None
+
+
+def note_silent(run: Run, node: int, seconds: float) -> str:
+    """Leave a line of a rank that ends because a machine has not answered for so long; returns what it says."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    there = {r: found for r, found in records(run, range(world)).items() if found.get("node") == node}
+    host = next((f" ({found['host']})" for found in there.values() if "host" in found), "")
+    what = f"node {node}{host} has not answered for {seconds:g} s: it is gone, or the network"
+    text = f"{what}; {_way(run, min(there, default=rank))}"
+    note(run, rank, code=LEFT_ALONE, said=text, silent=node)
+    return text
 
 
 def _place(found: Mapping[str, Any], node: int) -> str:
@@ -109,7 +126,7 @@ def _way(run: Run, rank: int) -> str:
 def settled(
     run: Run, world: int, codes: Mapping[int, int], came: int | None = None, node: int = 0, patience: float = _PATIENCE
 ) -> BaseException | None:
-    """The verdict; where it is that ranks did not answer, the files of other machines are waited for, which may be written a little later."""
+    """The verdict; where it is that ranks did not answer, files of other machines are waited for, which may be written a little later."""
     until = time.monotonic() + patience
     while isinstance(found := verdict(run, world, codes, came, node), Unconnected) and time.monotonic() < until:
         time.sleep(0.1)

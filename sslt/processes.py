@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import warnings
 from typing import Any
 
-from sslt import ends, handing
+from sslt import ends, handing, heartbeat
 from sslt.errors import UserError, cause
-from sslt.runs import Run
+from sslt.runs import Run, now
 
 log = logging.getLogger("sslt")
 _PER_RANK = ("batch_size", "batch_tokens")  # settings of which a step has as many times more as there are ranks
@@ -76,11 +77,13 @@ def stage(verb: str, cfg: Any, run: Run) -> None:
     if accelerator(cfg.trainer) == "gpu":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
-    if "strategy" in cfg.trainer:
-        keep_steps(cfg, run)
+    seconds = distributed.patience().total_seconds()
     try:
-        importlib.import_module(f"sslt.stages.{verb}").main(cfg, run)
-        distributed.barrier()
+        with heartbeat.beating(distributed.own_store, seconds, lambda node: _silent(run, node, seconds)):
+            if "strategy" in cfg.trainer:
+                keep_steps(cfg, run)
+            importlib.import_module(f"sslt.stages.{verb}").main(cfg, run)
+            distributed.barrier()
     finally:
         if joined:
             distributed.close()
@@ -105,6 +108,19 @@ def keep_steps(cfg: Any, run: Run) -> None:
         if isinstance(size, int) and before.get(key) == size:
             cfg[key] = max(round(size * ranks / world), 1)
             log.info("%s=%d on %d ranks was %d on %d: a step has as many samples", key, cfg[key], world, size, ranks)
+
+
+def _silent(run: Run, node: int, seconds: float) -> None:
+    """End this process, from a thread, because a node has not answered; what waits for it cannot be called back."""
+    first = handing.leader()
+    if first is None or first.place.nodes:  # who has started this rank says what it leaves
+        ends.note_silent(run, node, seconds)
+        os._exit(ends.LEFT_ALONE)
+    text = ends.note_silent(run, node, seconds)
+    with contextlib.suppress(OSError):
+        run.update(status="failed", error=text, ended=now())
+    os.write(2, f"sslt: {text}\n".encode())
+    os._exit(1)
 
 
 def accelerator(trainer: Any) -> str:

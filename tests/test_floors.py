@@ -23,13 +23,26 @@ FLOORS = [
     {"evaluation"},
     {"deploy"},
     {"learner", "callbacks", "loggers", "compiling", "recomputing"},
-    {"execute", "processes", "ends", "handing", "following", "launch", "scheduler", "stages", "chain", "resume", "worker"},
+    {"execute", "processes", "ends", "heartbeat", "handing", "following", "launch", "scheduler", "stages", "chain", "resume", "worker"},
     {"cli", "guide", "sweeps", "__main__"},
 ]
 LEVEL = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 HEAVY = {"torch", "pytorch_lightning", "transformers", "timm", "sklearn", "matplotlib", "wandb", "optuna"}
 LIGHT = {"cli", "guide", "groups", "errors", "stored", "moved", "signals", "ranges", "config", "signatures", "trusted", "runs", "resume"}
-LIGHT |= {"execute", "processes", "ends", "handing", "following", "launch", "places", "scheduler", "chain", "__main__", "__init__"}
+LIGHT |= {
+    "execute",
+    "processes",
+    "ends",
+    "heartbeat",
+    "handing",
+    "following",
+    "launch",
+    "places",
+    "scheduler",
+    "chain",
+    "__main__",
+    "__init__",
+}
 LIGHT |= {f"sweeps.{name}" for name in ("folder", "job", "metric", "plugins", "search", "space", "study", "sweeper", "table")}
 MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py"))
 

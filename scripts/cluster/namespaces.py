@@ -1,4 +1,4 @@
-"""Two network namespaces of this machine, joined by one cable (a pair of veth devices), as two machines are: for what a network does to a run.
+"""Two network namespaces of this machine, joined by one cable (a pair of veth devices), as two machines are.
 
     python scripts/cluster/namespaces.py start       # names and addresses
     ip netns exec sslt0 sslt pretrain +task=simclr trainer.num_nodes=2 trainer.address=10.77.0.1:29500 trainer.node=0 hydra.run.dir=run &
@@ -101,7 +101,7 @@ def _ip(*args: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("start", "stop", "cut", "mend"))
     parser.add_argument("--prefix", default="sslt", help="of the namespaces' names")
     args = parser.parse_args()

@@ -184,7 +184,7 @@ def _free_ports(n: int) -> list[int]:
 
 
 def _run(command: list[str], env: dict[str, str], check: bool = True) -> str:
-    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     if check and done.returncode:
         raise Lacking(f"`{' '.join(command)}` ended with code {done.returncode}: {done.stderr.strip()[:300]}")
     return done.stdout

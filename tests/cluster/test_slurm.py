@@ -59,7 +59,7 @@ def slurm(cluster: Cluster, here: Path) -> Iterator[Cluster]:
 
 
 def test_whoever_starts_two_ranks_gets_the_same_encoder(slurm):
-    """sslt's own ranks; srun with a task a node, with a task a rank, and with torchrun on each node: one run folder each, the same bytes."""
+    """sslt's own ranks; srun with a task a node, with a task a rank, and with torchrun on each node: one run folder each."""
     module = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
     torchrun = f'exec {shlex.join([*module, "--master-port=29431"])} --node-rank=$SLURM_NODEID -m sslt "$@"'
     starters = {
@@ -99,6 +99,8 @@ def submitted(slurm, *options):
 
 def went_on(slurm, job, signal, whole):
     """The job was stopped by a signal, requeued, and ended in the same folder by the same bytes."""
+    until(lambda: slurm.about(job)["Restarts"] != "0" and slurm.about(job)["JobState"] == "PENDING", lambda: said(job))
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60", "StartTime=now")  # SLURM would wait for two minutes
     about = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED")
     assert about["JobState"] == "COMPLETED" and int(about["Restarts"]) >= 1, said(job)
     (folder,) = Path().glob("runs/*/*")
@@ -116,7 +118,10 @@ def test_a_preempted_job_goes_on_by_itself(whole, slurm):
 
 def test_a_job_whose_time_is_up_goes_on_by_itself(whole, slurm):
     """USR1 before the end that `--signal=` asks for."""
-    went_on(slurm, submitted(slurm, "--time=1", "--signal=USR1@5"), "SIGUSR1", whole)
+    job = submitted(slurm, "--time=60", "--signal=USR1@5")
+    hours, minutes, _ = map(int, slurm.about(job)["RunTime"].split(":"))
+    slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 1}")
+    went_on(slurm, job, "SIGUSR1", whole)
 
 
 def test_a_cancelled_job_is_not_requeued(slurm):
