@@ -6,6 +6,7 @@ A rank that is killed leaves none; who started it has its exit code. Ranks of ot
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -37,12 +38,17 @@ def forget(run: Run) -> None:
 def note(run: Run, rank: int, **what: Any) -> None:
     """Leave a line, and where this is: a rank's pid while it works, code, said and signal when it ends.
 
-    A full disk is no reason to fail by.
+    Where the disk is full, what is known of that has no room in a file beside the one of the start, but mostly in its place.
     """
     if "GROUP_RANK" in os.environ:
         what |= {"node": int(os.environ["GROUP_RANK"]), "host": socket.gethostname()}
     with contextlib.suppress(OSError):
-        write_json(file_of(run, rank), what)
+        try:
+            write_json(file_of(run, rank), what)
+        except OSError:
+            with file_of(run, rank).open("r+b", buffering=0) as f:
+                f.write(json.dumps(what).encode())
+                f.truncate()
 
 
 def records(run: Run, ranks: range) -> dict[int, dict[str, Any]]:

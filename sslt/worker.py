@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -67,7 +68,7 @@ def work(verb: str, cfg: Any, folder: str, watched: bool = False) -> int:
 
 def _print_traceback(path: Path) -> None:
     """To this rank's log; rank 0 has the terminal for its own, where a line is enough."""
-    with path.open("a") as f:
+    with contextlib.suppress(OSError), path.open("a") as f:  # a disk that is full has no room for it either
         traceback.print_exc(file=f)
 
 

@@ -88,6 +88,19 @@ def test_damaged_lines_are_none(run):
     assert ends.records(run, range(2)) == {0: {}, 1: {}}
 
 
+def test_a_full_disk_has_room_for_why(run, monkeypatch):
+    """A line takes the place of the one at the start; where there is none, nobody fails by it."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    ends.note(run, 0, pid=1234567)
+    monkeypatch.setattr(ends, "write_json", full)
+    ends.note(run, 0, code=2, said="full")
+    ends.note(run, 1, code=2, said="full")
+    assert ends.records(run, range(2)) == {0: {"code": 2, "said": "full"}, 1: {}}
+
+
 def test_what_to_type_can_be_typed(here):
     """A folder whose name has a space."""
     (here / "my run" / "logs").mkdir(parents=True)
