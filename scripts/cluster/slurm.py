@@ -108,7 +108,7 @@ def start(folder: Path, cpus: int = 4, grace: int = 120, killwait: int = 30, req
     (folder / "slurm.conf").write_text(CONFIG.format(nodes="\n".join(nodes), names=",".join(NODES), **told))
     environment = {"SLURM_CONF": str(folder / "slurm.conf")}
     (folder / "env").write_text(f"export SLURM_CONF={folder}/slurm.conf\n")
-    own = {**{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}, **environment}
+    own = {**_environment(), **environment}
     munge = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
     try:  # --force: the folders above may be writable by others, as /tmp is
         _run(["munged", "--force", *(f"--{option}={folder}/munge.{name}" for option, name in munge.items())], own)
@@ -129,7 +129,7 @@ def start(folder: Path, cpus: int = 4, grace: int = 120, killwait: int = 30, req
 def stop(folder: Path, keep: bool = False) -> None:
     """End a cluster and all its jobs, and remove its folder. keep: leave that, and its logs."""
     folder = folder.absolute()
-    own = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+    own = {**_environment(), "SLURM_CONF": str(folder / "slurm.conf")}
     if "slurmctld" in _alive(folder):
         end_jobs(own)
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -145,7 +145,7 @@ def stop(folder: Path, keep: bool = False) -> None:
 
 def end_jobs(env: dict[str, str]) -> None:
     """End all jobs at once: KILL to every process of them, since what saves first may take long."""
-    env = {**os.environ, **env}
+    env = {**_environment(), **env}
     until = time.monotonic() + 15
     while (jobs := _run(["squeue", "-h", "-o", "%A"], env, check=False).split()) and time.monotonic() < until:
         _run(["scancel", "--full", "--signal=KILL", *jobs], env, check=False)
@@ -154,8 +154,13 @@ def end_jobs(env: dict[str, str]) -> None:
 
 
 def _missing() -> list[str]:
-    os.environ["PATH"] += "".join(f"{os.pathsep}{p}" for p in ("/usr/sbin", "/sbin") if p not in os.environ["PATH"].split(os.pathsep))
-    return [name for name in PROGRAMS if shutil.which(name) is None]
+    return [name for name in PROGRAMS if shutil.which(name, path=_environment()["PATH"]) is None]
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what another cluster has set, and with the folders of daemons, which a user's PATH may lack."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    return {**own, "PATH": os.pathsep.join(filter(None, [own.get("PATH"), "/usr/sbin", "/sbin"]))}
 
 
 def _alive(folder: Path) -> dict[str, int]:

@@ -134,3 +134,14 @@ def test_a_cancelled_job_is_not_requeued(slurm):
     assert about["JobState"] == "CANCELLED" and about["Restarts"] == "0" and "requeued" not in said(job)
     (folder,) = Path().glob("runs/*/*")
     assert Run(folder).info["status"] == "interrupted" and (folder / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_sweep_by_submitit_is_two_jobs(slurm, here):
+    """Each cell is a job of its own, whose run is where a sweep has it; the command waits for both."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs sslt[sweep]")
+    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.timeout_min=30"]
+    slurm.run(*SSLT, *TRAIN, *SHORT, "-m", *launcher, "seed=1,2", "hydra.sweep.dir=sweep")
+    runs = sorted(Path("sweep").glob("*/run.json"))
+    assert len(runs) == 2 and all(Run(path.parent).finished for path in runs)
+    jobs = {Run(path.parent).info["job"] for path in runs}
+    assert len(jobs) == 2 and all(job.startswith("slurm ") for job in jobs)
