@@ -57,19 +57,24 @@ def alone() -> bool:
     return False
 
 
+def key(model: str, way: str, steps: int, r: int) -> str:
+    """What a cell is called by."""
+    return f"{model}|{way}|{steps} steps|{r}"
+
+
 def measure(models: list[str], rounds: int, steps: int, folder: Path) -> dict[str, dict[str, float]]:
-    """All cells, by "model|way|round"; those that are there already are not run again."""
+    """All cells, by `key`; those that are there already are not run again."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "cells.json"
     cells: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     for r in range(rounds):
         for model in models:
             for way in WAYS:
-                key = f"{model}|{way}|{r}"
-                if key not in cells:
-                    cells[key] = run(model, way, steps, folder.absolute())
+                name = key(model, way, steps, r)
+                if name not in cells:
+                    cells[name] = run(model, way, steps, folder.absolute())
                     path.write_text(json.dumps(cells, indent=1))
-                    print(f"{key}: {cells[key]['rate']:.1f} samples/s", file=sys.stderr, flush=True)
+                    print(f"{name}: {cells[name]['rate']:.1f} samples/s", file=sys.stderr, flush=True)
     return cells
 
 
@@ -80,10 +85,10 @@ def formula(cell: dict[str, float]) -> dict[str, float]:
     return {name: 2 * sent for name, sent in cost.step(work, plans.dgx_a100(), 2).sent.items()}
 
 
-def measured_table(cells: dict[str, dict[str, float]], models: list[str], rounds: int) -> list[str]:
+def measured_table(cells: dict[str, dict[str, float]], models: list[str], steps: int, rounds: int) -> list[str]:
     lines = ["| method | way | samples/s | over one thread (range) | over two threads (range) |", "|---|---|---|---|---|"]
     for model in models:
-        rates = {way: [cells[f"{model}|{way}|{r}"]["rate"] for r in range(rounds)] for way in WAYS}
+        rates = {way: [cells[key(model, way, steps, r)]["rate"] for r in range(rounds)] for way in WAYS}
         one, two, _ = rates.values()
         for way, found in rates.items():
             over = [ratio(found, base) for base in (one, two)]
@@ -97,13 +102,13 @@ def ratio(found: list[float], base: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def sent_table(cells: dict[str, dict[str, float]], models: list[str], rounds: int) -> list[str]:
+def sent_table(cells: dict[str, dict[str, float]], models: list[str], steps: int, rounds: int) -> list[str]:
     lines = [
         "| method | sent a step, measured | formula | of it gradients | embeddings | BatchNorm and its buffers |",
         "|---|---|---|---|---|---|",
     ]
     for model in models:
-        of = [cells[f"{model}|{list(WAYS)[2]}|{r}"] for r in range(rounds)]
+        of = [cells[key(model, list(WAYS)[2], steps, r)] for r in range(rounds)]
         said = formula(of[0])
         parts = [said["gradients"], said["embeddings"], said.get("BatchNorm", 0) + said.get("buffers", 0)]
         numbers = [statistics.median(cell["bytes"] for cell in of), sum(said.values()), *parts]
@@ -151,10 +156,10 @@ def document(cells: dict[str, dict[str, float]], models: list[str], args: argpar
             f"## One and two processes, measured\n\nOn {at}; {BATCH} samples a step of all processes together, "
             f"{args.steps} steps, DDP with gloo.\nWays take turns; a figure is the median of {args.rounds} rounds, a ratio the median over "
             "rounds of the same round, with its range.\nTwo ranks on two cores have what one process with two threads has.\n",
-            *measured_table(cells, models, args.rounds),
+            *measured_table(cells, models, args.steps, args.rounds),
             "\nBytes are those of both ranks on the loopback device, with headers and acknowledgements; the formula is that of\n"
             "`scripts/bench/cost.py`.\n",
-            *sent_table(cells, models, args.rounds),
+            *sent_table(cells, models, args.steps, args.rounds),
             f"\n## Many GPUs, predicted\n\nNothing here is measured: `scripts/bench/cost.py` computes it for nodes of {machine.gpus} A100 "
             f"({machine.name}), with these assumptions:\n",
             *assumptions(machine, works),

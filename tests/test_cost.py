@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,33 @@ def test_plans_are_the_published_sizes(cost):
         found = [cost.step(work, plans.dgx_a100(), n) for n in (1, 8, 64, 512)]
         assert all(sum(x.memory.values()) < 80 * GB for x in found)
         assert [x.efficiency for x in found] == sorted((x.efficiency for x in found), reverse=True)
+
+
+def test_a_measurement_goes_on_where_it_was_left_and_is_told_in_one_page(cost, tmp_path, monkeypatch, capsys):
+    """Ratios are of the same round, bytes stand beside the formula's for what was counted, and no cell is measured twice."""
+    import bench_scale
+
+    done = []
+
+    def run(model, way, steps, folder):
+        done.append((model, way))
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        rate = {"one process, 1 thread": 10.0, "one process, 2 threads": 16.0, "two ranks, 1 thread each": 18.0}[way]
+        return {"bytes": 9e6, "parameters": 1e6, "channels": 100, "norms": 2, "rate": rate * (1 + len(done) // 4)}
+
+    monkeypatch.setattr(bench_scale, "run", run)
+    args = ["--rounds", "2", "--only", "vit", "--folder", str(tmp_path), "--doc", str(tmp_path / "page.md")]
+    monkeypatch.setattr(sys, "argv", ["bench_scale.py", *args])
+    with pytest.raises(KeyboardInterrupt):
+        bench_scale.main()
+    assert len(json.loads((tmp_path / "cells.json").read_text())) == 3
+    bench_scale.main()
+    assert len(done) == 7
+    page = (tmp_path / "page.md").read_text()
+    assert "python scripts/bench_scale.py --rounds 2 --only vit" in page and page in capsys.readouterr().out
+    assert "| two ranks, 1 thread each | 27.0 | 1.80 (1.80 to 1.80) | 1.12 (1.12 to 1.12) |" in page
+    rows, norm = 2 * 32 * 2 * 128 * 4, 2 * (2 * 100 + 2) * 8 / 2 + 2 * 100 * 4 + (2 * 100 * 4 + 2 * 8) / 2  # of two ranks; of one
+    whole = 8e6 + 2 * (rows / 2 + rows) + 2 * norm
+    assert f"| 9.00 MB | {whole / 1e6:.2f} MB | 8.00 MB |" in page
+    assert page.count("| DINO, ViT-L/16 | fsdp |") == 3

@@ -94,7 +94,7 @@ def test_a_full_disk_has_room_for_why(run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    ends.note(run, 0, pid=1234567)
+    ends.note(run, 0, pid=1234567, longer="than what takes its place" * 2)
     monkeypatch.setattr(ends, "write_json", full)
     ends.note(run, 0, code=2, said="full")
     ends.note(run, 1, code=2, said="full")
