@@ -112,15 +112,14 @@ def keep_steps(cfg: Any, run: Run) -> None:
 
 def _silent(run: Run, node: int, seconds: float) -> None:
     """End this process, from a thread, because a node has not answered; what waits for it cannot be called back."""
-    first = handing.leader()
-    if first is None or first.place.nodes:  # who has started this rank says what it leaves
-        ends.note_silent(run, node, seconds)
-        os._exit(ends.LEFT_ALONE)
     text = ends.note_silent(run, node, seconds)
-    with contextlib.suppress(OSError):
-        run.update(status="failed", error=text, ended=now())
-    os.write(2, f"sslt: {text}\n".encode())
-    os._exit(1)
+    first = handing.leader()
+    tells = first is not None and not first.place.nodes  # otherwise who has started this rank says what it leaves
+    if tells:
+        with contextlib.suppress(OSError):
+            run.update(status="failed", error=text, ended=now())
+        os.write(2, f"sslt: {text}\n".encode())
+    os._exit(1 if tells else ends.LEFT_ALONE)
 
 
 def accelerator(trainer: Any) -> str:

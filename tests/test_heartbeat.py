@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from sslt import ends, heartbeat
+from sslt import ends, handing, heartbeat, processes
+from sslt.places import Place
 from sslt.runs import Run, read_json
 
 
@@ -128,3 +129,27 @@ def test_what_is_said_of_a_silent_node(here, monkeypatch):
     said = [str(ends.verdict(run, 2, {node: ends.LEFT_ALONE}, node=node)) for node in (0, 1)]
     assert said[0].startswith("node 1 (b) has not answered for 600 s: it is gone, or the network; see ")
     assert said[1].startswith("node 0 (b) has not answered")
+
+
+@pytest.mark.parametrize(
+    ("leader", "code", "line"),
+    [
+        (None, ends.LEFT_ALONE, False),  # a rank that an agent watches, or that follows
+        (Place(0, 2, "a", 1, nodes=True), ends.LEFT_ALONE, False),
+        (Place(0, 2, "a", 1, nodes=False), 1, True),  # a launcher's first rank, which is the command itself
+    ],
+)
+def test_a_process_that_waits_in_vain_is_ended_from_outside(leader, code, line, here, monkeypatch, capfd):
+    """Where nobody else tells it, it does, and the run has failed."""
+    (here / "run" / "logs").mkdir(parents=True)
+    (run := Run(here / "run")).update(status="running")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(handing, "_leader", leader and handing.Leader(leader))
+    ended = []
+    monkeypatch.setattr(processes.os, "_exit", ended.append)
+    processes._silent(run, 1, 60)
+    said = capfd.readouterr().err
+    assert ended == [code] and (Run(here / "run").info["status"] == "failed") == line
+    assert (said.startswith("sslt: node 1 has not answered for 60 s") and said.count("\n") == 1) if line else said == ""
+    assert read_json(ends.file_of(run, 0))["silent"] == 1
