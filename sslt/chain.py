@@ -21,7 +21,7 @@ STAGES = ("pretrain", "finetune", "evaluate")
 BEFORE = {"finetune": "pretrain", "evaluate": "finetune"}  # which stage one starts from
 BELONGS = {"task": "pretrain", "data": "pretrain", "from": "pretrain", "target": "finetune", "adaptation": "finetune",
            "encoder": "pretrain", "label_fraction": "finetune", "labels_per_class": "finetune"}  # fmt: skip
-OWN = ("resume", "cache_dir", "debug", "hydra")  # of the chain as a whole
+OWN = ("resume", "cache_dir", "shards", "debug", "hydra")  # of the chain as a whole
 
 
 def rewrite(overrides: list[str], config_dir: str | None, sweep: bool = False) -> list[str]:
@@ -132,7 +132,7 @@ def compose_stages(cfg: Any, folder: Path, config_dir: str | None) -> None:
         overrides["pretrain"].insert(0, f"data={config.chosen('finetune', tuned, 'data', config_dir)}")
     for stage in STAGES:
         start = [f"from={_written(str(folder / BEFORE[stage]))}"] if stage in BEFORE else []
-        own = [f"cache_dir={_written(str(cfg.cache_dir))}"]
+        own = [f"cache_dir={_written(str(cfg.cache_dir))}", *(f"shards.{k}={v}" for k, v in cfg.shards.items())]
         with open_dict(cfg):
             cfg.stages[stage].config = config.compose(stage, [*own, *start, *overrides[stage]], config_dir)
         settle(cfg.stages[stage].config, Run(folder / stage))

@@ -36,7 +36,7 @@ def execute(verb: str, cfg: Any, folder: Path, overrides: list[str], config_dir:
     elif run.finished and comparable(overrides) == comparable(run.info.get("overrides", [])):
         print(f"{run} is finished already")
         return 0
-    cache.set_cache_dir(cfg.cache_dir)
+    cache.set_cache_dir(cfg.cache_dir, cfg.get("shards"))
     if verb == "run" and not all("config" in part for part in cfg.stages.values()):
         from sslt.chain import compose_stages
 

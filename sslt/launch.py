@@ -63,7 +63,7 @@ def launch(verb: str, cfg: Any, run: Run, devices: int, place: Place, port: int)
     """`launch_or_raise` on another than the first node, which tells the rest; returns the exit code."""
     from sslt.data import cache
 
-    cache.set_cache_dir(cfg.cache_dir)
+    cache.set_cache_dir(cfg.cache_dir, cfg.get("shards"))
     try:
         launch_or_raise(verb, cfg, run, devices, place, port)
     except UserError:

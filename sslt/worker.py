@@ -40,7 +40,7 @@ def work(verb: str, cfg: Any, folder: str, watched: bool = False) -> int:
     if watched:
         first = rank - local
         ends.watch_others(run, range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", world))), rank)
-    cache.set_cache_dir(cfg.cache_dir)
+    cache.set_cache_dir(cfg.cache_dir, cfg.get("shards"))
     code, said, number = 0, "", None
     with signals.Watch() as watch:
         try:

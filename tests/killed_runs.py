@@ -174,7 +174,7 @@ def _step(n: int) -> Callable[..., bool]:
 
 
 POINTS: dict[str, Callable[[Callable[[], None]], None]] = {
-    "preparing the data": _at("sslt.data.prepare.image_processor.ImageProcessor", "_chunk"),
+    "preparing the data": _at("sslt.data.prepare.image_writing.Writing", "chunk"),
     "the first probe": _at("sslt.callbacks.probes.OnlineProbe", "measure", _step(0), after=True),
     "before the first step": _at("sslt.learner.Learner", "training_step"),
     "a step": _at("sslt.learner.Learner", "training_step", lambda self, *_: self.batches_seen == 3),

@@ -15,6 +15,7 @@ from sslt import distributed
 from sslt.callbacks.between_steps import BetweenSteps
 from sslt.callbacks.curves import Curves
 from sslt.data.base import Samples, stratified
+from sslt.data.streams.subsets import of_few_shards
 from sslt.encoders.base import Encoder
 from sslt.evaluation.features import encode
 from sslt.evaluation.spectrum import collapse_report, collapse_warning
@@ -226,8 +227,9 @@ def _epoch_due(learner: Any, every: int) -> bool:
 
 
 def _subset(samples: Samples, n: int) -> Samples:
+    samples = of_few_shards(samples, n)
     if len(samples) <= n:
         return samples
     if samples.answers is not None:
-        return samples.subset(stratified(samples.answers.strata, fraction=n / len(samples), seed=0))
-    return samples.subset(np.sort(np.random.default_rng(0).choice(len(samples), n, replace=False)))
+        return samples.subset(stratified(samples.answers.strata, fraction=n / len(samples), seed=0)).held()
+    return samples.subset(np.sort(np.random.default_rng(0).choice(len(samples), n, replace=False))).held()

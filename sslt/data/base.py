@@ -255,6 +255,13 @@ def _whole_groups(labels: np.ndarray, order: np.ndarray, want: dict[int, int], t
     return np.sort(order[taken[group.reshape(-1)]])
 
 
+def spread(bounds: np.ndarray, shards: int) -> np.ndarray:
+    """The rows of at most so many shards, evenly spread over all, in order. bounds: as `Samples.shards`."""
+    filled = np.flatnonzero(np.diff(bounds))
+    chosen = filled[np.unique(np.linspace(0, len(filled) - 1, shards).astype(np.int64))]
+    return np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in chosen])
+
+
 def check_on_error(value: str) -> str:
     """What a source does with a sample it cannot read, "fail" or "skip". Raises `UserError` for anything else."""
     if value not in ("fail", "skip"):
@@ -316,6 +323,26 @@ class Samples(abc.ABC):
     @abc.abstractmethod
     def subset(self, index: np.ndarray) -> Samples:
         """The rows `index`, sharing storage."""
+
+    @property
+    def shards(self) -> np.ndarray | None:
+        """Where each shard begins that the samples are read of, and N behind them, int64 [S + 1]; None where they are one array.
+
+        Orders of an epoch (`streams/windows.py`) keep together what lies together.
+        """
+        return None
+
+    def fetch(self, shards: Sequence[int]) -> None:
+        """Have these shards on this machine's disk; without it, they come as they are read."""
+
+    def held(self) -> Samples:
+        """The same samples, all in memory: for few of sharded ones that are read again and again."""
+        return self
+
+    def lengths_of(self, index: np.ndarray) -> np.ndarray | None:
+        """`lengths` of the rows `index`."""
+        lengths = self.lengths
+        return None if lengths is None else lengths[index]
 
     def uncut(self) -> Samples:
         """The same rows, texts among them at their full length, for views that choose their own parts of them."""

@@ -11,6 +11,9 @@ since only then can an entry be made again without a step on garbage. It takes 0
 system has in memory (CRC-32 finds every error of up to 32 bits in a row and misses 1 in 4 billion of others; BLAKE2b would take 1.1 s
 per GB), and blocks are shared among threads. The reading is not lost, as it fills the system's
 page cache, in order. One process of a run does it, the others trust it.
+
+Of an entry with `shards` in its meta, these are compared one by one as they are first read (`shards/files.py`). It is made in a folder
+that stays when its maker is killed, and a shard that is missing later is made again alone.
 """
 
 from __future__ import annotations
@@ -25,35 +28,44 @@ import re
 import shutil
 import time
 import uuid
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sslt import stored
+from sslt.data import entries, sharding
+from sslt.data.entries import SHARDS, Entry
 from sslt.errors import UserError
 
 log = logging.getLogger("sslt")
 
-BLOCK = 16 << 20  # bytes that one checksum is of
-THREADS = min(8, os.cpu_count() or 1)  # more read no faster than memory does
-SMALL = 4 * BLOCK  # bytes of an entry up to which every process checks it
-TOLD = 20 << 30  # bytes of an entry from which on its checking is worth a line
-_SUMS = "checksums"  # key of meta.json
+SMALL = 4 * entries.BLOCK  # bytes of an entry up to which every process checks it
 
 _root: Path | None = None
 _checked: set[tuple[Any, ...]] = set()  # entries that this run has compared with their checksums
 _HOST = re.sub(r"\W", "", platform.node()) or "here"
 
 
-def set_cache_dir(path: str | os.PathLike[str]) -> None:
-    """Where entries of this process go (the `cache_dir` setting; "": by itself). Called as a run begins: what it opens is checked anew."""
+def set_cache_dir(path: str | os.PathLike[str], shards: Mapping[str, Any] | None = None) -> None:
+    """Where entries of this process go (the `cache_dir` setting; "": by itself). Called as a run begins: what it opens is checked anew.
+
+    shards: the setting of that name (`sharding.Limits`); None: nothing is kept as shards. Raises `UserError` for what cannot be.
+    """
     global _root
+    sharding.set_limits(shards)
     _root = Path(path).expanduser() if path else None
     _checked.clear()
+
+
+def was_checked(identity: tuple[Any, ...]) -> bool:
+    """Whether this run has compared what `identity` tells apart with its digest."""
+    return identity in _checked
+
+
+def note_checked(identity: tuple[Any, ...]) -> None:
+    """Say that it has."""
+    _checked.add(identity)
 
 
 def cache_dir() -> Path:
@@ -104,51 +116,6 @@ def write_atomic(path: Path, text: str | bytes) -> None:
         tmp.unlink(missing_ok=True)
 
 
-class Entry:
-    """A finished entry: `entry["name"]` memory-maps an array, `entry.meta` is its JSON.
-
-    Raises `UserError`, `OSError` or `ValueError` where its `meta.json` is damaged or not there.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.meta: dict[str, Any] = json.loads(stored.text(path / "meta.json", largest=1 << 30))
-        if not isinstance(self.meta, dict):
-            raise ValueError("meta.json holds no object")
-        self.sums: dict[str, list[int]] | None = self.meta.pop(_SUMS, None)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return np.load(self.path / f"{name}.npy", mmap_mode="r")
-
-    def __contains__(self, name: str) -> bool:
-        return (self.path / f"{name}.npy").exists()
-
-    def damage(self) -> str | None:
-        """What is wrong with it: None if every byte is as it was written."""
-        if not isinstance(self.sums, dict) or self.sums.get("meta.json") != [_own_sum(self.meta, self.sums)]:
-            return "meta.json is damaged"
-        if self.size > TOLD:
-            log.info("checking %.0f GB of prepared data in %s", self.size / 1e9, self.path)
-        for name, wanted in self.sums.items():
-            if name != "meta.json" and (found := _sums(self.path / name)) != wanted:
-                bad = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), None)
-                where = "its length" if bad is None else f"block {bad + 1} of {len(wanted)}"
-                return f"{name} is not as it was written ({where})"
-        return None
-
-    @property
-    def size(self) -> int:
-        """Bytes of its files."""
-        return sum(stat.st_size for stat in self._stats())
-
-    def identity(self) -> tuple[Any, ...]:
-        """What tells this entry from another one in its place."""
-        return str(self.path), *((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in self._stats())
-
-    def _stats(self) -> list[os.stat_result]:
-        return [(self.path / name).stat() for name in sorted(self.sums or {})]
-
-
 def find(kind: str, key: str, checked: bool = True) -> Entry | None:
     """The entry `key` if it is there. A damaged one is moved away with a line, and is then none.
 
@@ -173,37 +140,55 @@ def find(kind: str, key: str, checked: bool = True) -> Entry | None:
                     raise UserError(f"{place} is damaged ({damage}) and cannot be moved away ({e.strerror}): set another cache_dir=") from e
                 if damage != _OLD:
                     log.warning("%s/%s in the cache is damaged and made again: %s", kind, key, damage)
+    if entry is not None and checked and (missing := entry.missing()):
+        log.warning("%s/%s in the cache lacks %d of %d shards, which are made again", kind, key, len(missing), len(entry.shards()))
+        place.rename(_unfinished(place))
+        return None
     return entry
 
 
-def get_or_make(kind: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Entry:
+def get_or_make(kind: str, key: str, make: Callable[[Path], dict[str, Any]], resumable: bool = False) -> Entry:
     """The entry `key`, made by `make(folder) -> meta` if it is not there whole.
 
-    `make` writes files into the folder it is given and returns what goes into `meta.json`.
+    `make` writes files into the folder it is given and returns what goes into `meta.json`. resumable: one process makes it while others
+    wait, and the folder stays when that fails, for the next `make` to go on with.
     """
     # of a run on several devices, the first process has opened (and so checked) what the others open after it
-    if (found := find(kind, key, checked=os.environ.get("LOCAL_RANK", "0") == "0")) is not None:
+    if (found := find(kind, key, checked := os.environ.get("LOCAL_RANK", "0") == "0")) is not None:
         return found
     place = cache_dir() / kind / key
     place.parent.mkdir(parents=True, exist_ok=True)
     _sweep(place.parent)
-    tmp = place.with_name(f"{_temporary()}-{key}")
-    tmp.mkdir()
-    try:
+    with contextlib.ExitStack() as stack:
+        if resumable:
+            stack.enter_context(_alone(place.parent, f".lock-{key}"))
+            if (found := find(kind, key, checked)) is not None:  # made by the one that this one waited for
+                return found
+            tmp = _unfinished(place)
+            tmp.mkdir(exist_ok=True)
+            (tmp / "meta.json").unlink(missing_ok=True)
+        else:
+            tmp = place.with_name(f"{_temporary()}-{key}")
+            tmp.mkdir()
+            stack.callback(shutil.rmtree, tmp, ignore_errors=True)
         meta = json.loads(json.dumps(make(tmp)))  # as it will be read
-        sums = {str(p.relative_to(tmp)): _sums(p) for p in sorted(tmp.rglob("*")) if p.is_file()}
-        sums["meta.json"] = [_own_sum(meta, sums)]
-        (tmp / "meta.json").write_text(json.dumps({**meta, _SUMS: sums}))
+        inside = (p for p in sorted(tmp.rglob("*")) if p.is_file() and p.parent != tmp / SHARDS)
+        sums = {str(p.relative_to(tmp)): entries.sums_of(p) for p in inside}
+        sums["meta.json"] = [entries.own_sum(meta, sums)]
+        (tmp / "meta.json").write_text(json.dumps({**meta, entries.SUMS: sums}))
         try:
             tmp.rename(place)
         except OSError:
             if not (place / "meta.json").exists():
                 raise
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
     entry = Entry(place)
     _checked.add(entry.identity())
     return entry
+
+
+def _unfinished(place: Path) -> Path:
+    """Where a resumable entry is while it is made."""
+    return place.with_name(f".part-{place.name}")
 
 
 _OLD = "it has no checksums"
@@ -226,20 +211,6 @@ def _open(place: Path, checked: bool) -> tuple[Entry | None, str | None]:
         return None, f"it cannot be read ({str(e).splitlines()[0][:200]})"
 
 
-def _sums(path: Path) -> list[int]:
-    """CRC-32 of every `BLOCK` bytes of a file; [0] if it is empty."""
-    stored.require_regular(path)
-    blocks = range(0, max(path.stat().st_size, 1), BLOCK)
-    with path.open("rb") as f, ThreadPoolExecutor(THREADS) as pool:  # zlib works outside of Python's lock
-        return list(pool.map(lambda start: zlib.crc32(os.pread(f.fileno(), BLOCK, start)), blocks))
-
-
-def _own_sum(meta: dict[str, Any], sums: dict[str, list[int]]) -> int:
-    """CRC-32 of what meta.json holds beside this number."""
-    others = {k: v for k, v in sums.items() if k != "meta.json"}
-    return zlib.crc32(json.dumps([meta, others], sort_keys=True).encode())
-
-
 def _temporary() -> str:
     """The beginning of a name that `_sweep` knows."""
     return f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -255,19 +226,24 @@ def _remove(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time takes entries away, where the file system has locks."""
+def _alone(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """One process at a time is inside (to take entries away, say), where the file system has locks."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
-            file = stack.enter_context((folder / ".lock").open("w"))
+            file = stack.enter_context((folder / name).open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what crashed writers left: temporary folders of processes that are gone, or older than a day."""
+    """Remove what crashed writers left: temporary folders of processes that are gone, or older than a day; half-made shards of a month."""
+    for part in folder.glob(".part-*"):
+        with contextlib.suppress(OSError):
+            newest = max((p.stat().st_mtime for p in (part, part / SHARDS) if p.exists()), default=0)
+            if time.time() - newest > 30 * 86_400:
+                shutil.rmtree(part, ignore_errors=True)
     for tmp in folder.glob(".tmp-*"):
         host, pid = tmp.name.split("-")[1:3]
         with contextlib.suppress(OSError):

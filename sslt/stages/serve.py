@@ -68,7 +68,7 @@ def work(pipe: int, folder: str) -> int:
     run = Run(folder)
     cfg = run.config
     logging.basicConfig(level=logging.WARNING, format="worker: %(message)s")
-    cache.set_cache_dir(cfg.cache_dir)
+    cache.set_cache_dir(cfg.cache_dir, cfg.get("shards"))
     quiet_libraries()
 
     def opened() -> Any:

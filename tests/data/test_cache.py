@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sslt.data import cache
+from sslt.data import cache, entries
 from sslt.errors import UserError
 
 
@@ -231,7 +231,7 @@ def damages(place: Path) -> dict[str, object]:
 @pytest.mark.parametrize("what", damages(Path()))
 def test_a_damaged_entry_is_made_again(own_cache, monkeypatch, caplog, what):
     """With a line, in the next run; the file's time tells nothing. What was damaged is gone, and the new one is whole."""
-    monkeypatch.setattr(cache, "BLOCK", 1 << 20)
+    monkeypatch.setattr(entries, "BLOCK", 1 << 20)
     monkeypatch.setattr(cache.log, "propagate", True)
     made = []
     make = lambda folder: (made.append(1), write_much(folder))[1]  # noqa: E731
@@ -249,9 +249,9 @@ def test_a_damaged_entry_is_made_again(own_cache, monkeypatch, caplog, what):
 
 def test_an_entry_is_read_once_a_run(own_cache, monkeypatch):
     """Opening it again costs a look at its files; what this run made is not read at all."""
-    read, sums = [], cache._sums
+    read, sums = [], entries.sums_of
     cache.get_or_make("kind", "key", write_much)
-    monkeypatch.setattr(cache, "_sums", lambda path: read.append(path.name) or sums(path))
+    monkeypatch.setattr(entries, "sums_of", lambda path: read.append(path.name) or sums(path))
     cache.get_or_make("kind", "key", write_much)
     assert read == []
     cache.set_cache_dir(own_cache)
@@ -264,8 +264,8 @@ def test_an_entry_is_read_once_a_run(own_cache, monkeypatch):
 def test_a_large_entry_is_read_by_one_rank(own_cache, monkeypatch, rank, read_by_it):
     """The others open it after the first, and trust it; small ones are not worth the asking."""
     cache.get_or_make("kind", "key", write_much)
-    read, sums = [], cache._sums
-    monkeypatch.setattr(cache, "_sums", lambda path: read.append(path.name) or sums(path))
+    read, sums = [], entries.sums_of
+    monkeypatch.setattr(entries, "sums_of", lambda path: read.append(path.name) or sums(path))
     monkeypatch.setenv("LOCAL_RANK", rank)
     for small, expected in ((1 << 20, read_by_it), (cache.SMALL, ["numbers.npy", "words.json"])):
         monkeypatch.setattr(cache, "SMALL", small)

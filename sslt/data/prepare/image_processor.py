@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import errno
 import logging
-import sys
-import time
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,10 @@ from torch.nn import functional as F
 
 from sslt.data import cache, copies, frames
 from sslt.data.answers import Answers, Space
-from sslt.data.base import Raw, Samples, Source
-from sslt.data.sources.image_files import THREADS
+from sslt.data.base import Raw, Samples, Source, spread
+from sslt.data.prepare import image_shards
+from sslt.data.prepare.image_writing import CHUNK, Writing, skips
+from sslt.data.shards.rows import ShardedRows
 from sslt.errors import UserError, nearest
 from sslt.ranges import Count
 
@@ -29,8 +27,6 @@ log = logging.getLogger("sslt")
 
 FORMAT = 3  # of the cached entries: raise it when what is written, or how images are resized, changes
 IN_MEMORY = 1 << 30  # bytes up to which a split is held in memory rather than memory-mapped
-CHUNK = 512  # images that are decoded before they are written
-BLOCK = 16  # images that a thread decodes at a time
 NARROWEST = 32  # how many times its shorter side the longer side of an image counts
 FITS = ("crop", "pad", "stretch")
 NAMED = 5  # unreadable images that a message names
@@ -134,15 +130,18 @@ class ImageProcessor:
         self._tell(source, entry.meta)
         copies.tell(raw.remarks)
         copies.tell_shared(source, split, np.asarray(entry["contents"])[index])
-        images = entry["images"]
-        fits = images[:1].nbytes * len(index) < IN_MEMORY
+        many = image_shards.are_many(len(index), self.row_bytes)
+        images = ShardedRows.open(entry, "images") if "shards" in entry.meta else entry["images"]
+        fits = self.row_bytes * len(index) < IN_MEMORY and not many
+        sizes = np.asarray(entry["sizes"])[index]
+        how = sizes, self.size, self.fitted_by, NARROWEST
         return ImageSamples(
             images[index] if fits else images,
             answers,
             cache.digest(entry.path.name, index, answers is None),
             skipped=len(raw) - len(index) + len(raw.skipped),
             rows=None if fits else index,
-            seen=frames.fitted(sizes := np.asarray(entry["sizes"])[index], self.size, self.fitted_by, NARROWEST),
+            seen=image_shards.Seen(*how) if many else frames.fitted(*how),
             sizes=sizes,
         )
 
@@ -157,92 +156,34 @@ class ImageProcessor:
     def _prepare_own(self, source: Source, split: str) -> cache.Entry:
         """The entry of one of the source's own splits: all its rows, in order, unreadable ones as zeros."""
         key = cache.digest(source.fingerprint(), split, self.size, self.channels, self.fitted_by, FORMAT)
-        entry = _cached("images", key, lambda folder: self._write(source, split, folder))
-        if entry.meta["unreadable"] and not _skips(source):  # it was made with on_error=skip
+        entry = self._kept(key) or self._write(source, split, key)
+        if entry.meta["unreadable"] and not skips(source):  # it was made with on_error=skip
             raise UserError(f"{_left_out(entry.meta)} cannot be read: mend or remove them, or set data.on_error=skip")
         return entry
 
-    def _write(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a prepared image."""
+        return self.size * self.size * self.channels
+
+    def _kept(self, key: str) -> cache.Entry | None:
+        """What is in the cache in the way that the present settings keep it: one array under `key`, or shards under another."""
+        checked = os.environ.get("LOCAL_RANK", "0") == "0"  # as in `cache.get_or_make`
+        entry, sharded = cache.find("images", key, checked), image_shards.key_of(key, self.row_bytes)
+        if sharded is not None and (entry is None or image_shards.are_many(entry.meta["count"], self.row_bytes)):
+            return cache.find("images", sharded, checked)
+        return entry
+
+    def _write(self, source: Source, split: str, key: str) -> cache.Entry:
         raw = source.read(split)
         if not len(raw):
             raise UserError(f"the split {split} of {source.name} is empty")
-        seen: set[tuple[int, ...]] = set()
-        unreadable: dict[int, UserError] = {}
-        contents, sizes = np.empty(len(raw), np.uint64), np.ones((len(raw), 2), np.int64)
-        starts = _progress(range(0, len(raw), CHUNK), f"preparing {source.name} {split}")
-        # A plain file, not a memory map: on a full disk a write raises, where a store into a map kills the process.
-        with (
-            (folder / "images.npy").open("wb") as file,
-            ThreadPoolExecutor(THREADS) as pool,
-            contextlib.closing(starts),
-        ):
-            shape = (len(raw), self.size, self.size, self.channels)
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for start in starts:
-                rows = range(start, min(start + CHUNK, len(raw)))
-                file.write(self._chunk(source, raw, rows, pool, seen, unreadable, contents, sizes).data)
-        np.save(folder / "contents.npy", contents)
-        np.save(folder / "sizes.npy", sizes)
-        if len(unreadable) == len(raw):
-            raise UserError(f"none of the {len(raw)} images of {source.name} ({split}) can be read; first: {unreadable[0]}")
-        if unreadable:
-            np.save(folder / "readable.npy", ~np.isin(np.arange(len(raw)), list(unreadable)))
-        native = {shape[:2] for shape in seen}
-        return {
-            "name": source.name,
-            "split": split,
-            "count": len(raw),
-            "answers": None if raw.answers is None else raw.answers.save(folder),
-            "skipped": raw.skipped,
-            "unreadable": [getattr(error, "file", str(error)) for error in unreadable.values()],
-            "native_size": list(native.pop()) if len(native) == 1 else None,  # (H, W); None where they differ
-            "native_channels": sorted({shape[2] for shape in seen}),
-        }
-
-    def _chunk(
-        self,
-        source: Source,
-        raw: Raw,
-        rows: range,
-        pool: ThreadPoolExecutor,
-        seen: set[tuple[int, ...]],
-        unreadable: dict[int, UserError],
-        contents: np.ndarray,
-        sizes: np.ndarray,
-    ) -> np.ndarray:
-        """The images `rows`, uint8 [n, size, size, C]; adds to `seen` their shapes, to `unreadable` what failed.
-
-        Fills in `contents` [N] and `sizes` [N, 2], heights and widths.
-        """
-        if isinstance(raw.items, np.ndarray):
-            contents[rows.start : rows.stop] = copies.contents_of(raw.items[rows.start : rows.stop])
-            seen.add(raw.items.shape[1:])
-            sizes[rows.start : rows.stop] = raw.items.shape[1:3]
-            return resize(raw.items[rows.start : rows.stop], self.size, self.channels, self.fitted_by)
-
-        def one(row: int) -> tuple[tuple[int, ...], np.ndarray] | UserError:
-            contents[row] = copies.unreadable(row)
-            try:
-                image = raw.items[row]
-            except UserError as error:
-                if _skips(source):
-                    return error
-                hint = "; data.on_error=skip leaves such images out" if hasattr(source, "on_error") else ""
-                raise UserError(f"{source.name}: {error}{hint}") from error
-            contents[row] = copies.content_of(image)
-            sizes[row] = image.shape[:2]
-            return image.shape, resize(image[None], self.size, self.channels, self.fitted_by)[0]
-
-        out = np.zeros((len(rows), self.size, self.size, self.channels), np.uint8)
-        blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
-        results = chain.from_iterable(pool.map(lambda block: [one(row) for row in block], blocks))
-        for i, result in enumerate(results):
-            if isinstance(result, UserError):
-                unreadable[rows[i]] = result
-            else:
-                seen.add(result[0])
-                out[i] = result[1]
-        return out
+        shape = (self.size, self.size, self.channels)
+        writing = Writing(source, split, raw, shape, lambda images: resize(images, self.size, self.channels, self.fitted_by))
+        sharded = image_shards.key_of(key, self.row_bytes)
+        if sharded is not None and image_shards.are_many(len(raw), self.row_bytes):
+            return _cached("images", sharded, writing.sharded, resumable=True)
+        return _cached("images", key, writing.whole)
 
     def _tell(self, source: Source, meta: dict[str, Any]) -> None:
         """Say once what was done to the images."""
@@ -293,19 +234,19 @@ class _RowSource(Source):
 class ImageSamples(Samples):
     """Images of one split as bytes.
 
-    `images`: uint8 [N, H, W, C], in memory or memory-mapped; `rows`: int64, those of `images` that are samples (None:
+    `images`: uint8 [N, H, W, C], in memory, memory-mapped or as shards; `rows`: int64, those of `images` that are samples (None:
     all, in order); `seen` [N, 4]: which part of each image as it was is seen (`frames`), and `sizes` [N, 2] its height and width then.
     `skipped` counts the images that could not be read.
     """
 
     def __init__(
         self,
-        images: np.ndarray,
+        images: np.ndarray | ShardedRows,
         answers: Answers | None,
         fingerprint: str,
         skipped: int = 0,
         rows: np.ndarray | None = None,
-        seen: np.ndarray | None = None,
+        seen: np.ndarray | image_shards.Seen | None = None,
         sizes: np.ndarray | None = None,
     ):
         self.images, self.answers, self.seen, self.sizes = images, answers, seen, sizes
@@ -327,6 +268,21 @@ class ImageSamples(Samples):
             batch |= self.answers.batch(index, None if self.seen is None else self.seen[index], self.images.shape[1])
         return batch
 
+    @property
+    def shards(self) -> np.ndarray | None:
+        return image_shards.bounds_of(self.images, self.rows)
+
+    def fetch(self, shards: Sequence[int]) -> None:
+        if isinstance(self.images, ShardedRows):
+            self.images.fetch(shards)
+
+    def held(self) -> ImageSamples:
+        if not isinstance(self.images, ShardedRows):
+            return self
+        twin = copy.copy(self)
+        twin.images, twin.rows = self._take(np.arange(len(self))), None
+        return twin
+
     def _take(self, index: np.ndarray) -> np.ndarray:
         return np.asarray(self.images[index if self.rows is None else self.rows[index]])
 
@@ -339,15 +295,19 @@ class ImageSamples(Samples):
             cache.digest(self.fingerprint, index),
             self.skipped,
             index if self.rows is None else self.rows[index],
-            None if self.seen is None else self.seen[index],
+            self.seen.take(index) if isinstance(self.seen, image_shards.Seen) else None if self.seen is None else self.seen[index],
             None if self.sizes is None else self.sizes[index],
         )
 
     def moments(self) -> dict[str, list[float]]:
-        """Mean and standard deviation of each channel, of pixels in 0..1; exact, from counts of the 256 values."""
+        """Mean and standard deviation of each channel, of pixels in 0..1; exact, from counts of the 256 values.
+
+        Of sharded images, those of `image_shards.MEASURED` shards, spread evenly, so that it does not take a pass over all.
+        """
         counts = np.zeros((self.images.shape[3], 256), np.int64)
-        for i in range(0, len(self), CHUNK):
-            images = self._take(np.arange(i, min(i + CHUNK, len(self))))
+        rows = np.arange(len(self)) if self.shards is None else spread(self.shards, image_shards.MEASURED)
+        for i in range(0, len(rows), CHUNK):
+            images = self._take(rows[i : i + CHUNK])
             for channel, row in enumerate(counts):
                 row += np.bincount(images[..., channel].ravel(), minlength=256)
         values = np.arange(256) / 255
@@ -391,38 +351,18 @@ _WHOLE = {"pad": "with black beside them", "stretch": "stretched"}
 _COLOURS = {1: "grey", 3: "RGB"}
 
 
-def _skips(source: Source) -> bool:
-    return getattr(source, "on_error", "fail") == "skip"
-
-
 def _left_out(meta: dict[str, Any]) -> str:
     files = meta["unreadable"]
     named = ", ".join(files[:NAMED]) + (", ..." if len(files) > NAMED else "")
     return f"{len(files)} of {meta['count']} images of {meta['name']} ({meta['split']}: {named})"
 
 
-def _cached(kind: str, key: str, make: Callable[[Path], dict[str, Any]]) -> cache.Entry:
+def _cached(kind: str, key: str, make: Callable[[Path], dict[str, Any]], resumable: bool = False) -> cache.Entry:
     try:
-        return cache.get_or_make(kind, key, make)
+        return cache.get_or_make(kind, key, make, resumable)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
             f"no space left for prepared images in {cache.cache_dir()}: free some, or set cache_dir= to another folder"
         ) from error
-
-
-def _progress(starts: range, title: str) -> Generator[int, None, None]:
-    """`starts`, with a bar on a terminal's stderr once they have taken a second."""
-    began, bar = time.monotonic(), None
-    with contextlib.ExitStack() as stack:
-        for done, start in enumerate(starts):
-            if bar is None and sys.stderr.isatty() and time.monotonic() - began > 1:
-                from rich.console import Console
-                from rich.progress import Progress
-
-                bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-                task = bar.add_task(title, total=len(starts))
-            if bar is not None:
-                bar.update(task, completed=done)
-            yield start

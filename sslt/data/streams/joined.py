@@ -42,6 +42,37 @@ class Joined(Samples):
     def padding(self) -> dict[str, int]:
         return self.parts[0].padding | ({} if self.answers is None else self.answers.fills)
 
+    @property
+    def shards(self) -> np.ndarray | None:
+        """Those of the parts, a part without as one; None where no part has any, or rows were chosen."""
+        found = [p.shards for p in self.parts]
+        if self.chosen is not None or all(b is None for b in found):
+            return None
+        bounds = [np.array([0, len(p)]) if b is None else b for p, b in zip(self.parts, found, strict=True)]
+        return np.concatenate([[0], *(b[1:] + start for b, start in zip(bounds, self.starts[:-1], strict=True))])
+
+    def fetch(self, shards: Sequence[int]) -> None:
+        first = 0
+        for part in self.parts:
+            bounds = part.shards
+            count = 1 if bounds is None else len(bounds) - 1
+            part.fetch([] if bounds is None else [s - first for s in shards if first <= s < first + count])
+            first += count
+
+    def held(self) -> Joined:
+        return Joined([p.held() for p in self.parts], self.chosen)
+
+    def lengths_of(self, index: np.ndarray) -> np.ndarray | None:
+        shares = self._shares(self.rows[index])
+        found = [(place, part.lengths_of(own)) for part, (place, own) in zip(self.parts, shares, strict=True) if len(own)]
+        if not found or any(n is None for _, n in found):
+            return None
+        out = np.empty(len(index), np.int64)
+        for place, lengths in found:
+            if lengths is not None:
+                out[place] = lengths
+        return out
+
     def batch(self, index: np.ndarray) -> dict[str, Tensor]:
         """What the parts' batches have in common, in the order of `index`; rows of text are padded to the longest."""
         index = np.asarray(index, np.int64)

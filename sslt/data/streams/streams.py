@@ -2,10 +2,15 @@
 
 The order of an epoch is a function of (seed, epoch) alone and a rank's share one of (rank, world). Nothing of it has to be
 saved: step g of any run is the same batch, and skipping to it reads nothing.
+
+Samples of shards have an order by windows of these (`windows.py`): what comes at a step is known without the order of the whole epoch, all
+ranks read of the same few shards, and those of the next window are fetched meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +21,7 @@ import torch
 from sslt import distributed
 from sslt.data.base import Samples
 from sslt.data.streams.sampling import Sampling
+from sslt.data.streams.windows import ShardedOrder
 from sslt.errors import UserError
 
 _MULTIPLE = 8  # of tokens, to which the rows of a batch are filled up
@@ -67,6 +73,9 @@ class Stream:
         if not drop_last and self.length > 1 and 0 < n % whole < 2 * world:
             self.length -= 1  # too few left to give every rank two, which batch statistics need
         self._order: tuple[int, list[np.ndarray]] | None = None
+        self._sharded = None if (shards := samples.shards) is None else ShardedOrder(shards, seed)
+        self._group: tuple[tuple[int, int], list[np.ndarray]] | None = None
+        self._fetched: tuple[int, int] | None = None
         self._ends: np.ndarray | None = None
         if batch_tokens is not None:
             self._ends = self._cut(batch_tokens)
@@ -80,13 +89,42 @@ class Stream:
     def index_at(self, step: int) -> np.ndarray:
         """Rows of this rank's batch at global step `step`."""
         epoch, position = divmod(step, self.length)
+        if self._sharded is not None:
+            return self._in_windows(self._sharded, epoch, position)[self.rank :: self.world]
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self._epoch(epoch)
         return self._order[1][position][self.rank :: self.world]
 
     def at(self, step: int) -> dict[str, torch.Tensor]:
         """This rank's batch at global step `step`."""
+        self._fetch(step)
         return self.samples.batch(self.index_at(step))
+
+    def _in_windows(self, order: ShardedOrder, epoch: int, position: int) -> np.ndarray:
+        """Rows of the joint batch at a place of an epoch: of texts, out of a group of batches that was sorted by length."""
+        number, place = divmod(position, _GROUP)
+        if self._group is None or self._group[0] != (epoch, number):
+            whole = self.batch_size * self.world
+            start = number * _GROUP * whole
+            rows = order.rows(epoch, start, min(start + _GROUP * whole, self.length * whole, len(self.samples)))
+            lengths, drawn = self.samples.lengths_of(rows), np.arange(-(-len(rows) // whole))
+            if lengths is not None:
+                rows = rows[np.argsort(lengths, kind="stable")]
+                drawn = np.random.default_rng([self.seed, epoch, number, 0x6209]).permutation(drawn)
+            self._group = (epoch, number), [rows[i * whole : (i + 1) * whole] for i in drawn]
+        return self._group[1][place]
+
+    def _fetch(self, step: int) -> None:
+        """Have the shards of the window that step reads of, and begin to fetch those of the next."""
+        if self._sharded is None:
+            return
+        epoch, position = divmod(step, self.length)
+        window = self._sharded.window_of(epoch, position * self.batch_size * self.world)
+        if self._fetched != (epoch, window):
+            self._fetched = epoch, window
+            self.samples.fetch(self._sharded.shards(epoch, window).tolist())
+            ahead = self._sharded.shards(epoch, window + 1).tolist()
+            threading.Thread(target=_quietly, args=(self.samples.fetch, ahead), daemon=True).start()
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch, 0x57E4])
@@ -118,6 +156,8 @@ class Stream:
     def _cut(self, tokens: int) -> np.ndarray:
         """Where batches end, of all rows in the order of `_by_lengths`: as late as they have at most `tokens` tokens on each rank."""
         lengths, outputs = self.samples.lengths, self.samples.output_lengths
+        if self._sharded is not None:
+            raise UserError("batch_tokens= orders all samples by length, and these are kept as shards: give batch_size=")
         if lengths is None:
             raise UserError("batch_tokens= counts the tokens of texts: of images give batch_size=")
         if not isinstance(tokens, int) or tokens < 1:
@@ -140,6 +180,12 @@ class Stream:
         if len(read) - start < self.world and ends:  # too few to give every rank one
             ends.pop()
         return np.array([*ends, len(read)])
+
+
+def _quietly(fetch: Callable[[list[int]], None], shards: list[int]) -> None:
+    """Fetch ahead; what fails is tried again, and told, when it is read."""
+    with contextlib.suppress(UserError, OSError):
+        fetch(shards)
 
 
 class Loader:

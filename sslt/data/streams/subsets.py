@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from sslt.data.answers import Answers, Class
-from sslt.data.base import Samples, stratified
+from sslt.data.base import Samples, spread, stratified
 from sslt.errors import UserError
 
 log = logging.getLogger("sslt")
+FEW_SHARDS = 8  # that a few rows are drawn from at least
 
 
 def label_rows(answers: Answers, fraction: float, per_class: int | None, seed: int) -> np.ndarray | None:
@@ -46,7 +47,20 @@ def labels_of(samples: Samples) -> torch.Tensor:
 
 
 def some(samples: Samples, n: int, seed: int) -> Samples:
-    """`n` rows drawn by the seed (all, where there are no more), in order, without a look at their labels."""
+    """`n` rows drawn by the seed (all, where there are no more), in order, without a look at their labels.
+
+    Of shards they are drawn in a few of these.
+    """
+    samples = of_few_shards(samples, n)
     if len(samples) <= n:
         return samples
     return samples.subset(np.sort(np.random.default_rng([seed, 0x50E]).choice(len(samples), n, replace=False)))
+
+
+def of_few_shards(samples: Samples, n: int) -> Samples:
+    """What `n` rows are drawn from without reading all shards: the rows of some, spread evenly, that have four times as many."""
+    bounds = samples.shards
+    if bounds is None or len(samples) <= n:
+        return samples
+    typical = max(int(np.median(np.diff(bounds)[np.diff(bounds) > 0])), 1)
+    return samples.subset(spread(bounds, max(FEW_SHARDS, -(-4 * n // typical))))
