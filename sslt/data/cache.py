@@ -19,6 +19,7 @@ that stays when its maker is killed, and a shard that is missing later is made a
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -36,13 +37,16 @@ import numpy as np
 
 from sslt.data import entries, sharding
 from sslt.data.entries import SHARDS, Entry
+from sslt.data.store import Store, is_url
 from sslt.errors import UserError
 
 log = logging.getLogger("sslt")
 
+FETCHES = 3  # of an entry of a store that does not come whole
 SMALL = 4 * entries.BLOCK  # bytes of an entry up to which every process checks it
 
 _root: Path | None = None
+_store: Store | None = None
 _checked: set[tuple[Any, ...]] = set()  # entries that this run has compared with their checksums
 _HOST = re.sub(r"\W", "", platform.node()) or "here"
 
@@ -52,10 +56,26 @@ def set_cache_dir(path: str | os.PathLike[str], shards: Mapping[str, Any] | None
 
     shards: the setting of that name (`sharding.Limits`); None: nothing is kept as shards. Raises `UserError` for what cannot be.
     """
-    global _root
+    global _root, _store
     sharding.set_limits(shards)
-    _root = Path(path).expanduser() if path else None
+    _root, _store = _located(str(path), os.environ.get("SSLT_LOCAL_CACHE")) if path else (None, None)
     _checked.clear()
+
+
+def store() -> Store | None:
+    """Where the entries are that all machines share, where `cache_dir` is a URL; `cache_dir()` then has this machine's copies."""
+    return _store if _root is not None else _by_environment()[1]
+
+
+def _by_environment() -> tuple[Path, Store | None]:
+    return _located(os.environ.get("SSLT_CACHE") or "~/.cache/sslt", os.environ.get("SSLT_LOCAL_CACHE"))
+
+
+@functools.lru_cache
+def _located(path: str, local: str | None) -> tuple[Path, Store | None]:
+    if not is_url(path):
+        return Path(path).expanduser(), None
+    return Path(local or "~/.cache/sslt").expanduser() / "stores" / digest(path.rstrip("/")), Store(path)
 
 
 def was_checked(identity: tuple[Any, ...]) -> bool:
@@ -69,8 +89,11 @@ def note_checked(identity: tuple[Any, ...]) -> None:
 
 
 def cache_dir() -> Path:
-    """The folder of all entries: `cache_dir`, else $SSLT_CACHE, else ~/.cache/sslt."""
-    return _root or Path(os.environ.get("SSLT_CACHE") or "~/.cache/sslt").expanduser()
+    """The folder of all entries: `cache_dir`, else $SSLT_CACHE, else ~/.cache/sslt.
+
+    Where that is a URL, the folder of this machine's copies: below $SSLT_LOCAL_CACHE, else ~/.cache/sslt.
+    """
+    return _root or _by_environment()[0]
 
 
 def digest(*parts: Any) -> str:
@@ -122,12 +145,14 @@ def find(kind: str, key: str, checked: bool = True) -> Entry | None:
     checked: compare it with its checksums, once a run; False where another process of this run has done so (a small one is anyway).
     Raises `UserError` where a damaged one cannot be moved away.
     """
-    place = cache_dir() / kind / key
+    place, shared = cache_dir() / kind / key, store()
+    if shared is not None and not os.path.lexists(place):
+        _fetch(shared, f"{kind}/{key}", place)
     if not os.path.lexists(place):
         return None
     entry, damage = _open(place, checked)
     if damage is not None:
-        with _alone(place.parent):  # of two that saw the damage, the second may see the first one's new entry here
+        with alone(place.parent):  # of two that saw the damage, the second may see the first one's new entry here
             if not os.path.lexists(place):
                 return None
             entry, damage = _open(place, checked)
@@ -140,7 +165,7 @@ def find(kind: str, key: str, checked: bool = True) -> Entry | None:
                     raise UserError(f"{place} is damaged ({damage}) and cannot be moved away ({e.strerror}): set another cache_dir=") from e
                 if damage != _OLD:
                     log.warning("%s/%s in the cache is damaged and made again: %s", kind, key, damage)
-    if entry is not None and checked and (missing := entry.missing()):
+    if entry is not None and checked and shared is None and (missing := entry.missing()):
         log.warning("%s/%s in the cache lacks %d of %d shards, which are made again", kind, key, len(missing), len(entry.shards()))
         place.rename(_unfinished(place))
         return None
@@ -158,17 +183,17 @@ def get_or_make(kind: str, key: str, make: Callable[[Path], dict[str, Any]], res
         return found
     place = cache_dir() / kind / key
     place.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(place.parent)
+    sweep(place.parent)
     with contextlib.ExitStack() as stack:
         if resumable:
-            stack.enter_context(_alone(place.parent, f".lock-{key}"))
+            stack.enter_context(alone(place.parent, f".lock-{key}"))
             if (found := find(kind, key, checked)) is not None:  # made by the one that this one waited for
                 return found
             tmp = _unfinished(place)
             tmp.mkdir(exist_ok=True)
             (tmp / "meta.json").unlink(missing_ok=True)
         else:
-            tmp = place.with_name(f"{_temporary()}-{key}")
+            tmp = place.with_name(f"{temporary()}-{key}")
             tmp.mkdir()
             stack.callback(shutil.rmtree, tmp, ignore_errors=True)
         meta = json.loads(json.dumps(make(tmp)))  # as it will be read
@@ -176,6 +201,9 @@ def get_or_make(kind: str, key: str, make: Callable[[Path], dict[str, Any]], res
         sums = {str(p.relative_to(tmp)): entries.sums_of(p) for p in inside}
         sums["meta.json"] = [entries.own_sum(meta, sums)]
         (tmp / "meta.json").write_text(json.dumps({**meta, entries.SUMS: sums}))
+        if (shared := store()) is not None:
+            for name in sums:  # meta.json is the last of them: without it there is no entry
+                shared.put(tmp / name, f"{kind}/{key}/{name}")
         try:
             tmp.rename(place)
         except OSError:
@@ -184,6 +212,32 @@ def get_or_make(kind: str, key: str, make: Callable[[Path], dict[str, Any]], res
     entry = Entry(place)
     _checked.add(entry.identity())
     return entry
+
+
+def _fetch(shared: Store, name: str, place: Path) -> None:
+    """Copy the entry `name`, without its shards, to this machine; nothing where there is none, or none that is whole."""
+    if shared.read(f"{name}/meta.json") is None:
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with alone(place.parent, f".fetch-{place.name}"):
+        if os.path.lexists(place):  # by the process that this one waited for
+            return
+        for _ in range(FETCHES):
+            tmp = place.with_name(f"{temporary()}-{place.name}")
+            tmp.mkdir()
+            try:
+                with contextlib.suppress(FileNotFoundError, UserError, ValueError):
+                    shared.get(f"{name}/meta.json", tmp / "meta.json")
+                    entry = Entry(tmp)
+                    for file in entry.files():
+                        (tmp / file).parent.mkdir(parents=True, exist_ok=True)
+                        shared.get(f"{name}/{file}", tmp / file)
+                    if entry.damage() is None:
+                        tmp.rename(place)
+                        return
+            finally:
+                shutil.rmtree(tmp, ignore_errors=True)
+        log.warning("%s is damaged or not whole, and made again", shared.where(name))
 
 
 def _unfinished(place: Path) -> Path:
@@ -211,14 +265,14 @@ def _open(place: Path, checked: bool) -> tuple[Entry | None, str | None]:
         return None, f"it cannot be read ({str(e).splitlines()[0][:200]})"
 
 
-def _temporary() -> str:
+def temporary() -> str:
     """The beginning of a name that `_sweep` knows."""
     return f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def _remove(place: Path) -> None:
     """Take away what is in an entry's place, at once for whoever looks there."""
-    away = place.with_name(f"{_temporary()}-{place.name}")
+    away = place.with_name(f"{temporary()}-{place.name}")
     place.rename(away)
     shutil.rmtree(away, ignore_errors=True)
     with contextlib.suppress(OSError):  # it was no folder
@@ -226,7 +280,7 @@ def _remove(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, name: str = ".lock") -> Iterator[None]:
+def alone(folder: Path, name: str = ".lock") -> Iterator[None]:
     """One process at a time is inside (to take entries away, say), where the file system has locks."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
@@ -237,7 +291,7 @@ def _alone(folder: Path, name: str = ".lock") -> Iterator[None]:
         yield
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what crashed writers left: temporary folders of processes that are gone, or older than a day; half-made shards of a month."""
     for part in folder.glob(".part-*"):
         with contextlib.suppress(OSError):
@@ -250,3 +304,4 @@ def _sweep(folder: Path) -> None:
             alive = host != _HOST or not Path("/proc").exists() or Path(f"/proc/{pid}").exists()
             if not alive or time.time() - tmp.stat().st_mtime > 86_400:
                 shutil.rmtree(tmp, ignore_errors=True)
+                tmp.unlink(missing_ok=True)  # it was a file

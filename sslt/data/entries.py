@@ -60,6 +60,13 @@ class Entry:
         """Bytes of its files."""
         return sum(stat.st_size for stat in self._stats())
 
+    def files(self) -> list[str]:
+        """Names of its files but for meta.json and shards. Raises `ValueError` for one that is not below it."""
+        names = [name for name in self.sums or {} if name != "meta.json"]
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
+            raise ValueError("meta.json names files that are no part of the entry")
+        return names
+
     def missing(self) -> list[str]:
         """Those of its shards that are not there, or of another size than they were written with."""
         return [name for name, size in self.shards().items() if not has_size(self.path / name, size)]

@@ -56,8 +56,7 @@ class ShardedRows:
     def _read(self, number: int, rows: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
         """Put the `rows` of a shard, ascending, at `places` of `out`."""
         held = min(self.rows, len(self) - number * self.rows)
-        path = self.files.path(number)
-        fd = os.open(path, os.O_RDONLY)
+        path, fd = self.files.open(number)
         try:
             first = os.fstat(fd).st_size - held * self.row_bytes  # behind the header
             ends = np.flatnonzero((np.diff(rows) != 1) | (np.diff(places) != 1)) + 1

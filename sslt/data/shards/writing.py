@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sslt.data import cache
-
-
-def file_name(name: str, number: int) -> str:
-    """Where shard `number` of the array `name` is, below an entry's folder."""
-    return f"{cache.SHARDS}/{name}-{number:06}.npy"
+from sslt.data import cache, entries
+from sslt.data.shards.files import file_name
+from sslt.data.shards.hashed import write_array
+from sslt.data.shards.kept import adopt
 
 
 class Writer:
@@ -27,20 +23,36 @@ class Writer:
     def __init__(self, folder: Path, name: str, rows: int, shape: tuple[int, ...], dtype: Any):
         self.folder, self.name, self.rows, self.shape, self.dtype = folder, name, rows, shape, np.dtype(dtype)
         (folder / cache.SHARDS).mkdir(exist_ok=True)
+        self.store, self.entry = cache.store(), f"{folder.parent.name}/{folder.name.removeprefix('.part-')}"
+        self._there = set() if self.store is None else set(self.store.names(f"{self.entry}/{cache.SHARDS}"))
 
     def has(self, number: int) -> bool:
         """Whether shard `number` was put here before."""
-        note = self._note(number)
-        return note is not None and self._is_there(number, int(note["bytes"]))
+        name, note_path = file_name(self.name, number), self._note_path(number)
+        if self.store is None:
+            note = self._note(number)
+            return note is not None and entries.has_size(self.folder / name, int(note["bytes"]))
+        if not {Path(name).name, note_path.name} <= self._there:
+            return False
+        if self._note(number) is None:  # another machine has put it
+            with contextlib.suppress(FileNotFoundError):
+                self.store.get(f"{self.entry}/{cache.SHARDS}/{note_path.name}", note_path)
+        return self._note(number) is not None
 
     def put(self, number: int, rows: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
         """Write shard `number`. columns: name → [n, ...], what is told of its rows and kept for all of them together."""
-        path = self.folder / file_name(self.name, number)
-        size, digest = write_array(path, rows)
+        name = file_name(self.name, number)
+        size, digest = write_array(self.folder / name, rows)
+        if self.store is not None:
+            self.store.put(self.folder / name, f"{self.entry}/{name}")
+            adopt(self.folder / name, f"{self.entry}/{name}")
         buffer = io.BytesIO()
         told = {"digest": np.array(digest), "bytes": np.array(size), **{f"column_{k}": v for k, v in columns.items()}}
         np.savez(buffer, **told)  # type: ignore[arg-type]
-        _replace(self._note_path(number), buffer.getvalue())  # last: a shard counts from its note on
+        cache.write_atomic(self._note_path(number), buffer.getvalue())  # last: a shard counts from its note on
+        if self.store is not None:
+            self.store.put(self._note_path(number), f"{self.entry}/{cache.SHARDS}/{self._note_path(number).name}")
+            self._there |= {Path(name).name, self._note_path(number).name}
 
     def finish(self, count: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What an entry's meta holds of the array (`ShardedRows` reads it), and the columns of all rows."""
@@ -59,11 +71,6 @@ class Writer:
         }
         return about, columns
 
-    def _is_there(self, number: int, size: int) -> bool:
-        with contextlib.suppress(OSError):
-            return (self.folder / file_name(self.name, number)).stat().st_size == size
-        return False
-
     def _note_path(self, number: int) -> Path:
         return self.folder / cache.SHARDS / f"{self.name}-{number:06}.npz"
 
@@ -73,46 +80,3 @@ class Writer:
                 return {k: file[k] for k in file.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return None
-
-
-class _Hashed:
-    """A file that knows the digest of what was written into it."""
-
-    def __init__(self, file: Any):
-        self.file, self.hash, self.size = file, hashlib.blake2b(digest_size=10), 0
-
-    def write(self, data: Any) -> None:
-        self.hash.update(data)
-        self.size += len(data)
-        self.file.write(data)
-
-
-def write_array(path: Path, rows: np.ndarray) -> tuple[int, str]:
-    """Write a .npy file whole or not at all; returns its bytes and their digest."""
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with tmp.open("wb") as file:
-            hashed = _Hashed(file)
-            np.lib.format.write_array(hashed, np.ascontiguousarray(rows), allow_pickle=False)  # type: ignore[arg-type]
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
-    return hashed.size, hashed.hash.hexdigest()
-
-
-def digest_of(path: Path) -> str:
-    """The digest of a file's bytes as `write_array` gives it."""
-    found = hashlib.blake2b(digest_size=10)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        tmp.write_bytes(content)
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
