@@ -80,14 +80,14 @@ class Store:
         """Copy a file of this machine there. Raises `UserError` where there is no bucket or folder to write into."""
         self._tried("write", name, lambda fs, path: fs.put_file(str(file), path))
 
-    def size(self, name: str) -> int:
-        """Bytes of a file. Raises `FileNotFoundError` where there is none."""
-        return int(self._tried("read", name, lambda fs, path: fs.info(path))["size"])
+    def about(self, name: str) -> dict[str, Any]:
+        """What the store tells of a file, its `size` among it. Raises `FileNotFoundError` where there is none."""
+        return dict(self._tried("read", name, lambda fs, path: fs.info(path)))
 
     def names(self, folder: str) -> list[str]:
         """Names of the files directly in a folder, sorted; none where it is not there."""
         try:
-            found = self._tried("list", folder, lambda fs, path: fs.ls(path, detail=False))
+            found = self._tried("list", folder, lambda fs, path: fs.ls(path.rstrip("/"), detail=False))
         except FileNotFoundError:
             return []
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
