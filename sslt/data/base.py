@@ -124,6 +124,14 @@ class Source(abc.ABC):
         """(size, channels) of the images as an encoder built for them would take them. Images only."""
         raise UserError(f"{self.name} holds no images")
 
+    def text_bytes(self, split: str) -> int | None:
+        """About how many bytes of text an own split has, of texts that `stream` can read one by one; None where it cannot."""
+        return None
+
+    def stream(self, split: str, skipped: list[str]) -> Iterator[str]:
+        """The texts that `read` gives, one after the other, of which few are held; what is left out is named in `skipped`."""
+        raise NotImplementedError(f"{type(self).__name__} has no texts that are read one by one")
+
     def row_names(self, split: str) -> list[str] | None:
         """Names of the rows of an own split (file names), where rows have names."""
         return None

@@ -8,6 +8,8 @@ from typing import Any
 
 from sslt.errors import UserError
 
+MOST_ROWS = 1 << 16  # of a shard, however short: an order of rows within a window of shards is held in memory
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -22,8 +24,8 @@ class Limits:
     keep_bytes: int
 
     def rows(self, row_bytes: int) -> int:
-        """Rows of a shard, for rows of so many bytes."""
-        return max(self.shard_bytes // row_bytes, 1)
+        """Rows of a shard, for rows of so many bytes; at most `MOST_ROWS`."""
+        return min(max(self.shard_bytes // row_bytes, 1), MOST_ROWS)
 
 
 _limits: Limits | None = None

@@ -45,11 +45,13 @@ def streams(encoder: Encoder, source: Any, split: str) -> tuple[np.ndarray, np.n
     train, held = divided(process.prepare(source, "unlabeled").packed(process.max_length))
     if held is None:
         raise UserError(f"{source.name} is too short to hold a part of it out: give it a test split")
-    return _tokens(train), _tokens(held), f"the last {100 * HELD:g} % of the text"
+    return _tokens(train, _COUNTED), _tokens(held), f"the last {100 * HELD:g} % of the text"
 
 
-def _tokens(packed: Any) -> np.ndarray:
-    return packed.grid[packed.rows].ravel()
+def _tokens(packed: Any, most: int | None = None) -> np.ndarray:
+    """The tokens of packed rows one after the other; of so many tokens those of the first rows."""
+    rows = packed.rows if most is None else packed.rows[: -(-most // packed.grid.shape[1])]
+    return packed.grid[rows].ravel()
 
 
 def language_metrics(encoder: Encoder, train: np.ndarray, held: np.ndarray, device: torch.device, batch: int) -> dict[str, float]:

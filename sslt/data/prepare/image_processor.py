@@ -18,7 +18,7 @@ from sslt.data import cache, copies, frames
 from sslt.data.answers import Answers, Space
 from sslt.data.base import Raw, Samples, Source, spread
 from sslt.data.prepare import image_shards
-from sslt.data.prepare.image_writing import CHUNK, Writing, skips
+from sslt.data.prepare.image_writing import Writing, skips
 from sslt.data.shards.rows import ShardedRows
 from sslt.errors import UserError, nearest
 from sslt.ranges import Count
@@ -26,6 +26,7 @@ from sslt.ranges import Count
 log = logging.getLogger("sslt")
 
 FORMAT = 3  # of the cached entries: raise it when what is written, or how images are resized, changes
+COUNTED = 4 << 20  # bytes of images whose values are counted at a time
 IN_MEMORY = 1 << 30  # bytes up to which a split is held in memory rather than memory-mapped
 NARROWEST = 32  # how many times its shorter side the longer side of an image counts
 FITS = ("crop", "pad", "stretch")
@@ -306,8 +307,9 @@ class ImageSamples(Samples):
         """
         counts = np.zeros((self.images.shape[3], 256), np.int64)
         rows = np.arange(len(self)) if self.shards is None else spread(self.shards, image_shards.MEASURED)
-        for i in range(0, len(rows), CHUNK):
-            images = self._take(rows[i : i + CHUNK])
+        few = max(COUNTED // int(np.prod(self.images.shape[1:])), 1)  # to count bytes takes eight times as many
+        for i in range(0, len(rows), few):
+            images = self._take(rows[i : i + few])
             for channel, row in enumerate(counts):
                 row += np.bincount(images[..., channel].ravel(), minlength=256)
         values = np.arange(256) / 255

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from sslt import stored
-from sslt.data import cache, copies
+from sslt.data import cache, copies, sharding
 from sslt.data.answers import Answers, Texts
 from sslt.data.base import Samples, Source
+from sslt.data.prepare import text_shards
 from sslt.data.prepare.parts import PartSamples, PartView, prepared
 from sslt.data.prepare.reversible import require_reversible, train_reversible
 from sslt.data.prepare.text_samples import TextSamples, as_characters
 from sslt.data.prepare.tokenizers import backend_spec, continues_word, inside_words, marks_of, special_ids, train_tokenizer
 from sslt.data.ragged import Ragged
+from sslt.data.shards.ragged import RaggedShards
 from sslt.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ class TokenProcessor(abc.ABC):
         if source.parts and split != "unlabeled":
             return prepared(self, source, split)
         key = cache.digest(content_of(source), split, self.digest, source.answer.in_text, SPLITS_FORMAT)
+        if text_shards.are_many(source, split):
+            return self._in_shards(source, split, key)
         entry = cache.get_or_make("text", key, lambda folder: self._tokenize(source, split, folder))
         if skipped := entry.meta["skipped"]:
             log.warning("%s, %s: %d rows left out, the first: %s", source.name, split, len(skipped), skipped[0])
@@ -99,6 +103,17 @@ class TokenProcessor(abc.ABC):
             max_output=self.max_output or self.max_length,
             characters=Ragged.from_flat(entry["characters"], np.asarray(entry["lengths"])) if source.answer.in_text else None,
         )
+
+    def _in_shards(self, source: Source, split: str, key: str) -> Samples:
+        """A split that is read text by text."""
+        limits = sharding.limits()
+        assert limits is not None
+        key = cache.digest(key, "shards", text_shards.FORMAT, limits.shard_bytes)
+        entry = cache.get_or_make("text", key, lambda folder: text_shards.write(folder, source, split, self.encode), resumable=True)
+        if skipped := entry.meta["skipped"]:
+            log.warning("%s, %s: %d rows left out, the first: %s", source.name, split, len(skipped), skipped[0])
+        how: dict[str, Any] = {"special": self.special, "max_length": self.max_length, "windows": self.windows}
+        return text_shards.ShardedTexts(RaggedShards(entry, "tokens"), key, len(skipped), **how)
 
     def at_once(self, source: Source) -> Samples:
         """The one split of a source that is in memory (`offered.Offered`), made ready as `prepare` does it, and kept nowhere."""
@@ -198,7 +213,10 @@ class TextProcessor(TokenProcessor):
         """
 
         def train(folder: Path) -> dict[str, Any]:
-            texts = some_texts(source.get("unlabeled").items, TRAINING_CHARACTERS)
+            if text_shards.are_many(source, "unlabeled"):
+                texts = some_of_stream(source.stream("unlabeled", []), source.text_bytes("unlabeled") or 1, TRAINING_CHARACTERS)
+            else:
+                texts = some_texts(source.get("unlabeled").items, TRAINING_CHARACTERS)
             log.info("training a tokenizer on %d texts", len(texts))
             if tokenizer == "wordpiece":
                 made = train_tokenizer(texts, vocab_size, lowercase)
@@ -303,6 +321,25 @@ def some_texts(texts: Sequence[Any] | np.ndarray, characters: int) -> list[str]:
     order = np.random.default_rng(0).permutation(len(texts))
     count = max(1, int(np.searchsorted(np.cumsum(sizes[order]), characters)))
     return [texts[i] for i in np.sort(order[:count])]
+
+
+def some_of_stream(texts: Iterable[str], about: int, characters: int) -> list[str]:
+    """A seeded random choice of about `characters` in all, in their order, of texts that come to about so many bytes.
+
+    Where they come to more, some of what was taken goes again, so that at most twice as many characters are held.
+    """
+    rng, share = np.random.default_rng(0), min(1.0, characters / about)
+    taken: list[str] = []
+    held = 0
+    for text in texts:
+        if rng.random() >= share:
+            continue
+        taken.append(text)
+        held += len(text)
+        if held > 2 * characters:
+            taken = [text for text, stays in zip(taken, rng.random(len(taken)) < 0.5, strict=True) if stays]
+            held, share = sum(map(len, taken)), share / 2
+    return taken
 
 
 def _raw_to_npy(raw: Path, npy: Path, count: int) -> None:

@@ -13,7 +13,7 @@ import platform
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +170,47 @@ def split_documents(text: str, size: int = 1000) -> list[str]:
     elif rest:
         documents.append(rest)
     return documents
+
+
+def iter_documents(lines: Iterable[str], size: int = 1000) -> Iterator[str]:
+    """What `split_documents` makes of the text of these lines, each with its end, of which a document or two are held."""
+    before: str | None = None  # a short rest would still join it
+    held: list[str] = []
+    length = 0
+    for piece in _pieces(lines, size):
+        held.append(piece)
+        length += len(piece)
+        if length >= size:
+            if before is not None:
+                yield before
+            before, held, length = "".join(held).strip(), [], 0
+    rest = "".join(held).strip()
+    if rest and before is not None and len(rest) < size // 4:
+        yield f"{before}\n\n{rest}"
+        return
+    yield from (document for document in (before, rest) if document)
+
+
+def _pieces(lines: Iterable[str], size: int) -> Iterator[str]:
+    """Paragraphs, and of long ones the lines."""
+    paragraph: list[str] = []
+    length, cut = 0, False
+    for line in lines:
+        text = line.rstrip("\n")
+        if not text.strip():
+            if paragraph:
+                yield "\n".join(paragraph) + "\n\n"
+            paragraph, length, cut = [], 0, False
+            continue
+        if not paragraph and not cut:
+            text = text.lstrip()
+        length += len(text) + 1
+        if cut:
+            yield text + "\n"
+            continue
+        paragraph.append(text)
+        if length - 1 > 10 * size:
+            yield from (one + "\n" for one in paragraph)
+            paragraph, cut = [], True
+    if paragraph:
+        yield "\n".join(paragraph) + "\n\n"

@@ -326,6 +326,16 @@ def read_answers(
     return texts, answers, skipped
 
 
+def iter_texts(table: Table, text: str, on_error: str, skipped: list[str]) -> Iterator[str]:
+    """The texts that `read_rows` gives without labels, row by row."""
+    for row in table.rows([text]):
+        value = decoded(row.values[0]) if row.values else None
+        if problem := row.problem or text_problem(value):
+            refuse(f"{table.path}, {row.where}: {problem}", on_error, skipped)
+        else:
+            yield str(value)
+
+
 def refuse(message: str, on_error: str, skipped: list[str]) -> None:
     """Stop with `message`, or note it in `skipped` with `on_error` "skip"."""
     if on_error != "skip":

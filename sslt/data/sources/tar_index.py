@@ -129,7 +129,7 @@ def members(tar: Tar) -> Iterator[tuple[str, int, int]]:
                 while (member := file.next()) is not None:
                     if member.isreg() and not member.issparse():
                         yield member.name, member.offset_data, member.size
-                    file.members = []  # it keeps them all
+                    file.members = []  # type: ignore[attr-defined]  # it keeps them all
         except tarfile.ReadError as e:
             packed = "; unpack it" if tar.where.endswith(("gz", "xz", "bz2", "zst")) else ""
             raise UserError(f"{tar.where}: damaged, cut short or no tar file ({disk.reason(e)}){packed}") from e

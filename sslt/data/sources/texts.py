@@ -8,7 +8,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from sslt.data.answers import Class, Labels, Number, Space
 from sslt.data.base import SPLITS, Raw, Source, check_on_error
 from sslt.data.sources import disk, hub, tables
 from sslt.data.sources.answer_columns import AnswerColumns
-from sslt.data.sources.docs import split_documents
+from sslt.data.sources.docs import iter_documents, split_documents
 from sslt.data.sources.tables import Table
 from sslt.errors import UserError
 
@@ -66,6 +66,11 @@ def _unless_unreadable(read: Callable[[Path], Any], file: Path) -> Any:
 
 def _blake(file: Path) -> str:
     return hashlib.blake2b(file.read_bytes(), digest_size=10).hexdigest()
+
+
+def unpacked_bytes(files: Sequence[Path]) -> int:
+    """About how many bytes of text there are in files, packed ones taken for eight times their size."""
+    return sum(f.stat().st_size * (8 if disk.is_packed(f) else 1) for f in files if stored.is_file(f))
 
 
 def split_of(name: str) -> str | None:
@@ -145,6 +150,16 @@ class TableSource(Source):
                 f"{self.tables[split][0].path}: label '{min(unseen)}' does not occur in the training data ({len(index)} classes)"
             )
         return Raw(texts, self.as_answers(np.array([index[name] for name in labels], np.int64)), skipped)
+
+    def text_bytes(self, split: str) -> int | None:
+        return unpacked_bytes([f for table in self._parts(split) for f in table.files]) if split == "unlabeled" else None
+
+    def stream(self, split: str, skipped: list[str]) -> Iterator[str]:
+        text = self.columns[0]
+        for table in self._parts(split):
+            if text not in table.columns:
+                raise UserError(f"{table.path}: no column '{text}', which the training data have")
+            yield from tables.iter_texts(table, text, self.on_error, skipped)
 
     @property
     def classes(self) -> list[str] | None:
@@ -376,6 +391,23 @@ class TextFiles(Source):
             raise UserError(f"{self.path}: the files hold no text")
         return Raw(documents, None, skipped)
 
+    def text_bytes(self, split: str) -> int:
+        return unpacked_bytes(self.files)
+
+    def stream(self, split: str, skipped: list[str]) -> Iterator[str]:
+        for file in self.files:
+            try:
+                empty = True
+                with disk.reading(file), disk.open_text(file) as f:
+                    for document in iter_documents(disk.lines(f, file)):
+                        empty = False
+                        yield document
+            except UserError as e:
+                tables.refuse(str(e), self.on_error, skipped)
+                continue
+            if empty:
+                tables.refuse(f"{file}: empty file", self.on_error, skipped)
+
 
 def read_or_refuse(file: Path, on_error: str, skipped: list[str]) -> str | None:
     """A file's text, or None (and a note in `skipped`) where it is unreadable or empty and `on_error` is "skip"."""
@@ -414,3 +446,11 @@ class TextLines(Source):
         if not rows:
             raise UserError(f"{self.path}: the file is empty")
         return Raw(rows)
+
+    def text_bytes(self, split: str) -> int:
+        return unpacked_bytes([self.path])
+
+    def stream(self, split: str, skipped: list[str]) -> Iterator[str]:
+        with disk.reading(self.path), disk.open_text(self.path) as f:
+            for line in disk.lines(f, self.path):
+                yield from line.splitlines()
