@@ -175,6 +175,7 @@ def _step(n: int) -> Callable[..., bool]:
 
 POINTS: dict[str, Callable[[Callable[[], None]], None]] = {
     "preparing the data": _at("sslt.data.prepare.image_writing.Writing", "chunk"),
+    "preparing the fourth shard": _at("sslt.data.shards.writing.Writer", "put", lambda self, number, *_: number == 3),
     "the first probe": _at("sslt.callbacks.probes.OnlineProbe", "measure", _step(0), after=True),
     "before the first step": _at("sslt.learner.Learner", "training_step"),
     "a step": _at("sslt.learner.Learner", "training_step", lambda self, *_: self.batches_seen == 3),

@@ -31,7 +31,7 @@ def test_examples_of_the_architecture_run(sslt, own_code):
     sslt("evaluate", "from=mixed", code=2)  # without trust=
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/clusters.md", "docs/memory.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/clusters.md", "docs/data.md", "docs/memory.md"])
 def test_commands_name_what_exists(page):
     """Every `sslt VERB`, +task=, +target=, data= and encoder= in the texts is real."""
     text = (ROOT / page).read_text()
