@@ -138,7 +138,7 @@ def test_every_labelled_data_set_is_a_target():
 def test_every_target_composes(target):
     """A target needs nothing but what to start from, and the place of your own data."""
     by_name = {"hf_images": "name", "hf_text": "name"}
-    by_path = ("image_folder", "masks", "text_csv", "arrays", "text_tags", "text_pairs", "qa")
+    by_path = ("image_folder", "webdataset", "masks", "text_csv", "arrays", "text_tags", "text_pairs", "qa")
     place = by_name.get(target, "path" if target in by_path else None)
     own = [f"data.{place}=x"] if place else []
     cfg = config.compose("finetune", [f"+target={target}", "from=x", *own])

@@ -167,7 +167,10 @@ def find(kind: str, key: str, checked: bool = True) -> Entry | None:
                     log.warning("%s/%s in the cache is damaged and made again: %s", kind, key, damage)
     if entry is not None and checked and shared is None and (missing := entry.missing()):
         log.warning("%s/%s in the cache lacks %d of %d shards, which are made again", kind, key, len(missing), len(entry.shards()))
-        place.rename(_unfinished(place))
+        try:
+            place.rename(_unfinished(place))
+        except OSError:  # another process is making it there already
+            _remove(place)
         return None
     return entry
 

@@ -42,6 +42,8 @@ class Store:
         try:
             import fsspec
 
+            for name in ("botocore", "aiobotocore"):  # they tell where they found credentials
+                logging.getLogger(name).setLevel(logging.WARNING)
             fs, root = fsspec.core.url_to_fs(self.url, **_OPTIONS.get(protocol, {}))
             fs.retries = 1  # of s3fs; others do not read it
             return fs, root
