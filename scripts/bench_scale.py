@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def run(model: str, way: str, steps: int, folder: Path) -> dict[str, float]:
     """Samples/s of one command, and of two ranks what they send."""
     processes, threads = WAYS[way]
     out, file = folder / "run", folder / "sent.json"
-    subprocess.run(["rm", "-rf", str(out), str(file)], check=True)
+    shutil.rmtree(out, ignore_errors=True)
+    file.unlink(missing_ok=True)
     callback = f"callbacks=[{{_target_: bench.sent.Sent, file: {file}}}]"
     command = [sys.executable, "-m", "sslt", "pretrain", *MODELS[model][1], *COMMON, f"trainer.devices={processes}"]
     command += [f"batch_size={BATCH // processes}", f"trainer.max_steps={steps}", f"hydra.run.dir={out}", callback]
