@@ -24,12 +24,11 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ import numpy as np
 
 from sslt.data import entries, sharding
 from sslt.data.entries import SHARDS, Entry
+from sslt.data.side_by_side import alone, sweep, temporary
 from sslt.data.store import Store, is_url
 from sslt.errors import UserError
 
@@ -48,7 +48,6 @@ SMALL = 4 * entries.BLOCK  # bytes of an entry up to which every process checks 
 _root: Path | None = None
 _store: Store | None = None
 _checked: set[tuple[Any, ...]] = set()  # entries that this run has compared with their checksums
-_HOST = re.sub(r"\W", "", platform.node()) or "here"
 
 
 def set_cache_dir(path: str | os.PathLike[str], shards: Mapping[str, Any] | None = None) -> None:
@@ -268,11 +267,6 @@ def _open(place: Path, checked: bool) -> tuple[Entry | None, str | None]:
         return None, f"it cannot be read ({str(e).splitlines()[0][:200]})"
 
 
-def temporary() -> str:
-    """The beginning of a name that `_sweep` knows."""
-    return f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-
-
 def _remove(place: Path) -> None:
     """Take away what is in an entry's place, at once for whoever looks there."""
     away = place.with_name(f"{temporary()}-{place.name}")
@@ -280,31 +274,3 @@ def _remove(place: Path) -> None:
     shutil.rmtree(away, ignore_errors=True)
     with contextlib.suppress(OSError):  # it was no folder
         away.unlink()
-
-
-@contextlib.contextmanager
-def alone(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """One process at a time is inside (to take entries away, say), where the file system has locks."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            file = stack.enter_context((folder / name).open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def sweep(folder: Path) -> None:
-    """Remove what crashed writers left: temporary folders of processes that are gone, or older than a day; half-made shards of a month."""
-    for part in folder.glob(".part-*"):
-        with contextlib.suppress(OSError):
-            newest = max((p.stat().st_mtime for p in (part, part / SHARDS) if p.exists()), default=0)
-            if time.time() - newest > 30 * 86_400:
-                shutil.rmtree(part, ignore_errors=True)
-    for tmp in folder.glob(".tmp-*"):
-        host, pid = tmp.name.split("-")[1:3]
-        with contextlib.suppress(OSError):
-            alive = host != _HOST or not Path("/proc").exists() or Path(f"/proc/{pid}").exists()
-            if not alive or time.time() - tmp.stat().st_mtime > 86_400:
-                shutil.rmtree(tmp, ignore_errors=True)
-                tmp.unlink(missing_ok=True)  # it was a file

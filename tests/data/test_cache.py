@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sslt.data import cache, entries
+from sslt.data import cache, entries, side_by_side
 from sslt.errors import UserError
 
 
@@ -99,8 +99,8 @@ def test_a_dead_writers_folder_is_swept(own_cache):
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     dead.wait()
     kind = own_cache / "kind"
-    left = kind / f".tmp-{cache._HOST}-{dead.pid}-12345678-key"
-    living = kind / f".tmp-{cache._HOST}-{os.getpid()}-12345678-other"
+    left = kind / f".tmp-{side_by_side.HOST}-{dead.pid}-12345678-key"
+    living = kind / f".tmp-{side_by_side.HOST}-{os.getpid()}-12345678-other"
     for folder in (left, living):
         folder.mkdir(parents=True)
         (folder / "numbers.npy").write_bytes(b"half")
@@ -110,7 +110,7 @@ def test_a_dead_writers_folder_is_swept(own_cache):
 
 def test_an_old_temporary_folder_is_swept(own_cache):
     """A process id may have been given to another process since: after a day its folder goes anyway."""
-    old = own_cache / "kind" / f".tmp-{cache._HOST}-{os.getpid()}-12345678-key"
+    old = own_cache / "kind" / f".tmp-{side_by_side.HOST}-{os.getpid()}-12345678-key"
     old.mkdir(parents=True)
     os.utime(old, (time.time() - 100_000,) * 2)
     cache.get_or_make("kind", "key", write_numbers)

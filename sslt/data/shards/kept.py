@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from sslt.data import cache, sharding
+from sslt.data import cache, sharding, side_by_side
 from sslt.data.shards.hashed import digest_of
 from sslt.data.store import Store
 from sslt.errors import UserError
@@ -35,7 +35,7 @@ def kept(store: Store, name: str, size: int, digest: str) -> Path:
     if _is_there(path, size, digest):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with cache.alone(path.parent, f".lock-{zlib.crc32(path.name.encode()) % _LOCKS}"):
+    with side_by_side.alone(path.parent, f".lock-{zlib.crc32(path.name.encode()) % _LOCKS}"):
         if _is_there(path, size, digest):  # fetched by the one that this one waited for
             return path
         said = ""
@@ -100,10 +100,10 @@ def _reserved(path: Path, size: int) -> Iterator[Path]:
         raise UserError(f"shards.keep_bytes={room}: one file has {size:,} bytes, give as much as some dozens of them")
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    claim, tmp = (folder / f"{cache.temporary()}-{end}" for end in ("claim", "file"))
+    claim, tmp = (folder / f"{side_by_side.temporary()}-{end}" for end in ("claim", "file"))
     while True:
-        with cache.alone(folder, ".lock-room"):
-            cache.sweep(folder)
+        with side_by_side.alone(folder, ".lock-room"):
+            side_by_side.sweep(folder)
             if room is None or _has_room(folder, size, room):
                 with claim.open("wb") as file:  # of no bytes on the disk, but counted by its size
                     file.truncate(size)
