@@ -61,7 +61,7 @@ def learner(seen: int, steps: int = 5, **more: Any) -> Any:
     main = SimpleNamespace(advice="more", trouble=lambda: None)
     return SimpleNamespace(
         batches_seen=seen, steps_per_epoch=steps, epoch_position=seen / steps, interrupted=False, encoder=encoder,
-        device=torch.device("cpu"), objectives={"main": main}, as_saved=contextlib.nullcontext, **more,
+        measured=encoder, device=torch.device("cpu"), objectives={"main": main}, as_saved=contextlib.nullcontext, **more,
     )  # fmt: skip
 
 
