@@ -78,8 +78,8 @@ def train(
     cfg: of `recipe`. also: term of the target → all terms by name, on the stream "finetune". watchers: callbacks of Lightning's. Raises
     `UserError` where there are some and the model would be sharded.
     """
-    if watchers and cfg.trainer.strategy != "ddp":
-        raise UserError(f"what this method watches while it trains has to be whole: set trainer.strategy=ddp, not {cfg.trainer.strategy}")
+    if watchers and (strategy := cfg.trainer.get("strategy", "ddp")) != "ddp":
+        raise UserError(f"what this method watches while it trains has to be whole: set trainer.strategy=ddp, not {strategy}")
     size = min(int(cfg.batch_size), max(len(samples) // distributed.world_size(), 1))
     stream = of_this_rank(samples, size, seed=int(cfg.seed), drop_last=target.needs_full_batches, views=build(cfg.views))
     term = method.term(target, "finetune")
