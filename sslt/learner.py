@@ -23,7 +23,7 @@ from sslt.data.streams.streams import Loader, Stream
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 from sslt.objectives.base import Objective
-from sslt.optimizers import values_of
+from sslt.optimizers import adapt_weights, values_of
 from sslt.schedules import Schedule
 from sslt.sharded.model import Whole, copies, shard
 
@@ -368,13 +368,6 @@ class Learner(pl.LightningModule):
 def _with(terms: dict[str, Term], objectives: Mapping[str, Any]) -> dict[str, Term]:
     """The terms with other objectives."""
     return {name: dataclasses.replace(term, objective=objectives[name]) for name, term in terms.items()}
-
-
-def adapt_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Have LARS scale the steps of all weights, and of them alone (You et al., 2017): timm's leaves out what is not decayed."""
-    for group in optimizer.param_groups:
-        if "always_adapt" in group:
-            group["always_adapt"] |= all(p.dim() > 1 for p in group["params"])
 
 
 def _another_step(before: list[int], now: list[int]) -> str:

@@ -89,6 +89,13 @@ def _called(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
+def adapt_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Have LARS scale the steps of all weights, and of them alone (You et al., 2017): timm's leaves out what is not decayed."""
+    for group in optimizer.param_groups:
+        if "always_adapt" in group:
+            group["always_adapt"] |= all(p.dim() > 1 for p in group["params"])
+
+
 def values_of(parameters: list[nn.Parameter]) -> list[Tensor]:
     """The numbers of all gradients, which can be changed in place; of a sparse one those of its rows, each row once."""
     found = []

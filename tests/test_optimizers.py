@@ -12,8 +12,8 @@ from torch import nn
 from sslt import groups
 from sslt.adaptation.base import Full
 from sslt.config import build, compose
-from sslt.learner import Learner, adapt_weights
-from sslt.optimizers import SGD, AdamW
+from sslt.learner import Learner
+from sslt.optimizers import SGD, AdamW, adapt_weights
 
 
 def model() -> nn.Sequential:
