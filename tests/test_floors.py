@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "stored", "moved", "signals", "machine", "places", "ranges", "groups", "signatures", "trusted", "runs", "config", "scales"},
     {"schedules", "precision", "cpu_kernels", "modules", "distributed", "optimizers"},
     {"data"},
-    {"encoders"},
+    {"encoders", "sharded"},
     {"objectives", "adaptation", "report"},
     {"targets"},
     {"evaluation"},
