@@ -152,7 +152,7 @@ def test_sparse_gradients_are_clipped_like_dense_ones(algorithm):
         table, head = tables(sparse)
         gradients(table, head, READ[0])
         parameters = [*table.parameters(), *head.parameters()]
-        learner = SimpleNamespace(last={})
+        learner = SimpleNamespace(last={}, whole=None)
         Learner.configure_gradient_clipping(learner, torch.optim.SGD(parameters, 0.1), 0.3, algorithm)
         grad = table.weight.grad
         found.append([grad.to_dense() if sparse else grad, head.weight.grad])
