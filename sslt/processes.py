@@ -92,7 +92,7 @@ def stage(verb: str, cfg: Any, run: Run) -> None:
 def keep_steps(cfg: Any, run: Run) -> None:
     """Have a run that other ranks go on with make steps of as many samples as it began with: `batch_size` is of one rank, and changes.
 
-    One that is typed for these ranks is taken as it is.
+    Another one than the run began with was typed for these ranks, and is taken as it is.
     """
     from sslt import distributed
 

@@ -90,12 +90,13 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def _part_of(path: Path) -> str | None:
-    """The folder in which a checkpoint in parts has them; None of any other."""
-    with contextlib.suppress(Exception):  # whatever lies there
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        return str(found[parts.KEY]["folder"])
-    return None
+def _remove_unused(folder: Path) -> None:
+    """Remove the parts that no checkpoint in a folder names; none, where one cannot be read now."""
+    try:
+        found = [torch.load(path, map_location="cpu", mmap=True, weights_only=True) for path in folder.glob("*.ckpt")]
+    except Exception:  # whatever lies there; the next time is soon
+        return
+    parts.sweep(folder, {str(c[parts.KEY]["folder"]) for c in found if parts.KEY in c})
 
 
 class Signals(pl.Callback):
@@ -207,7 +208,7 @@ class Checkpoint(pl.Callback):
                 if name == LAST and place.exists():  # a kill before the next line leaves the former one, under its new name
                     os.replace(place, self.folder / PREVIOUS)
                 os.replace(tmp, place)
-                parts.sweep(self.folder, {part for path in self.folder.glob("*.ckpt") if (part := _part_of(path))})
+                _remove_unused(self.folder)
         finally:
             self.watch.writing = False
             if trainer.is_global_zero:

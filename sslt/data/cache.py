@@ -167,6 +167,7 @@ def find(kind: str, key: str, checked: bool = True) -> Entry | None:
     if entry is not None and checked and shared is None and (missing := entry.missing()):
         log.warning("%s/%s in the cache lacks %d of %d shards, which are made again", kind, key, len(missing), len(entry.shards()))
         try:
+            os.utime(place)  # or it would be taken for one left over from long ago
             place.rename(_unfinished(place))
         except OSError:  # another process is making it there already
             _remove(place)

@@ -60,14 +60,14 @@ def write(checkpoint: dict[str, Any], file: Path, name: str) -> dict[str, Any]:
 def damage(file: Path, about: Any) -> str | None:
     """What is wrong with the parts that a checkpoint file names; None if nothing is."""
     name, files = (about.get(k) for k in ("folder", "files")) if isinstance(about, dict) else (None, None)
-    if not isinstance(name, str) or Path(name).name != name or not isinstance(files, dict) or not files:
+    if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or not isinstance(files, dict) or not files:
         return "what it says of its parts makes no sense"
     folder = file.parent / FOLDER / name
     for part, wanted in files.items():
         path = folder / str(part)
         if path.parent != folder or not path.is_file():
             return f"{FOLDER}/{name}/{part} is missing"
-        if _sum(path) != tuple(wanted):
+        if not isinstance(wanted, (tuple, list)) or _sum(path) != tuple(wanted):
             return f"{FOLDER}/{name}/{part} is not as it was written"
     return None
 

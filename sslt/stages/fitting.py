@@ -201,7 +201,8 @@ def learner_of(
             part = streams[term.stream]
             check(cfg, encoder, adaptation, term.objective, part.views, part.batch_size)
             term.objective.prepare(encoder, part.samples, part.batch_size * world)
-    if cfg.trainer.sync_batchnorm and world > 1 and kind == "cpu":  # torch's own refuses CPU tensors
+    if cfg.trainer.sync_batchnorm and world > 1 and (kind == "cpu" or mesh is not None):
+        # torch's own refuses CPU tensors, and Lightning would put it where parts of weights are known to lie already
         for module in (encoder, *(t.objective for t in terms.values())):
             distributed.span_batch_norm(module)
     adaptation.total_steps = total_steps(cfg, streams, sampling, budget)
@@ -226,7 +227,7 @@ def trainer_of(cfg: Any, learner: Learner, budget: Budget, callbacks: list[pl.Ca
     """Lightning's Trainer by the settings of `trainer=`. `budget` has to be one of the callbacks, and `Signals` the first."""
     kind, world = accelerator(cfg.trainer), distributed.world_size()
     settings = _trainer_settings(dict(cfg.trainer))
-    settings["sync_batchnorm"] = settings["sync_batchnorm"] and world > 1 and kind != "cpu"
+    settings["sync_batchnorm"] = settings["sync_batchnorm"] and world > 1 and kind != "cpu" and learner.whole is None
     try:
         trainer = pl.Trainer(
             **settings,

@@ -20,7 +20,7 @@ import two_processes
 from conftest import TINY_IMAGES, TINY_TEXT, TINY_VIT
 
 from sslt import distributed
-from sslt.callbacks.checkpoint import LAST, Checkpoint, Damaged, read
+from sslt.callbacks.checkpoint import LAST, Checkpoint, Damaged, _remove_unused, read
 from sslt.config import compose
 from sslt.processes import stage
 from sslt.runs import Run
@@ -139,6 +139,30 @@ def test_no_rank_wrote_all(runs):
     assert [p.name for p in (folder / parts.FOLDER).iterdir()] == [about["folder"]]
     sizes = [size for size, _ in about["files"].values()]
     assert len(sizes) == 2 and max(sizes) < 1.3 * min(sizes) and (folder / LAST).stat().st_size < sum(sizes) / 2
+
+
+def test_parts_of_a_checkpoint_that_cannot_be_read_now_stay(runs, tmp_path, monkeypatch):
+    """A disk that does not answer for a moment is no reason to delete."""
+    folder = shutil.copytree(runs / "fsdp" / STOPPED / "checkpoints", tmp_path / "checkpoints")
+    (folder / parts.FOLDER / "older").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", lambda *args, **more: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+        _remove_unused(folder)
+    assert len(list((folder / parts.FOLDER).iterdir())) == 2
+    _remove_unused(folder)
+    assert len(list((folder / parts.FOLDER).iterdir())) == 1 and read(folder / LAST)
+
+
+@pytest.mark.parametrize("about", [None, {"folder": "..", "files": {"a": [1, 2]}}, {"folder": "last-6", "files": {}}])
+def test_what_is_said_of_parts_may_be_anything(about, tmp_path):
+    assert parts.damage(tmp_path / LAST, about) == "what it says of its parts makes no sense"
+
+
+def test_sums_may_be_anything(tmp_path):
+    (tmp_path / parts.FOLDER / "x").mkdir(parents=True)
+    (tmp_path / parts.FOLDER / "x" / "a").write_bytes(b"1")
+    for wanted in (None, 5, [1], ["1", 2]):
+        assert parts.damage(tmp_path / LAST, {"folder": "x", "files": {"a": wanted}}) == "shards/x/a is not as it was written"
 
 
 def test_damaged_parts_are_damage(runs, tmp_path):

@@ -18,6 +18,7 @@ log = logging.getLogger("sslt")
 
 FETCHED = 4  # shards at a time
 _OPENED = 20  # times that a file which is made room for is asked for
+_ANEW = "the same command again, or resume=RUN, prepares this shard anew and goes on"
 _warned: set[str] = set()
 
 
@@ -55,8 +56,10 @@ class ShardFiles:
             path = self.path(number)
             try:
                 return path, os.open(path, os.O_RDONLY)
-            except FileNotFoundError:  # made room for another
-                continue
+            except FileNotFoundError:
+                if self.store is None:
+                    raise UserError(f"{path} is gone: {_ANEW}") from None
+                continue  # it made room for another
         raise UserError(f"{path} is gone whenever it is opened: raise shards.keep_bytes")
 
     def fetch(self, numbers: Sequence[int]) -> None:
@@ -86,5 +89,5 @@ class ShardFiles:
             damage = "gone"
         if damage is not None:
             path.unlink(missing_ok=True)  # what is missing is made again by whoever opens the entry next
-            raise UserError(f"{path} is {damage}: the same command again, or resume=RUN, prepares this shard anew and goes on")
+            raise UserError(f"{path} is {damage}: {_ANEW}")
         cache.note_checked(identity)

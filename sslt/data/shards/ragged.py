@@ -10,7 +10,7 @@ import numpy as np
 
 from sslt.data import cache
 from sslt.data.shards.files import ShardFiles
-from sslt.data.shards.rows import read_at
+from sslt.data.shards.rows import header_of, read_at
 from sslt.errors import UserError
 
 REMEMBERED = 20  # shards whose rows' ends are held, 4 bytes a row
@@ -65,7 +65,7 @@ class RaggedShards:
             places, ends = np.flatnonzero(numbers == number), self._ends_of(number)
             path, fd = self.files.open(number)
             try:
-                first = _header(fd) + 4 * len(ends)
+                first = header_of(fd) + 4 * len(ends)
                 for place in places.tolist():
                     row, size = int(index[place] % self.rows), int(sizes[place])
                     if not read_at(fd, values[starts[place] : starts[place] + size], first + 4 * (int(ends[row]) - size)):
@@ -76,7 +76,9 @@ class RaggedShards:
 
     def whole(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """All of a shard: (its rows one after the other, int32; their lengths)."""
-        content = np.load(self.files.path(number))
+        _, fd = self.files.open(number)
+        with os.fdopen(fd, "rb") as file:
+            content = np.load(file)
         held = min(self.rows, self.count - number * self.rows)
         return content[held:], content[:held].astype(np.int64)
 
@@ -86,7 +88,7 @@ class RaggedShards:
             held = np.empty(min(self.rows, self.count - number * self.rows), np.int32)
             path, fd = self.files.open(number)
             try:
-                if not read_at(fd, held, _header(fd)):
+                if not read_at(fd, held, header_of(fd)):
                     raise UserError(f"{path} is cut short: the same command again, or resume=RUN, prepares this shard anew")
             finally:
                 os.close(fd)
@@ -95,8 +97,3 @@ class RaggedShards:
                 self._ends.popitem(last=False)
         self._ends.move_to_end(number)
         return self._ends[number]
-
-
-def _header(fd: int) -> int:
-    """Bytes of the header of a .npy file of version 1."""
-    return 10 + int.from_bytes(os.pread(fd, 2, 8), "little")

@@ -55,10 +55,9 @@ class ShardedRows:
 
     def _read(self, number: int, rows: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
         """Put the `rows` of a shard, ascending, at `places` of `out`."""
-        held = min(self.rows, len(self) - number * self.rows)
         path, fd = self.files.open(number)
         try:
-            first = os.fstat(fd).st_size - held * self.row_bytes  # behind the header
+            first = header_of(fd)
             ends = np.flatnonzero((np.diff(rows) != 1) | (np.diff(places) != 1)) + 1
             for run in np.split(np.arange(len(rows)), ends):
                 view = out[places[run[0]] : places[run[-1]] + 1]
@@ -66,6 +65,11 @@ class ShardedRows:
                     raise UserError(f"{path} is cut short: the same command again, or resume=RUN, prepares this shard anew")
         finally:
             os.close(fd)
+
+
+def header_of(fd: int) -> int:
+    """Bytes of the header of a .npy file of version 1."""
+    return 10 + int.from_bytes(os.pread(fd, 2, 8), "little")
 
 
 def read_at(fd: int, out: np.ndarray, offset: int) -> bool:

@@ -127,9 +127,14 @@ def members(tar: Tar) -> Iterator[tuple[str, int, int]]:
         try:
             with tarfile.open(fileobj=_Reader(tar), mode="r:") as file:  # type: ignore[arg-type]
                 while (member := file.next()) is not None:
+                    if member.size < 0:
+                        raise tarfile.ReadError(f"a member of {member.size} bytes")
                     if member.isreg() and not member.issparse():
                         yield member.name, member.offset_data, member.size
                     file.members = []  # type: ignore[attr-defined]  # it keeps them all
+                # tarfile takes a header that it cannot read for the end
+                if tar.read(file.offset, tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                    raise tarfile.ReadError(f"no member and no end at byte {file.offset:,}")
         except tarfile.ReadError as e:
             packed = "; unpack it" if tar.where.endswith(("gz", "xz", "bz2", "zst")) else ""
             raise UserError(f"{tar.where}: damaged, cut short or no tar file ({disk.reason(e)}){packed}") from e

@@ -27,8 +27,8 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 class WebDataset(ImageSource):
     """Tar files of pictures (`KEY.jpg`, `.png`, …) with or without a class each (`KEY.cls`, or what `label` names).
 
-    path: a tar, several as `a-{000..127}.tar`, a glob, a folder of them, or a URL of such. A tar whose name speaks of val, test or
-    unlabeled is of that split, all others are train. Nothing is unpacked: an index says where each picture lies.
+    path: a tar, several as `a-{000..127}.tar`, a folder of them, or a URL of such; on this machine a glob, too. A tar whose name speaks of
+    val, test or unlabeled is of that split, all others are train. Nothing is unpacked: an index says where each picture lies.
     Raises `UserError` for a tar that is damaged, and for a label that is none of `cls`, `txt` and `json:KEY`.
     """
 
@@ -60,7 +60,9 @@ class WebDataset(ImageSource):
     @functools.cached_property
     def _indexes(self) -> dict[str, list[Index]]:
         """The indexes of the tars of each own split."""
-        named = {"unlabeled" if split == "train" and self._label is None else split: tars for split, tars in self._tars.items()}
+        named: dict[str, list[Tar]] = {}
+        for split, tars in self._tars.items():
+            named.setdefault("unlabeled" if split == "train" and self._label is None else split, []).extend(tars)
         found = {s: [Index(tar, None if s == "unlabeled" else self._label) for tar in named[s]] for s in SPLITS if s in named}
         return {s: indexes for s, indexes in found.items() if self._label is not None or s == "unlabeled"}
 
@@ -82,8 +84,7 @@ class WebDataset(ImageSource):
         indexes = self._indexes[split]
         if split == "unlabeled" or self.classes is None:
             return Raw(TarImages(indexes))
-        number = {name: i for i, name in enumerate(self.classes)}
-        labels = np.array([number.get(_plain(name), -1) for index in indexes for name in index.labels()], np.int64)
+        labels = self._numbers(split)
         images, skipped = TarImages(indexes), list[str]()
         for row in np.flatnonzero(labels < 0).tolist():
             said = f"{images.name(row)}: no class of the training data in .{self._label}"
@@ -93,12 +94,21 @@ class WebDataset(ImageSource):
         raw = Raw(images, self.as_answers(labels), skipped)
         return raw.take(np.flatnonzero(labels >= 0)) if skipped else raw
 
+    def _numbers(self, split: str) -> np.ndarray:
+        """The class of every sample, int64 [N]; -1 where it has none of the training data."""
+        number = {name: i for i, name in enumerate(self.classes or ())}
+        names = [name for index in self._indexes[split] for name in index.labels()]
+        return np.array([number.get(name, number.get(_plain(name), -1)) for name in names], np.int64)
+
     def fingerprint(self) -> str:
         content = [(split, [index.entry.path.name for index in indexes]) for split, indexes in self._indexes.items()]
         return cache.digest("WebDataset", content, self.on_error)
 
     def row_names(self, split: str) -> list[str]:
-        return [f"{index.tar.name}/{name}" for index in self._indexes[split] for name in index.names()]
+        names = [f"{index.tar.name}/{name}" for index in self._indexes[split] for name in index.names()]
+        if split == "unlabeled" or self.classes is None:
+            return names
+        return [names[i] for i in np.flatnonzero(self._numbers(split) >= 0)]  # those that `read` gives
 
     @functools.cached_property
     def image_shape(self) -> tuple[int, int]:  # type: ignore[override]

@@ -124,6 +124,34 @@ def test_one_process_of_a_machine_checks(monkeypatch):
     np.testing.assert_array_equal(rows[np.arange(53)], VALUES)
 
 
+@pytest.mark.parametrize("bytes_left", [-8, 100, None])
+def test_another_rank_reads_no_wrong_rows(bytes_left, monkeypatch):
+    """Of a shard that is cut short or gone after the first has looked at it."""
+    path = entry().path / "shards" / "values-000003.npy"
+    rows = ShardedRows.open(entry(), "values")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    last = int(rows.bounds[4]) - 1
+    if bytes_left is None:
+        path.unlink()
+    else:
+        os.truncate(path, bytes_left % path.stat().st_size)
+        if bytes_left < 0:
+            np.testing.assert_array_equal(rows[np.array([last - 5])], VALUES[[last - 5]])
+    with pytest.raises(UserError, match=r"values-000003.npy is (cut short|gone): the same command again"):
+        rows[np.array([last])]
+
+
+def test_an_old_entry_is_mended_as_a_new_one():
+    """What lies half-made for a month is swept, and what was prepared long ago is not that."""
+    path = entry().path
+    (path / "shards" / "values-000003.npy").unlink()
+    for folder in (path, path / "shards"):
+        os.utime(folder, (1e9, 1e9))
+    puts: list[int] = []
+    entry(puts)
+    assert puts == [3]
+
+
 def test_two_writers_make_it_once():
     """The second waits for the first and takes what it made."""
     puts: list[int] = []

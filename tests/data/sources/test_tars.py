@@ -186,6 +186,45 @@ def test_what_is_wrong_is_named(tmp_path):
         source(good, label="csv")
 
 
+@pytest.mark.parametrize("how", ["garbage", "cut at a header", "cut in a header", "a size below nothing"])
+def test_a_header_that_cannot_be_read_is_no_end(tmp_path, how):
+    """tarfile takes it for one, and would leave out all that follows without a word."""
+    path = tar(tmp_path / "a.tar", samples(range(6), "cls"), tarfile.GNU_FORMAT)
+    with tarfile.open(path) as file:
+        at = file.getmembers()[6].offset
+    content = bytearray(path.read_bytes())
+    if how == "garbage":
+        content[at : at + 512] = b"\xff" * 512
+    elif how == "a size below nothing":
+        broken = tarfile.TarInfo("x.png")
+        broken.size = -600
+        content[at : at + 512] = broken.tobuf(tarfile.GNU_FORMAT)[:512]
+    else:
+        content = content[: at + (200 if how == "cut in a header" else 0)]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tar: damaged, cut short"):
+        source(path).read("train")
+
+
+def test_all_that_has_no_classes_is_learned_from(tmp_path):
+    """Tars by the name of unlabeled beside tars to train on."""
+    tar(tmp_path / "a-0.tar", samples(range(5)))
+    tar(tmp_path / "a-unlabeled-0.tar", samples(range(5, 7)))
+    assert len(source(tmp_path).read("unlabeled")) == 7
+
+
+def test_names_are_of_the_rows_that_are_read(tmp_path):
+    """Samples without a class are left out of both; a class may look like a number among others that do not."""
+    labels = [b"007", b"cat", None, b"cat", b"007"]
+    content = [(f"{i}.png", png(i)) for i in range(5)] + [(f"{i}.cls", label) for i, label in enumerate(labels) if label is not None]
+    path = tar(tmp_path / "a.tar", sorted(content))
+    made = source(path, label="cls", on_error="skip")
+    raw = made.read("train")
+    assert [made.classes[i] for i in raw.labels] == ["007", "cat", "cat", "007"]
+    assert [Path(name).name for name in made.row_names("train")] == ["0.png", "1.png", "3.png", "4.png"]
+    np.testing.assert_array_equal(raw.items[2], PIXELS[3])
+
+
 def test_braces_are_the_shells():
     assert braces("a{08..11}.tar") == ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]
     assert braces("{x,y}{1..2}") == ["x1", "x2", "y1", "y2"]
