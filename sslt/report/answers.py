@@ -33,7 +33,7 @@ def said_of(target: Any, answers: Any, samples: Any) -> list[dict[str, Any]]:
 
 def row_names(source: Any, split: str, samples: Any) -> list[str] | None:
     """Names of the rows that could be read, where rows have names."""
-    names, kept = (source.row_names(split) if split in source.own_splits() else None), getattr(samples, "rows", None)
+    names, kept = (source.row_names(split) if split in source.own_splits() else None), getattr(samples, "numbers", None)
     return [names[i] for i in kept] if names and kept is not None else names
 
 

@@ -144,6 +144,7 @@ class ImageProcessor:
             rows=None if fits else index,
             seen=image_shards.Seen(*how) if many else frames.fitted(*how),
             sizes=sizes,
+            numbers=index,
         )
 
     def at_once(self, source: Source) -> ImageSamples:
@@ -237,7 +238,7 @@ class ImageSamples(Samples):
 
     `images`: uint8 [N, H, W, C], in memory, memory-mapped or as shards; `rows`: int64, those of `images` that are samples (None:
     all, in order); `seen` [N, 4]: which part of each image as it was is seen (`frames`), and `sizes` [N, 2] its height and width then.
-    `skipped` counts the images that could not be read.
+    `skipped` counts the images that could not be read; `numbers` int64 [N]: which each is of all of its split, those among them.
     """
 
     def __init__(
@@ -249,7 +250,9 @@ class ImageSamples(Samples):
         rows: np.ndarray | None = None,
         seen: np.ndarray | image_shards.Seen | None = None,
         sizes: np.ndarray | None = None,
+        numbers: np.ndarray | None = None,
     ):
+        self.numbers = numbers
         self.images, self.answers, self.seen, self.sizes = images, answers, seen, sizes
         self.fingerprint, self.skipped, self.rows = fingerprint, skipped, rows
 
@@ -298,6 +301,7 @@ class ImageSamples(Samples):
             index if self.rows is None else self.rows[index],
             self.seen.take(index) if isinstance(self.seen, image_shards.Seen) else None if self.seen is None else self.seen[index],
             None if self.sizes is None else self.sizes[index],
+            None if self.numbers is None else self.numbers[index],
         )
 
     def moments(self) -> dict[str, list[float]]:
