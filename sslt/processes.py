@@ -107,7 +107,7 @@ def keep_steps(cfg: Any, run: Run) -> None:
     for key, size in sizes.items():
         if isinstance(size, int) and before.get(key) == size:
             cfg[key] = max(round(size * ranks / world), 1)
-            log.info("%s=%d on %d ranks was %d on %d: a step has as many samples", key, cfg[key], world, size, ranks)
+            log.info("%s=%d on %d rank%s was %d on %d: a step has as many samples", key, cfg[key], world, "s" * (world > 1), size, ranks)
 
 
 def _silent(run: Run, node: int, seconds: float) -> None:

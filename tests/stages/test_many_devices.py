@@ -123,7 +123,7 @@ def ends(own_code):
 
 
 def test_a_killed_rank_is_named_and_the_run_goes_on(ends, here):
-    """One line with the rank, the signal and its log, exit code 1; resumed on one device it says how large a step was."""
+    """One line with the rank, the signal and its log, exit code 1; resumed on one device its steps have as many samples."""
     code, last = ends(1, "kill")
     assert code == 1 and Run(here / "run").info["status"] == "failed"
     assert "rank 1 was ended by signal 9" in last and "memory" in last and "run/logs/rank1.log" in last and "resume=run" in last
@@ -131,8 +131,8 @@ def test_a_killed_rank_is_named_and_the_run_goes_on(ends, here):
     Path("output.txt").unlink()
     sslt(*TWO[:-1], "trainer.max_steps=6", "resume=run")
     assert Run(here / "run").finished
-    (told,) = [line for line in Path("output.txt").read_text().splitlines() if line.startswith("warning: a step has")]
-    assert "32 samples (1 rank × 32)" in told and "64 samples (2 ranks × 32)" in told and "batch_size=64" in told
+    assert "batch_size=64 on 1 rank was 32 on 2: a step has as many samples" in Path("output.txt").read_text()
+    assert read(here / "run" / "checkpoints" / LAST)["step_size"] == [1, 1, 64]
 
 
 def test_rank_0_does_not_work_on_for_a_killed_one(ends, here):
