@@ -141,7 +141,8 @@ def assumptions(machine: cost.Machine, works: list[cost.Work]) -> list[str]:
         *(f"- {link.bandwidth / 1e9:,.0f} GB/s and {link.latency * 1e6:g} µs a message {where}." for link, where in links),
         f"- Bandwidths are {plans.OF_PEAK} of the data sheet's; the share and the latencies are assumed, not measured.",
         "- Data arrive in time; views, the optimizer and the rounding of kernels are in the published rate of one GPU.",
-        "- Gradients are float32 and sent beside the backward pass, two thirds of a step; FSDP and HSDP gather weights in bfloat16, twice (sslt gathers them in float32 so far: twice these bytes).",
+        "- Gradients are float32 and sent beside the backward pass, two thirds of a step; FSDP and HSDP gather weights in bfloat16, twice "
+        "(sslt gathers them in float32 so far: twice these bytes).",
         "- BatchNorm and the exchange of embeddings wait for every rank; an all-gather has N−1 messages one after the other.",
         "- Nobody is late: a rank that computes for longer than others holds all of them, which the model does not have.",
     ]
