@@ -92,6 +92,8 @@ def newest(folder: Path) -> Path | None:
 
 def _remove_unused(folder: Path) -> None:
     """Remove the parts that no checkpoint in a folder names; none, where one cannot be read now."""
+    if not (folder / parts.FOLDER).is_dir():  # a run that is not sharded has none to look for
+        return
     try:
         found = [torch.load(path, map_location="cpu", mmap=True, weights_only=True) for path in folder.glob("*.ckpt")]
     except Exception:  # whatever lies there; the next time is soon
