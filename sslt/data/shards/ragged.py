@@ -11,7 +11,6 @@ import numpy as np
 from sslt.data import cache
 from sslt.data.shards.files import ShardFiles
 from sslt.data.shards.rows import header_of, read_at
-from sslt.errors import UserError
 
 REMEMBERED = 20  # shards whose rows' ends are held, 4 bytes a row
 
@@ -68,8 +67,7 @@ class RaggedShards:
                 first = header_of(fd) + 4 * len(ends)
                 for place in places.tolist():
                     row, size = int(index[place] % self.rows), int(sizes[place])
-                    if not read_at(fd, values[starts[place] : starts[place] + size], first + 4 * (int(ends[row]) - size)):
-                        raise UserError(f"{path} is cut short: the same command again, or resume=RUN, prepares this shard anew")
+                    read_at(path, fd, values[starts[place] : starts[place] + size], first + 4 * (int(ends[row]) - size))
             finally:
                 os.close(fd)
         return values, sizes
@@ -88,8 +86,7 @@ class RaggedShards:
             held = np.empty(min(self.rows, self.count - number * self.rows), np.int32)
             path, fd = self.files.open(number)
             try:
-                if not read_at(fd, held, header_of(fd)):
-                    raise UserError(f"{path} is cut short: the same command again, or resume=RUN, prepares this shard anew")
+                read_at(path, fd, held, header_of(fd))
             finally:
                 os.close(fd)
             self._ends[number] = np.cumsum(held, dtype=np.int32)

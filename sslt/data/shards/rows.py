@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,7 @@ class ShardedRows:
             ends = np.flatnonzero((np.diff(rows) != 1) | (np.diff(places) != 1)) + 1
             for run in np.split(np.arange(len(rows)), ends):
                 view = out[places[run[0]] : places[run[-1]] + 1]
-                if not read_at(fd, view, first + int(rows[run[0]]) * self.row_bytes):
-                    raise UserError(f"{path} is cut short: the same command again, or resume=RUN, prepares this shard anew")
+                read_at(path, fd, view, first + int(rows[run[0]]) * self.row_bytes)
         finally:
             os.close(fd)
 
@@ -72,12 +72,11 @@ def header_of(fd: int) -> int:
     return 10 + int.from_bytes(os.pread(fd, 2, 8), "little")
 
 
-def read_at(fd: int, out: np.ndarray, offset: int) -> bool:
-    """Fill a contiguous array from a place in a file; False where the file ends before."""
+def read_at(path: Path, fd: int, out: np.ndarray, offset: int) -> None:
+    """Fill a contiguous array from a place in a shard. Raises `UserError` where the file ends before."""
     view = memoryview(out.reshape(-1).view(np.uint8).data)
     while len(view):
         n = os.preadv(fd, [view], offset)
         if n <= 0:
-            return False
+            raise UserError(f"{path} is cut short: the same command again, or resume=RUN, prepares this shard anew")
         view, offset = view[n:], offset + n
-    return True
