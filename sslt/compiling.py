@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sslt import lanes
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.modules import called
@@ -39,7 +40,10 @@ def _unless_measured(block: nn.Module, plain: Callable[..., Any]) -> Callable[..
     fast = torch.compile(plain, backend=BACKEND)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return plain(*args, **kwargs) if torch.is_inference_mode_enabled() else fast(*args, **kwargs)
+        if torch.is_inference_mode_enabled():
+            return plain(*args, **kwargs)
+        with lanes.apart():
+            return fast(*args, **kwargs)
 
     return call
 

@@ -23,7 +23,7 @@ from sslt.ranges import SETTINGS, is_number
 from sslt.trusted import targets, walk
 
 OURS = {  # of trainer=, and no Trainer's, or not as a Trainer has them; with their types
-    "address": str, "node": int, "strategy": str, "shard_ranks": int, "compile": bool, "activation_checkpointing": bool,
+    "address": str, "node": int, "strategy": str, "shard_ranks": int, "lanes": int, "compile": bool, "activation_checkpointing": bool,
 }  # fmt: skip
 RATE, AUTO = "optimizer.lr", "auto"
 

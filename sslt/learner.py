@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from sslt.data.streams.sampling import Sampling
 from sslt.data.streams.streams import Loader, Stream
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
+from sslt.lanes import Lanes
 from sslt.objectives.base import Objective
 from sslt.optimizers import adapt_weights, values_of
 from sslt.schedules import Schedule
@@ -55,8 +55,8 @@ class Term:
 class Learner(pl.LightningModule):
     """Trains `encoder` on Σ weight · objective.
 
-    Everything random in step g is drawn from a state set by (seed, rank, g), and batches are a function of g: `batches_seen`
-    is all that a resumed run needs to repeat what an uninterrupted one does.
+    Everything random in step g is drawn from a state set by (seed, lane, g), and batches are a function of g: `batches_seen`
+    is all that a resumed run needs to repeat what an uninterrupted one does. lanes: how many (`lanes.py`); None: one for each rank.
 
     Each term's gradient is that of the mean over all its units (samples, tokens) in the optimizer step's batches on all
     ranks, however unevenly these are spread.
@@ -81,6 +81,7 @@ class Learner(pl.LightningModule):
         log_every: int,
         ema: float | None = None,
         mesh: Any = None,
+        lanes: int | None = None,
     ):
         super().__init__()
         adaptation.prepare(encoder)
@@ -97,6 +98,7 @@ class Learner(pl.LightningModule):
         self.terms, self.streams, self.sampling, self.adaptation = terms, streams, sampling, adaptation
         self.make_optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
         self.progress, self.seed, self.log_every = progress, seed, log_every
+        self.lanes = Lanes(lanes or distributed.world_size(), distributed.rank(), distributed.world_size())
         self.steps_per_epoch = sampling.epoch({name: len(stream) for name, stream in streams.items()})
         self.batches_seen = 0
         self.optimizer_steps = 0
@@ -145,9 +147,12 @@ class Learner(pl.LightningModule):
 
     def _make(self, batches: dict[str, dict[str, Tensor]], step: int) -> dict[str, Any]:
         """The views of step `step`."""
-        seed_step(self.seed, step)
-        with torch.no_grad():
-            return {name: self._views(name, part) for name, part in batches.items()}
+        self.lanes.begin(self.seed, step)
+        made = {}
+        for name, part in batches.items():
+            with torch.no_grad(), self.lanes.drawing(_rows(part)):
+                made[name] = self._views(name, part)
+        return made
 
     def _views(self, name: str, batch: dict[str, Tensor]) -> dict[str, Any]:
         views = self.streams[name].views
@@ -171,14 +176,15 @@ class Learner(pl.LightningModule):
 
     # ---------------------------------------------------------------- one step
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        seed_step(self.seed, self.batches_seen, 1)
+        self.lanes.begin(self.seed, self.batches_seen, 1)
         losses, shown, present = [], [], []
         for i, (name, term) in enumerate(self.terms.items()):
             part = term.batch(batch)
             if part is None:
                 continue
             term.objective.logs_now = (self.batches_seen + 1) % self.log_every == 0 or batch_idx == 0
-            loss = term.objective(self.encoder, part)
+            with self.lanes.drawing(_rows(part)):
+                loss = term.objective(self.encoder, part)
             weighted = term.weight_at(self.progress_now) * loss.value
             losses.append(weighted if self._share is None else weighted * self._share[i])
             shown.append(weighted.detach())
@@ -303,7 +309,7 @@ class Learner(pl.LightningModule):
         for name, term in self.terms.items():
             if isinstance(term.stream, str) and type(term.objective).draw is not Objective.draw:
                 samples = self.streams[term.stream].samples
-                seed_step(self.seed, self.batches_seen)
+                self.lanes.begin(self.seed, self.batches_seen)
                 with evaluating(self):
                     batch = {k: v.to(self.device) for k, v in samples.batch(np.arange(min(12, len(samples)))).items()}
                     found = term.objective.draw(self.encoder, self._views(term.stream, batch))
@@ -386,12 +392,9 @@ def _some(views: dict[str, Tensor] | None, stacked: bool) -> dict[str, Tensor] |
     return {k: (x[:, :12] if stacked else x[:12]).detach().cpu().clone() for k, x in (views or {}).items()} or None
 
 
-def seed_step(seed: int, step: int, part: int = 0) -> None:
-    """Set the generators of torch (CPU and devices), numpy and Python for a part (0: views, 1: the rest) of a step of this rank."""
-    state = int(np.random.SeedSequence([seed, distributed.rank(), step, part]).generate_state(1, np.uint64)[0])
-    # torch.manual_seed also visits every absent backend, at half a millisecond a call
-    torch.default_generator.manual_seed(state)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed(state)
-    np.random.seed(state % 2**32)  # for views and objectives of a user's own
-    random.seed(state)
+def _rows(part: dict[str, Any]) -> int:
+    """How many samples a batch has, or each of several; 0, where it does not say."""
+    first = next(iter(part.values()), None)
+    if isinstance(first, dict) and "index" in first:
+        return len(first["index"])
+    return len(part["index"]) if "index" in part else 0

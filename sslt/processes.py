@@ -14,7 +14,7 @@ from sslt.errors import UserError, cause
 from sslt.runs import Run, now
 
 log = logging.getLogger("sslt")
-_PER_RANK = ("batch_size", "batch_tokens")  # settings of which a step has as many times more as there are ranks
+_PER_RANK = ("batch_size", "batch_tokens", "episodes.training.per_step")  # of which a step has as many times more as there are ranks
 _IMAGE_SIZES = {"cpu": 64, "gpu": 128}  # what max_image_size=auto stands for
 
 
@@ -92,22 +92,38 @@ def stage(verb: str, cfg: Any, run: Run) -> None:
 def keep_steps(cfg: Any, run: Run) -> None:
     """Have a run that other ranks go on with make steps of as many samples as it began with: `batch_size` is of one rank, and changes.
 
-    Another one than the run began with was typed for these ranks, and is taken as it is.
+    Another one than the run began with was typed for these ranks, and is taken as it is. `trainer.lanes` becomes what the run began with;
+    where the ranks there are do not divide it, as many as there are ranks. Raises `UserError` for lanes that these cannot be.
     """
+    from omegaconf import OmegaConf
+
     from sslt import distributed
 
-    sizes = {key: cfg[key] for key in _PER_RANK if cfg.get(key) is not None}
+    sizes = {key: value for key in _PER_RANK if (value := OmegaConf.select(cfg, key)) is not None}
     world, before = distributed.world_size(), distributed.broadcast_object(run.info.get("step") if distributed.rank() == 0 else None)
+    typed = cfg.trainer.get("lanes")
     if not isinstance(before, dict):  # it begins, or is of a version that did not note it
-        run.update(step={"ranks": world, **sizes})
+        if typed is not None and (typed < 1 or typed % world):
+            raise UserError(f"trainer.lanes={typed} cannot be shared by {world} rank{'s' * (world > 1)}: give a multiple of {world}")
+        OmegaConf.update(cfg, "trainer.lanes", typed or world, force_add=True)
+        run.update(step={"ranks": world, "lanes": typed or world, **sizes})
         return
     ranks = before.get("ranks")
-    if not isinstance(ranks, int) or ranks < 1 or ranks == world:
+    if not isinstance(ranks, int) or ranks < 1:
+        return
+    lanes = before.get("lanes", ranks)  # before there were lanes, what was random belonged to ranks
+    if typed not in (None, lanes):
+        raise UserError(f"trainer.lanes={typed}: the run began with {lanes}, which its random numbers belong to; leave it out")
+    fits = isinstance(lanes, int) and lanes > 0 and lanes % world == 0
+    OmegaConf.update(cfg, "trainer.lanes", lanes if fits else world, force_add=True)
+    if not fits:
+        log.info("%d rank%s cannot share the run's %s lanes evenly: views and dropout are drawn anew", world, "s" * (world > 1), lanes)
+    if ranks == world:
         return
     for key, size in sizes.items():
         if isinstance(size, int) and before.get(key) == size:
-            cfg[key] = max(round(size * ranks / world), 1)
-            log.info("%s=%d on %d rank%s was %d on %d: a step has as many samples", key, cfg[key], world, "s" * (world > 1), size, ranks)
+            OmegaConf.update(cfg, key, new := max(round(size * ranks / world), 1))
+            log.info("%s=%d on %d rank%s was %d on %d: a step has as many samples", key, new, world, "s" * (world > 1), size, ranks)
 
 
 def _silent(run: Run, node: int, seconds: float) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from sslt import lanes
 from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import batch_norms
 from sslt.encoders.inserted import InsertedPrefix
@@ -57,7 +58,9 @@ def _again(block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
 
         written = [x._version for x in leaves if isinstance(x, Tensor)]
         # tensors one by one: torch looks among them for the devices whose generators it restores
-        out = checkpoint(run, *leaves, use_reentrant=False, preserve_rng_state=True, context_fn=lambda: (_Nothing(), _Unchanged(block)))
+        out = checkpoint(
+            run, *leaves, use_reentrant=False, preserve_rng_state=True, context_fn=lambda: (_Nothing(), _Unchanged(block, lanes.again()))
+        )
         if written != [x._version for x in leaves if isinstance(x, Tensor)]:
             raise UserError(f"{SETTING}: a block ({type(block).__name__}) of this encoder writes on its input, which is needed once more")
         return out
@@ -79,12 +82,14 @@ class _Nothing:
 
 
 class _Unchanged(_Nothing):
-    """Within, BatchNorms count on copies of their running statistics: a batch that is computed twice counts once."""
+    """Within, BatchNorms count on copies of their running statistics: a batch that is computed twice counts once. drawing: a context
+    within it."""
 
-    def __init__(self, block: nn.Module):
-        self.block = block
+    def __init__(self, block: nn.Module, drawing: contextlib.AbstractContextManager[Any]):
+        self.block, self.drawing = block, drawing
 
     def __enter__(self) -> None:
+        self.drawing.__enter__()
         self.before = [(m, dict(m._buffers)) for m in batch_norms(self.block)]
         for m, buffers in self.before:
             m._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
@@ -92,3 +97,4 @@ class _Unchanged(_Nothing):
     def __exit__(self, *error: Any) -> None:
         for m, buffers in self.before:
             m._buffers.update(buffers)
+        self.drawing.__exit__(*error)

@@ -15,7 +15,7 @@ PACKAGE = Path(sslt.__file__).parent
 # Bottom to top. A name is a module of sslt or a whole subpackage.
 FLOORS = [
     {"errors", "stored", "moved", "signals", "machine", "places", "ranges", "groups", "signatures", "trusted", "runs", "config", "scales"},
-    {"schedules", "precision", "cpu_kernels", "modules", "distributed", "optimizers"},
+    {"schedules", "precision", "cpu_kernels", "modules", "distributed", "optimizers", "lanes"},
     {"data"},
     {"encoders", "sharded"},
     {"objectives", "adaptation", "report"},

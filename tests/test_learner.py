@@ -160,13 +160,11 @@ def _on_rank(rank: int) -> dict[str, Any]:
 
 def _views(rank: int) -> dict[str, Any]:
     """What this rank's learner makes of the same five samples in steps 3, 4 and 3 again, and a number drawn by the loss of step 3."""
-    from sslt.learner import seed_step
-
     learner, _ = make_learner()
     learner.streams["main"].views = Shaken()
     batch = {"main": Ragged().batch(list(range(5)))}
     made = [learner._make(batch, step)["main"]["inputs"]["x"] for step in (3, 4, 3)]
-    seed_step(0, 3, 1)
+    learner.lanes.begin(0, 3, 1)
     return {"views": made, "noise": [x - batch["main"]["x"] for x in made], "loss": torch.randn(3)}
 
 

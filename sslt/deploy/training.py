@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf, open_dict
 
-from sslt import distributed, stored
+from sslt import stored
 from sslt.config import build, check_stored, searched_around
 from sslt.data.base import Samples
-from sslt.data.streams.streams import of_this_rank
+from sslt.data.streams.streams import most_of_a_rank, of_this_rank
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.runs import RUN_FILE, Run
@@ -80,8 +80,9 @@ def train(
     """
     if watchers and (strategy := cfg.trainer.get("strategy", "ddp")) != "ddp":
         raise UserError(f"what this method watches while it trains has to be whole: set trainer.strategy=ddp, not {strategy}")
-    size = min(int(cfg.batch_size), max(len(samples) // distributed.world_size(), 1))
-    stream = of_this_rank(samples, size, seed=int(cfg.seed), drop_last=target.needs_full_batches, views=build(cfg.views))
+    lanes = cfg.trainer.get("lanes")
+    size, whole = min(int(cfg.batch_size), most_of_a_rank(samples, lanes)), target.needs_full_batches
+    stream = of_this_rank(samples, size, seed=int(cfg.seed), drop_last=whole, views=build(cfg.views), lanes=lanes)
     term = method.term(target, "finetune")
     terms = {"finetune": term} if also is None else also(term)
     learner = method.fit(

@@ -52,11 +52,11 @@ class Electra(Objective):
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         inputs, positions, targets = batch["inputs"], batch["positions"], batch["targets"].flatten()
         table = cast(nn.Embedding, encoder.token_embeddings)  # type: ignore[attr-defined]
-        states = self.generator(table(inputs["tokens"]), inputs.get("mask"), positions).flatten(0, 1)
-        weight, bias = table.weight, self.generator.bias
+        each = self.generator(table(inputs["tokens"]), inputs.get("mask"), positions)
+        weight, bias, states = table.weight, self.generator.bias, each.flatten(0, 1)
         learned = vocabulary_loss(states, weight, targets, bias)
 
-        drawn = vocabulary_samples(states, weight, bias).view_as(positions)
+        drawn = vocabulary_samples(each, weight, bias).view_as(positions)
         drawn = torch.where(batch["targets"] != IGNORED, drawn, inputs["tokens"].gather(1, positions))
         shown = inputs["tokens"].scatter(1, positions, drawn)
         text, replaced = self._text(batch), shown != batch["tokens"]

@@ -18,7 +18,7 @@ from sslt import distributed, groups, stored
 from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples, many
-from sslt.data.streams.streams import Stream, of_this_rank
+from sslt.data.streams.streams import Stream, most_of_a_rank, of_this_rank
 from sslt.encoders import inserted
 from sslt.encoders.base import Encoder
 from sslt.encoders.dropout import set_dropout
@@ -171,7 +171,7 @@ class Supervised(Parts):
 
 def batch_size(cfg: Any, samples: Samples) -> int:
     """`batch_size`, or less where there are not so many samples."""
-    share = max(len(samples) // distributed.world_size(), 1)
+    share = most_of_a_rank(samples, cfg.trainer.get("lanes"))
     if cfg.batch_size > share:
         log.info("batch_size=%d is larger than the %d labelled samples: batches of %d are used", cfg.batch_size, len(samples), share)
     return min(cfg.batch_size, share)
@@ -179,7 +179,8 @@ def batch_size(cfg: Any, samples: Samples) -> int:
 
 def stream(cfg: Any, samples: Samples, batch_size: int, views: Any, *, drop_last: bool, tokens: int | None = None) -> Stream:
     """This rank's share of `samples`, as the views need them; tokens: of a batch, instead of `batch_size` samples."""
-    return of_this_rank(samples, batch_size, seed=cfg.seed, drop_last=drop_last, views=views, batch_tokens=tokens)
+    lanes = cfg.trainer.get("lanes")
+    return of_this_rank(samples, batch_size, seed=cfg.seed, drop_last=drop_last, views=views, batch_tokens=tokens, lanes=lanes)
 
 
 def log_final(learner: Learner, metrics: dict[str, Any], pictures: dict[str, Path] | None = None) -> None:

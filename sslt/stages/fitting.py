@@ -32,7 +32,7 @@ from sslt.data.views.base import Views
 from sslt.encoders.base import Encoder
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
-from sslt.learner import Learner, Term, seed_step
+from sslt.learner import Learner, Term
 from sslt.machine import most_resident
 from sslt.modules import of_kind
 from sslt.objectives.base import Objective
@@ -113,7 +113,9 @@ def fit(
         learner.average.swap(learner)
     if start is not None:
         learner.see_first_views()
-    seed_step(learner.seed, learner.batches_seen, 2)  # what is random from here on is the same after a training that was interrupted
+    learner.lanes.begin(
+        learner.seed, learner.batches_seen, 2
+    )  # what is random from here on is the same after a training that was interrupted
     learner.run_metrics = _ended(learner, curves, budget, sizes, kind)
     learner.loggers_used = loggers
     return learner
@@ -220,6 +222,7 @@ def learner_of(
         log_every=cfg.trainer.log_every_n_steps,
         ema=cfg.ema,
         mesh=mesh,
+        lanes=cfg.trainer.get("lanes"),
     )
 
 

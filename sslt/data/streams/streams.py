@@ -29,12 +29,26 @@ _GROUP = 32  # batches sorted by length together: enough to halve padding, few e
 
 
 def of_this_rank(
-    samples: Samples, batch_size: int, *, seed: int, drop_last: bool, views: Any = None, batch_tokens: int | None = None
+    samples: Samples,
+    batch_size: int,
+    *,
+    seed: int,
+    drop_last: bool,
+    views: Any = None,
+    batch_tokens: int | None = None,
+    lanes: int | None = None,
 ) -> Stream:
     """This process's share of `samples`, texts uncut where the views need them so."""
     samples = samples.uncut() if getattr(views, "whole_texts", False) else samples
-    rank, world = distributed.rank(), distributed.world_size()
-    return Stream(samples, batch_size, seed=seed, rank=rank, world=world, drop_last=drop_last, views=views, batch_tokens=batch_tokens)
+    place: dict[str, Any] = {"rank": distributed.rank(), "world": distributed.world_size(), "lanes": lanes}
+    return Stream(samples, batch_size, seed=seed, drop_last=drop_last, views=views, batch_tokens=batch_tokens, **place)
+
+
+def most_of_a_rank(samples: Samples, lanes: int | None) -> int:
+    """How many samples a batch of each rank can have at most, as many for every lane; at least one."""
+    world = distributed.world_size()
+    lanes = lanes or world
+    return max(len(samples) // lanes * (lanes // world), 1)
 
 
 class Stream:
@@ -47,6 +61,9 @@ class Stream:
     With `batch_tokens` a batch has as many texts as come to so many tokens per rank, padding and what is to be written counted: all
     samples, ordered by lengths, are cut into the same batches' worth of rows in every epoch; which of equally long ones lie in which batch,
     and the order of batches, are drawn anew. `batch_size` is then how many there are on average.
+
+    lanes: a multiple of `world` (None: `world`), on which alone depends how rows are divided into joint batches. Texts are filled up to the
+    longest of the joint batch, so that what is drawn for each of their places does not depend on the number of ranks.
     """
 
     def __init__(
@@ -57,21 +74,23 @@ class Stream:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        lanes: int | None = None,
         drop_last: bool = True,
         views: torch.nn.Module | None = None,
         batch_tokens: int | None = None,
     ):
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        self.rank, self.world, self.drop_last, self.views = rank, world, drop_last, views
+        self.rank, self.world, self.lanes = rank, world, lanes or world
+        self.drop_last, self.views = drop_last, views
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: give at least 1")
         n, whole = len(samples), batch_size * world
-        if n < whole and (drop_last or n < world):
+        if n < whole and (drop_last or n < self.lanes):
             ranks = f" × {world} ranks" if world > 1 else ""
             raise UserError(f"batch_size={batch_size}{ranks} is larger than the data set ({n} samples): lower batch_size")
         self.length = n // whole if drop_last else -(-n // whole)
-        if not drop_last and self.length > 1 and 0 < n % whole < 2 * world:
-            self.length -= 1  # too few left to give every rank two, which batch statistics need
+        if not drop_last and self.length > 1 and 0 < n % whole < 2 * self.lanes:
+            self.length -= 1  # too few left to give every lane two, which batch statistics need
         self._order: tuple[int, list[np.ndarray]] | None = None
         self._sharded = None if (shards := samples.shards) is None else ShardedOrder(shards, seed)
         self._group: tuple[tuple[int, int], list[np.ndarray]] | None = None
@@ -88,17 +107,27 @@ class Stream:
 
     def index_at(self, step: int) -> np.ndarray:
         """Rows of this rank's batch at global step `step`."""
+        return self._joint(step)[self.rank :: self.world]
+
+    def _joint(self, step: int) -> np.ndarray:
+        """Rows of all ranks' batch at global step `step`."""
         epoch, position = divmod(step, self.length)
         if self._sharded is not None:
-            return self._in_windows(self._sharded, epoch, position)[self.rank :: self.world]
+            return self._in_windows(self._sharded, epoch, position)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self._epoch(epoch)
-        return self._order[1][position][self.rank :: self.world]
+        return self._order[1][position]
 
     def at(self, step: int) -> dict[str, torch.Tensor]:
         """This rank's batch at global step `step`."""
         self._fetch(step)
-        return self.samples.batch(self.index_at(step))
+        rows = self.index_at(step)
+        if self.world == 1 or (lengths := self.samples.lengths_of(joint := self._joint(step))) is None:
+            return self.samples.batch(rows)
+        longest = [joint[lengths.argmax()]]  # is read with the others, so that they are filled up to it, and left out
+        if (outputs := self.samples.output_lengths) is not None:
+            longest.append(joint[outputs[joint].argmax()])
+        return {name: values[: len(rows)] for name, values in self.samples.batch(np.append(rows, longest)).items()}
 
     def _in_windows(self, order: ShardedOrder, epoch: int, position: int) -> np.ndarray:
         """Rows of the joint batch at a place of an epoch: of texts, out of a group of batches that was sorted by length."""
@@ -172,12 +201,12 @@ class Stream:
         ends, start, widest, longest = [], 0, 0, 0
         for i, (a, b) in enumerate(zip(read, written, strict=True)):
             both = max(widest, a) + max(longest, b)
-            rows = -(-(i + 1 - start) // self.world)
-            if rows * both > tokens and i - start >= self.world:
+            rows = -(-(i + 1 - start) // self.lanes)
+            if rows * both > tokens * self.world // self.lanes and i - start >= self.lanes:
                 ends.append(i)
                 start, widest, longest = i, 0, 0
             widest, longest = max(widest, a), max(longest, b)
-        if len(read) - start < self.world and ends:  # too few to give every rank one
+        if len(read) - start < self.lanes and ends:  # too few to give every lane one
             ends.pop()
         return np.array([*ends, len(read)])
 

@@ -137,22 +137,23 @@ class Infill(Corruption):
     def infilled(self, tokens: Tensor, size: Tensor, mask_id: int, ordinary: Tensor) -> tuple[Tensor, Tensor]:
         """Of texts [B, T] of `size` tokens [B], in rows of another width: what is read, and the places where something is."""
         wanted = (size.double() * self.rate).round().long().clamp(min=1).minimum(size)
-        draws = math.ceil(2 * int(wanted.max()) / self.mean_span) + 16  # that these do not cover it has no probability to speak of
+        most = max(1, math.ceil(self.rate * tokens.shape[1]))  # of any text so wide; how much is drawn is to depend on nothing else
+        draws = math.ceil(2 * most / self.mean_span) + 16  # that these do not cover it has no probability to speak of
         drawn = torch.poisson(torch.full((len(size), draws), float(self.mean_span), device=size.device)).long()
         before = drawn.cumsum(1) - drawn
         used = before < wanted[:, None]
         lengths = drawn.minimum(wanted[:, None] - before) * used
         spans, covered = used.sum(1), lengths.sum(1)
         slots = spans + size - covered  # a slot is a span or a token that stays
-        width = int(slots.max())
+        width, drawable = int(slots.max()), (len(size), tokens.shape[1] + draws)
         place = torch.arange(width, device=size.device)
         kept = place < slots[:, None]
-        order = torch.rand(kept.shape, device=size.device).masked_fill(~kept, 2.0).argsort(1).argsort(1)
+        order = torch.rand(drawable, device=size.device)[:, :width].masked_fill(~kept, 2.0).argsort(1).argsort(1)
         span = order < spans[:, None]
         advance = torch.where(span, lengths.gather(1, order.clamp(max=draws - 1)), 1)
         source = (advance.cumsum(1) - advance).clamp(max=tokens.shape[1] - 1)
-        word = ordinary[torch.randint(0, len(ordinary), span.shape, device=size.device)]
-        random = torch.rand(span.shape, device=size.device) < self.random_share
+        word = ordinary[torch.randint(0, len(ordinary), drawable, device=size.device)[:, :width]]
+        random = torch.rand(drawable, device=size.device)[:, :width] < self.random_share
         return torch.where(span, torch.where(random, word, mask_id), tokens.gather(1, source)), kept
 
     def _of(self, processor: Any, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -72,14 +72,15 @@ def log_probabilities(states: Tensor, weight: Tensor, words: Tensor, bias: Tenso
 
 
 def vocabulary_samples(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """One word [N] for each state, drawn from its softmax without gradient, by chunks as in `vocabulary_loss`."""
-    share = torch.rand(len(states), device=states.device)  # of the probability that comes before the word
-    drawn = torch.empty(len(states), dtype=torch.long, device=states.device)
+    """One word for each state [..., D], drawn from its softmax without gradient, by chunks as in `vocabulary_loss`: [...]."""
+    share = torch.rand(states.shape[:-1], device=states.device).flatten()  # of the probability that comes before the word
+    flat = states.flatten(0, -2)
+    drawn = torch.empty(len(flat), dtype=torch.long, device=states.device)
     with torch.no_grad():
-        for part in _chunks(len(states), weight):
-            sums = _logits(states[part].to(weight.dtype), weight, bias).softmax(1).cumsum(1)
+        for part in _chunks(len(flat), weight):
+            sums = _logits(flat[part].to(weight.dtype), weight, bias).softmax(1).cumsum(1)
             drawn[part] = torch.searchsorted(sums, share[part, None].to(sums.dtype) * sums[:, -1:], right=True)[:, 0]
-    return drawn.clamp_(max=len(weight) - 1)
+    return drawn.clamp_(max=len(weight) - 1).view(states.shape[:-1])
 
 
 def hits(states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -94,6 +94,39 @@ def test_the_world_does_not_change_the_joint_batch():
         assert sorted(single.tolist()) == sorted(np.concatenate(ranks).tolist())
 
 
+@pytest.mark.parametrize("settings", [{}, {"batch_tokens": 600}], ids=["rows", "tokens"])
+@pytest.mark.parametrize("n", [96, 97, 103])
+def test_ranks_that_share_the_lanes_of_more_have_their_batches(n, settings):
+    """Four lanes: what four ranks, two or one take together at a step is the same, also in the last batch, of few rows or of tokens."""
+    samples, found = Pairs(n), []
+    for world in (4, 2, 1):
+        given = {k: v * 4 // world for k, v in settings.items()}
+        steps = epoch_of(samples, 8 * 4 // world, world=world, lanes=4, drop_last=False, **given)
+        for ranks in steps:
+            joint = np.empty(sum(map(len, ranks)), np.int64)
+            for rank, rows in enumerate(ranks):
+                joint[rank::world] = rows
+            found.append((world, joint.tolist()))
+    assert [j for w, j in found if w == 4] == [j for w, j in found if w == 2] == [j for w, j in found if w == 1]
+
+
+def test_texts_are_as_wide_as_the_longest_of_all_ranks():
+    """What is drawn for each place of a text must not depend on which other texts a rank has."""
+
+    class Wide(Pairs):
+        def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+            shape = len(index), int(self.lengths[index].max())
+            return {"tokens": torch.zeros(shape), "outputs": torch.zeros(len(index), int(self.outputs[index].max()))}
+
+    samples = Wide(64)
+    for step in range(8):
+        made = [Stream(samples, 4, seed=0, rank=rank, world=2, drop_last=False) for rank in (0, 1)]
+        rows = np.concatenate([s.index_at(step) for s in made])
+        for s in made:
+            found = s.at(step)
+            assert found["tokens"].shape == (4, samples.lengths[rows].max()) and found["outputs"].shape == (4, samples.outputs[rows].max())
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_random_access_equals_sequential(grouped):
     """Batch g is the same whichever was asked for before it."""

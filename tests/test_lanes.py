@@ -1,0 +1,215 @@
+"""Protects lanes: fewer ranks than a run began with draw what those would have drawn, for views, losses and dropout."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parent))  # a rank knows nothing of pytest's paths
+import two_processes
+from safetensors.torch import load_file
+from tiny_tasks import tiny
+
+from sslt import distributed, lanes
+from sslt.compiling import _unless_measured
+from sslt.config import compose
+from sslt.lanes import Lanes
+from sslt.processes import stage
+from sslt.recomputing import _again
+from sslt.runs import Run
+
+ROWS = 7  # of the joint batch: the first lane has one more than the others
+
+
+def apart(count: int, rows: int, draw: Callable[[Tensor], Tensor], views: int = 1) -> Tensor:
+    """What `draw` makes of the joint batch x [views · rows, 3], where each lane is a rank of its own."""
+    x, found = batch(rows, views), torch.empty(0)
+    for lane in range(count):
+        part = x.unflatten(0, (views, rows))[:, lane::count].flatten(0, 1)
+        Lanes(count, lane, count).begin(1, 2)
+        drawn = draw(part).unflatten(0, (views, -1))
+        found = found if len(found) else drawn.new_empty((views, rows, *drawn.shape[2:]))
+        found[:, lane::count] = drawn
+    return found.flatten(0, 1)
+
+
+def together(count: int, rows: int, draw: Callable[[Tensor], Tensor], views: int = 1) -> Tensor:
+    """The same by one rank that has all lanes."""
+    held = Lanes(count)
+    held.begin(1, 2)
+    with held.drawing(rows):
+        return draw(batch(rows, views))
+
+
+def batch(rows: int, views: int) -> Tensor:
+    return torch.arange(views * rows * 3.0).view(views * rows, 3) / 10 + 0.05
+
+
+def heads(x: Tensor) -> Tensor:
+    return x[:, None, None, :].expand(-1, 2, 4, -1)
+
+
+def in_place(x: Tensor) -> Tensor:
+    (kept := x.new_empty(len(x), 1, 1)).bernoulli_(0.5)
+    (other := torch.empty(len(x), 2)).uniform_(2, 3)
+    return kept[:, :, 0] + other
+
+
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rand by numbers": lambda x: torch.rand(len(x), 4),
+    "rand by a size, without dimensions": lambda x: torch.rand((len(x),)),
+    "randn by name": lambda x: torch.randn(size=(len(x), 2)),
+    "randint with a bound": lambda x: torch.randint(1000, (len(x), 4)),
+    "randint with two bounds": lambda x: torch.randint(-5, 1000, x.shape),
+    "like a tensor": lambda x: torch.randn_like(x) + torch.rand_like(x),
+    "in place": in_place,
+    "by probabilities": lambda x: torch.bernoulli(x.clamp(max=1)) + torch.poisson(x),
+    "multinomial": lambda x: torch.multinomial(x, 2),
+    "dropout": lambda x: F.dropout(F.dropout(x, 0.5), p=0.3, training=True),
+    "a module's dropout": lambda x: nn.Dropout(0.5).train()(x),
+    "dropout of whole maps": lambda x: nn.Dropout2d(0.5).train()(heads(x).transpose(1, 2).contiguous()),
+    "attention": lambda x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), None, 0.5),
+    "attention by name": lambda x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), dropout_p=0.5),
+    "attention with a mask for all": lambda x: F.scaled_dot_product_attention(*3 * [heads(x)], torch.ones(1, 1, 4, 4).bool(), 0.5),
+    "after what is of no row": lambda x: torch.rand(5).new_empty(len(x)).copy_(torch.rand(len(x))),
+    "after what is of no row, in place": lambda x: torch.empty(()).uniform_().new_empty(len(x)).copy_(torch.rand(len(x))),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize(("count", "views"), [(2, 1), (3, 2)])
+def test_one_rank_draws_what_each_lane_would_as_a_rank(name, count, views):
+    expected = apart(count, ROWS, DRAWS[name], views)
+    assert torch.equal(together(count, ROWS, DRAWS[name], views), expected)
+    assert not torch.equal(together(1, ROWS, DRAWS[name], views), expected)
+
+
+def test_a_rank_has_every_lane_of_its_rows():
+    """Row j of the joint batch is of lane j mod V, and rank r of W has the rows r, r + W, ..."""
+    joint, count = np.arange(12), 4
+    for world in (1, 2, 4):
+        for rank in range(world):
+            own = Lanes(count, rank, world).own
+            assert (joint[rank::world] % count == np.resize(own, 12 // world)).all()
+
+
+def test_lanes_of_two_ranks_of_four_are_those_of_four():
+    draw = lambda x: torch.rand(len(x), 3)  # noqa: E731
+    expected = apart(4, 8, draw)
+    for rank in (0, 1):
+        held = Lanes(4, rank, 2)
+        held.begin(1, 2)
+        with held.drawing(4):
+            assert torch.equal(draw(batch(4, 1)), expected[rank::2])
+
+
+def test_what_has_a_generator_of_its_own_is_left_to_it():
+    of = lambda: torch.rand(ROWS, generator=torch.Generator().manual_seed(3))  # noqa: E731
+    assert torch.equal(together(2, ROWS, lambda x: of()), of())
+
+
+def test_no_dropout_draws_nothing():
+    def draw(x: Tensor) -> Tensor:
+        F.dropout(x, 0.5, training=False), F.dropout(x, 0.0), nn.Dropout(0.5).eval()(x)
+        return torch.rand(len(x))
+
+    assert torch.equal(together(2, ROWS, draw), together(2, ROWS, lambda x: torch.rand(len(x))))
+
+
+def test_gradients_are_those_of_the_lanes():
+    def gradient(x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        (F.dropout(x, 0.5) * torch.arange(3.0)).sum().backward()
+        assert x.grad is not None
+        return x.grad
+
+    assert torch.equal(together(2, ROWS, gradient), apart(2, ROWS, gradient))
+
+
+@pytest.mark.parametrize("wrapper", [_again, _unless_measured], ids=["computed twice", "compiled"])
+def test_a_block_that_is_called_in_another_way_has_one_mask(wrapper, monkeypatch):
+    """A block that the backward pass computes again drops what it dropped; one that is compiled draws as it comes, once."""
+    monkeypatch.setattr(torch, "compile", lambda plain, backend: plain)
+    block = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 3), nn.Dropout(0.5))
+
+    def gradient(call: Callable[..., Any]) -> Tensor:
+        block.zero_grad()
+        held = Lanes(2)
+        held.begin(1, 2)
+        with held.drawing(ROWS):
+            loss = call(batch(ROWS, 1).requires_grad_()).square().sum() + F.dropout(torch.ones(ROWS), 0.5).sum() * 0
+        torch.rand(9)  # the backward pass finds the generators elsewhere
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in block.parameters() if p.grad is not None])
+
+    plain = gradient(block)
+    if wrapper is _again:
+        assert torch.equal(gradient(wrapper(block, block)), plain)
+    else:
+        held = Lanes(2)
+        held.begin(1, 2)
+        first = block(batch(ROWS, 1))
+        held.begin(1, 2)
+        with held.drawing(ROWS):
+            assert torch.equal(wrapper(block, block)(batch(ROWS, 1)), first)
+    assert lanes._now is None
+
+
+def test_numbers_of_a_users_own_views_are_of_the_first_lane():
+    found = []
+    for held in (Lanes(4, 1, 2), Lanes(4, 1, 4)):
+        held.begin(5, 6)
+        found.append((np.random.rand(), random.random()))
+    assert found[0] == found[1]
+
+
+TASKS = ("simclr", "mae", "electra", "crops")  # views of images, masks in the loss, words and dropout of texts of different lengths
+STEPS = ["trainer.max_steps=2", "optimizer=sgd", "optimizer.lr=0.02", "schedule.warmup=0", "online_probe.every_n_epochs=0"]
+
+
+def train(task: str, size: int, held: int, folder: Path, rank: int = 0) -> None:
+    overrides = [f"+task={task}", *tiny(task), *STEPS, f"batch_size={size}", f"trainer.lanes={held}"]
+    run, cfg = Run(folder / task, is_main=rank == 0), compose("pretrain", overrides)
+    if rank == 0:
+        run.start("pretrain", cfg, overrides)
+    distributed.barrier()
+    stage("pretrain", cfg, run)
+
+
+def on_two(rank: int) -> None:
+    for task in TASKS:
+        train(task, 16, 2, Path("two"), rank)
+
+
+def weights(folder: Path) -> Tensor:
+    found = load_file(folder / "encoder" / "model.safetensors").values()
+    return torch.cat([x.double().flatten() for x in found if x.is_floating_point()])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, cache) -> Path:
+    folder = tmp_path_factory.mktemp("lanes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SSLT_CACHE", str(cache))
+        two_processes.run(on_two, folder)
+        for task in TASKS:
+            train(task, 32, 2, Path("one"))
+            train(task, 32, 1, Path("other"))
+    return folder
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_rank_learns_what_two_learn(task, runs):
+    """The sums of two ranks are rounded in another order; other views or masks make a difference that is a hundred times as large."""
+    two, one, other = (weights(runs / name / task) for name in ("two", "one", "other"))
+    assert (two - one).norm() < 0.01 * (two - other).norm()
