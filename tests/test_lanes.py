@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parent))  # a rank knows nothing of pytest's paths
@@ -22,10 +23,12 @@ from tiny_tasks import tiny
 from sslt import distributed, lanes
 from sslt.compiling import _unless_measured
 from sslt.config import compose
+from sslt.data.prepare.image_processor import ImageSamples
 from sslt.lanes import Lanes
 from sslt.processes import stage
 from sslt.recomputing import _again
 from sslt.runs import Run
+from sslt.stages import common
 
 ROWS = 7  # of the joint batch: the first lane has one more than the others
 
@@ -170,6 +173,12 @@ def test_numbers_of_a_users_own_views_are_of_the_first_lane():
         held.begin(5, 6)
         found.append((np.random.rand(), random.random()))
     assert found[0] == found[1]
+
+
+def test_the_streams_of_a_run_are_divided_by_its_lanes():
+    samples = ImageSamples(np.zeros((41, 8, 8, 3), np.uint8), None, "black")
+    made = common.stream(OmegaConf.create({"seed": 0, "trainer": {"lanes": 4}}), samples, 8, None, drop_last=False)
+    assert (made.lanes, len(made)) == (4, 5)  # one row more would be no two for each lane
 
 
 TASKS = ("simclr", "mae", "electra", "crops")  # views of images, masks in the loss, words and dropout of texts of different lengths
