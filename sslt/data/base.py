@@ -220,13 +220,14 @@ def stratified(
     seed: int = 0,
     at_least: int = 1,
     together: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Sorted indices of a seeded subset that keeps the class proportions, or takes `per_class` of each.
 
     With `fraction`, the sizes are apportioned by largest remainder, so that they add up to round(fraction · N), unless
     that leaves a class with fewer than `at_least` samples, which it then has.
     together [N]: rows that share a number are all taken or all left, for the class of the first one drawn; a class then has as many
-    rows as its number or, where they do not fit, fewer.
+    rows as its number or, where they do not fit, fewer. names: of the classes, for the message.
     Raises `UserError` where a class has fewer than `per_class` samples.
     """
     rng = np.random.default_rng([seed, 0x5B5E7])
@@ -234,7 +235,11 @@ def stratified(
     if per_class is not None:
         if counts.min() < per_class:
             short = classes[counts.argmin()]
-            raise UserError(f"labels_per_class={per_class}: class {short} has only {counts.min()} samples")
+            name = short if names is None else repr(names[short])
+            raise UserError(
+                f"labels_per_class={per_class}: class {name} has only {counts.min()} samples: lower it, use label_fraction=, or leave the "
+                f"class out of the data"
+            )
         want = np.full(len(classes), per_class)
     else:
         assert fraction is not None

@@ -7,6 +7,7 @@ import pytest
 
 from sslt.data.answers import Class
 from sslt.data.base import Raw, Samples, Source, stratified
+from sslt.data.streams.subsets import label_rows
 from sslt.errors import UserError
 
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])[np.random.default_rng(0).permutation(160)]
@@ -65,6 +66,8 @@ def test_too_few_of_a_class():
     """Says which class, and how many there are."""
     with pytest.raises(UserError, match="class 2 has only 10"):
         stratified(LABELS, per_class=11)
+    with pytest.raises(UserError, match="class 'owl' has only 10 samples: lower it"):
+        label_rows(Class(LABELS, {"classes": ["cat", "dog", "owl"]}), 1.0, 11, 0)
 
 
 # -------------------------------------------------------------------- splits of a source

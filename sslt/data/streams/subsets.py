@@ -26,7 +26,7 @@ def label_rows(answers: Answers, fraction: float, per_class: int | None, seed: i
     if per_class is not None and not isinstance(answers, Class):
         raise UserError(f"labels_per_class={per_class} counts samples of a class, and these have {answers.words}: use label_fraction=")
     if per_class:
-        return stratified(answers.strata, per_class=per_class, seed=seed, together=answers.groups)
+        return stratified(answers.strata, per_class=per_class, seed=seed, together=answers.groups, names=answers.space["classes"])
     return stratified(answers.strata, fraction=fraction, seed=seed, together=answers.groups)
 
 
