@@ -36,7 +36,7 @@ class Section(NamedTuple):
 
 def imdb(minutes: int) -> list[Row]:
     """Every way to learn from text, for the same time, then a linear probe of 500 labels."""
-    time, probe = f"trainer.max_time=00:{minutes:02}:00", ["data=imdb", "labels_per_class=250", "curve.shots=[]"]
+    time, probe = f"trainer.max_time=00:{minutes:02}:00", ["data=imdb", "labels_per_class=250"]
     return [
         Row(f"+task={task}", [f"+task={task}", "data=imdb", time, "online_probe.every_n_epochs=0"], "evaluate", probe)
         for task in ("crops", "mlm", "electra", "causal_lm", "t5_spans", "tsdae")

@@ -364,3 +364,17 @@ def test_every_step_towards_a_served_result_can_be_composed(name):
     for command in [*chain.steps.values(), *chain.variants.values()]:
         verb, *words = (word.format(**made) for word in command)
         compose(verb, words)
+
+
+def test_commands_of_the_tables_of_texts_compose(monkeypatch, tmp_path):
+    """A setting that has got another name since is found here, and not an hour into a measurement."""
+    import text
+
+    from sslt.config import compose
+
+    monkeypatch.setenv("SSLT_DATA", str(tmp_path))
+    for section in text.SECTIONS.values():
+        for row in section.rows:
+            if row.pretrain:
+                compose("pretrain", row.pretrain)
+            compose(row.verb, [*row.args, *(["from=RUN"] if row.pretrain else [])])
