@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
+
 from sslt import distributed
 from sslt.callbacks.probes import Validation
 from sslt.config import RATE, build, searched_around
 from sslt.data.base import Samples
+from sslt.data.streams.streams import Stream
 from sslt.data.streams.subsets import some
 from sslt.errors import UserError
 from sslt.evaluation.beside import cheap, compared
@@ -24,6 +27,7 @@ from sslt.stages.task import PASSES, Plan, Splits, Task
 from sslt.targets import heads
 
 MAPPED = 600  # test samples on the map of features
+SOFTENED_BY = 512  # training samples on each rank that say how sure the head may be
 LEAST_HELD = 500  # validation samples that choose between start and end, however few were learned from
 
 
@@ -91,11 +95,24 @@ def _parts(cfg: Any, about: Task, plan: Plan) -> Supervised:
         chosen_by=f"val/{about.target.primary}" if cfg.report == "best" else None,
         test=about.splits.test if plan.fuses else plan.seen.test,
     )
+    if plan.solved and not plan.frozen:
+        _soften(cfg, plan, parts.streams["finetune"])
     if about.domains is not None:
         shift.add(cfg, about.encoder, about.target, about.adaptation, about.domains, plan.views, parts)
     if cfg.joint is not None:
         joint.add(cfg, about.encoder, about.source, parts)
     return parts
+
+
+def _soften(cfg: Any, plan: Plan, stream: Stream) -> None:
+    """Have the head as sure as it may be of what training shows, by some of it; the same in a run that goes on."""
+    steps = range(min(len(stream), -(-SOFTENED_BY // stream.batch_size)))
+    plan.trained.to(plan.device)
+    plan.target.to(plan.device)
+    with torch.random.fork_rng(devices=[plan.device] if plan.device.type == "cuda" else []):
+        torch.manual_seed(int(cfg.seed))
+        samples = ({k: v.to(plan.device) for k, v in stream.at(step).items()} for step in steps)
+        plan.target.soften(plan.trained, (plan.views(batch, plan.trained) for batch in samples))
 
 
 class _Fitted(NamedTuple):

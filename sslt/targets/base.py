@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -157,6 +157,9 @@ class Target(Objective, abc.ABC, Generic[A]):
     def solve(self, train: tuple[Tensor, A], val: tuple[Tensor, A] | None) -> bool:
         """Set the head to the best one on features [N, D] as they are, chosen on `val`; False where it cannot be solved for."""
         return False
+
+    def soften(self, encoder: Encoder, batches: Iterable[dict[str, Any]]) -> None:
+        """Make a head that was solved for as sure as `batches` of training views have it; asked where it goes on to be trained."""
 
     def calibrate(self, predictions: A, answers: A) -> None:
         """Set what turns scores into answers (thresholds) by `predictions` on `val`; asked of trained targets that have `calibrates`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.objectives.base import Loss, encode_views, wide
 from sslt.ranges import Share
-from sslt.targets import fusion, linear
+from sslt.targets import fusion, linear, softening
 from sslt.targets.base import as_tensors
 from sslt.targets.classes import OfClasses, logits_of
 
@@ -80,6 +82,9 @@ class Classification(OfClasses):
             self.head.bias.copy_(bias)
         log.info("the head starts as the linear probe of the encoder (l2 %g)", l2)
         return True
+
+    def soften(self, encoder: Encoder, batches: Iterable[dict[str, Any]]) -> None:
+        softening.soften(self.head, encoder, batches, lambda b: Class.moved(b)["label"], partial(F.cross_entropy, reduction="sum"))
 
     def fuse(self, encoder: Encoder, predictions: Class, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:
         return fusion.add(encoder, self.head, self.beside, logits_of(predictions), train, val, device)

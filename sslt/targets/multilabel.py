@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, encode_views, wide
 from sslt.ranges import Share
-from sslt.targets import cheap_scores, linear
+from sslt.targets import cheap_scores, linear, softening
 from sslt.targets.base import Cheap, Rows, Target, as_tensors
 from sslt.targets.metrics.multilabel import best_thresholds, mean_average_precision, multilabel_metrics
 
@@ -117,6 +119,10 @@ class Multilabel(Target[Labels]):
             self.head.bias.copy_(bias)
         log.info("the head starts as logistic regression of each label on the encoder's features (l2 %g)", l2)
         return True
+
+    def soften(self, encoder: Encoder, batches: Iterable[dict[str, Any]]) -> None:
+        loss = partial(F.binary_cross_entropy_with_logits, reduction="sum")
+        softening.soften(self.head, encoder, batches, lambda b: Labels.moved(b)["labels"].float(), loss)
 
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
         fit = cheap_scores.Fit(

@@ -96,3 +96,28 @@ def test_gradient_reaches_head_and_features():
     head(Toy(), made).value.backward()
     assert made["views"]["x"].grad.abs().sum() > 0
     assert all(p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+@pytest.mark.parametrize(("times", "factor"), [(1.0, 1.0), (0.1, 1.0), (100.0, None)])
+def test_a_head_that_is_too_sure_of_training_views_is_softened(times, factor):
+    """It starts no worse than guessing, at the best of the factors, and answers what it answered; one that is not too sure stays."""
+    head, made = objective(), [batch(2, 40, seed) for seed in (1, 2)]
+    with torch.no_grad():
+        first = torch.cat([m["views"]["x"].flatten(0, 1) for m in made])
+        truth = torch.cat([m["label"].repeat(2) for m in made])
+        noise = torch.randn(3, 5)
+        answers = torch.linalg.lstsq(torch.cat([first, torch.ones(len(first), 1)], 1), nn.functional.one_hot(truth, 3).float()).solution
+        head.head.weight.copy_((answers[:5].T + 0.02 * noise) * times)
+        head.head.bias.copy_(answers[5] * times)
+        before, said = head.head.weight.clone(), head.head(first).argmax(1)
+    head.soften(Toy(), made)
+    found = float(head.head.weight[0, 0] / before[0, 0])
+    loss = lambda scale: nn.functional.cross_entropy(scale * (first @ before.T + head.head.bias / found), truth).item()  # noqa: E731
+    assert torch.equal(head.head(first).argmax(1), said)
+    assert loss(found) == min(loss(2.0**-k) for k in range(9)) < math.log(3) and (factor is None or found == factor)
+
+
+def test_softening_leaves_the_modes_of_the_encoder():
+    encoder, head = Toy().train(), objective()
+    head.soften(encoder, [batch(1, 9)])
+    assert encoder.training and all(p.requires_grad for p in head.parameters())
