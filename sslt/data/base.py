@@ -87,6 +87,7 @@ class Source(abc.ABC):
     test_fraction: float = 0.2
     new_classes_in_test = False  # the test split holds other classes than train: made for few-shot episodes
     turned_is_another_class = False  # an image turned by a quarter is of another class (characters)
+    names_drawn = False  # `row_names` knows the rows of splits that are drawn from train, too
 
     @abc.abstractmethod
     def own_splits(self) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ def said_of(target: Any, answers: Any, samples: Any) -> list[dict[str, Any]]:
 
 def row_names(source: Any, split: str, samples: Any) -> list[str] | None:
     """Names of the rows that could be read, where rows have names."""
-    names, kept = (source.row_names(split) if split in source.own_splits() else None), getattr(samples, "numbers", None)
+    there = source.names_drawn or split in source.own_splits()
+    names, kept = (source.row_names(split) if there else None), getattr(samples, "numbers", None)
     return [names[i] for i in kept] if names and kept is not None else names
 
 

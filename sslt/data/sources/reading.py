@@ -33,6 +33,7 @@ class ReadingSource(SplitFiles):
 
     modality = "text"
     answer = Spans
+    names_drawn = True
     parts: tuple[str, ...] = ("question", "context")
     scorer: str = "squad"  # by whose rules an answer is right
 
@@ -81,8 +82,15 @@ class ReadingSource(SplitFiles):
         content = [(split, content_digest([file])) for split, file in self.files.items()]
         return cache.digest("ReadingSource", FORMAT, content, self.scorer, self.history, self.on_error)
 
-    def row_names(self, split: str) -> list[str]:
-        return [row.name for row in self._rows[split][0]]
+    def row_names(self, split: str) -> list[str] | None:
+        """The questions' ids, by which official scripts know them; of samples of `unlabeled`, each a part of one, there are none."""
+        own = self.own_splits()
+        if split in own and not (split == "train" and self.drawn(own)):
+            return [row.name for row in self._rows[split][0]]
+        if split != "train" and split not in self.drawn(own):
+            return None
+        names = [row.name for row in self._rows["train"][0]]
+        return [names[i] for i in self._carve(self.read("train"), own)[split].tolist()]
 
     def read(self, split: str) -> Raw:
         rows, skipped = self._rows[split]

@@ -94,6 +94,15 @@ def test_an_article_is_on_one_side_and_pretraining_reads_each_text_once(here):
     assert sorted(texts) == sorted({t for row in train.items for t in row}) and source.get("unlabeled").answers is None
 
 
+def test_questions_keep_their_ids_where_splits_are_drawn(here):
+    """Official scripts know answers by their ids: those of drawn rows are theirs, and not those of the file's first rows."""
+    articles = [toy.article(f"t{i}", f"{CONTEXT} {i}", toy.qa(f"id{i}", f"Where {i}?", ("Rome", 15))) for i in range(20)]
+    source = reading(toy.write(here / "own.json", articles))
+    for split in ("train", "val", "test"):
+        assert source.row_names(split) == [f"id{text.rpartition(' ')[2]}" for _, text in source.get(split).items]
+    assert source.row_names("unlabeled") is None
+
+
 def test_rows_of_one_question_each_are_read_too(here):
     """As Hugging Face's examples write them; what shares a title, or a context, stays together."""
 
