@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sslt")
 
 FORMAT = 1
-SPLITS_FORMAT = 4  # of the tokens of a split: raise it when what is written, or how splits are drawn, changes
+SPLITS_FORMAT = 5  # of the tokens of a split: raise it when what is written, or how splits are drawn, changes
 CHUNK = 1000  # texts tokenized at a time
 TRAINING_CHARACTERS = 50_000_000  # a tokenizer learned from more text than this is no better
 SETTINGS = "text_processor.json"
@@ -168,7 +169,7 @@ class TokenProcessor(abc.ABC):
         """What `encode` gives; adds the places of the ids, int32 [n, 2], to `places`."""
         done = 0
         for chunk in self.encode_with_places(texts):
-            places += [_without_spaces(where, texts[done + i]) for i, (_, where) in enumerate(chunk)]
+            places += [_whole_characters(where, texts[done + i]) for i, (_, where) in enumerate(chunk)]
             done += len(chunk)
             yield [ids for ids, _ in chunk]
 
@@ -292,12 +293,17 @@ class TextProcessor(TokenProcessor):
             yield [(found.ids, found.offsets) for found in backend.encode_batch(chunk, add_special_tokens=False)]
 
 
-def _without_spaces(places: Sequence[tuple[int, int]], text: str) -> np.ndarray:
-    """Places of tokens, int32 [n, 2], without the space before a word, which some tokenizers count as the word's."""
+def _whole_characters(places: Sequence[tuple[int, int]], text: str) -> np.ndarray:
+    """Places of tokens, int32 [n, 2], without the space before a word, which some tokenizers count as the word's, and with the marks on
+    its last letter (accents, vowel signs), which others leave out and no token has."""
     found = []
-    for start, end in places:
+    for (start, end), (following, _) in zip(places, [*places[1:], (len(text), 0)], strict=True):
         inside = text[start:end]
-        found.append((start + len(inside) - len(inside.lstrip()), end) if inside[:1].isspace() else (start, end))
+        if inside[:1].isspace():
+            start += len(inside) - len(inside.lstrip())
+        while end < following and unicodedata.category(text[end])[0] == "M":
+            end += 1
+        found.append((start, end))
     return np.array(found, np.int32).reshape(-1, 2)
 
 

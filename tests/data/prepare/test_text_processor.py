@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sslt.data import cache
+from sslt.data.answers import Tags
 from sslt.data.base import Raw, Source
 from sslt.data.prepare.text_processor import TextProcessor, some_texts
 from sslt.data.prepare.text_samples import PackedSamples, TextSamples
@@ -321,3 +322,23 @@ def test_imports_are_light():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+class Unanswered(Toy):
+    """Texts in which places are to be found."""
+
+    answer, classes = Tags, None  # type: ignore[assignment]
+
+    def read(self, split):
+        return Raw(self.texts)
+
+
+@pytest.mark.parametrize(
+    "word", ["cafe\u0301", "\u092e\u0947\u0902", "\u2764\ufe0f", "vie\u0323\u0302t", "\u05e9\u05c1\u05b8", "caf\u00e9"]
+)
+def test_a_place_has_the_marks_on_its_letters(word):
+    """Accents, vowel signs and what makes a sign an emoji belong to the word, also where the tokenizer leaves them out."""
+    source = Unanswered()
+    source.texts = [f"{word} and {word}, {word}"]
+    samples = TextProcessor(train_tokenizer(source.texts, 200, lowercase=True), 32).prepare(source, "train")
+    assert "".join(source.texts[0][start:end] for start, end in samples.places.tolist()) == f"{word}and{word},{word}"
