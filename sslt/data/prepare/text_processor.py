@@ -297,7 +297,8 @@ def _whole_characters(places: Sequence[tuple[int, int]], text: str) -> np.ndarra
     """Places of tokens, int32 [n, 2], without the space before a word, which some tokenizers count as the word's, and with the marks on
     its last letter (accents, vowel signs), which others leave out and no token has."""
     found = []
-    for (start, end), (following, _) in zip(places, [*places[1:], (len(text), 0)], strict=True):
+    for i, (start, end) in enumerate(places):
+        following = places[i + 1][0] if i + 1 < len(places) else len(text)
         inside = text[start:end]
         if inside[:1].isspace():
             start += len(inside) - len(inside.lstrip())

@@ -339,6 +339,6 @@ class Unanswered(Toy):
 def test_a_place_has_the_marks_on_its_letters(word):
     """Accents, vowel signs and what makes a sign an emoji belong to the word, also where the tokenizer leaves them out."""
     source = Unanswered()
-    source.texts = [f"{word} and {word}, {word}"]
+    source.texts = [f"{word} and {word}, {word}", ""]
     samples = TextProcessor(train_tokenizer(source.texts, 200, lowercase=True), 32).prepare(source, "train")
     assert "".join(source.texts[0][start:end] for start, end in samples.places.tolist()) == f"{word}and{word},{word}"
