@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslt.encoders.written import Writer
+
+# GPT-2 warns where a row ends with padding and there is no mask; padding stands behind a text here, where no token of it looks
+logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "`attention_mask`" not in str(record.msg))
 
 
 class CausalEncoder(Writer):

@@ -21,9 +21,8 @@ class Writer(TextEncoder):
 
     @classmethod
     def _config(cls, processor: TextProcessor, model_type: str, config: dict[str, Any]) -> Any:
-        made = super()._config(processor, model_type, config)
-        made.bos_token_id, made.eos_token_id = processor.cls_id, processor.sep_id
-        return made
+        marks = {"bos_token_id": processor.cls_id, "eos_token_id": processor.sep_id}  # the family's own may be beyond this vocabulary
+        return super()._config(processor, model_type, {**config, **marks})
 
     def require_writing(self, *kinds: str) -> None:
         """Asked for the first time, it also raises `UserError` for a family whose logits are more than states times a matrix (soft caps,
