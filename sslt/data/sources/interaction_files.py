@@ -22,6 +22,7 @@ ITEMS = (
 )  # fmt: skip
 TIMES = ("timestamp", "time", "ts", "date", "datetime", "unixreviewtime", "created_at", "event_time")
 LAYOUTS = ("auto", "table", "pairs", "sequences", "user_sequences")
+TOLD = 20  # lines that tell a table from sequences
 ATOMIC = ".inter"  # RecBole's files: tab separated, each name of the header with its type, `user_id:token`
 
 
@@ -37,6 +38,9 @@ class Layout:
     def check(self) -> None:
         if self.kind not in LAYOUTS:
             raise UserError(f"data.layout={self.kind}: give {', '.join(LAYOUTS)}{nearest(self.kind, LAYOUTS)}")
+        given = next((what for what in ("user", "item", "time") if getattr(self, what) is not None), None)
+        if given is not None and self.kind not in ("auto", "table"):
+            raise UserError(f"data.{given}= is a column of a table, and data.layout={self.kind} has none: leave one of them out")
 
 
 class Event(NamedTuple):
@@ -51,7 +55,8 @@ class Event(NamedTuple):
 
 def events(path: Path, layout: Layout) -> Iterator[Event]:
     """What a file says, in its order. Raises `UserError` where its layout cannot be told."""
-    kind = _kind_of(path) if layout.kind == "auto" else layout.kind
+    columns = (layout.user, layout.item, layout.time) != (None, None, None)
+    kind = layout.kind if layout.kind != "auto" else "table" if columns else _kind_of(path)
     if kind == "table":
         return _of_table(path, layout)
     return _of_pairs(path) if kind == "pairs" else _of_sequences(path, named=kind == "user_sequences")
@@ -65,13 +70,18 @@ def in_order(users: np.ndarray, times: np.ndarray) -> np.ndarray:
 def _kind_of(path: Path) -> str:
     if suffix(path) == ATOMIC or (suffix(path) in tables.KINDS and tables.KINDS[suffix(path)] in ("csv", "json", "parquet")):
         return "table"
-    widths = set()
+    widths, number, fields = set(), 0, [""]
     for number, fields in _fields(path):
         if number == 1 and {_bare(f) for f in fields} & set(ITEMS):
             return "table"
         widths.add(len(fields))
     if not widths:
         raise UserError(f"{path}: empty file")
+    if number >= TOLD and len(widths) == 1 and widths != {2}:  # histories are hardly ever of one length, and tables without a header are
+        raise UserError(
+            f"{path}: all lines have {len(fields)} fields: give the columns of a table, data.user=0 data.item=1 data.time=2, or "
+            f"data.layout=sequences"
+        )
     return "pairs" if widths == {2} else "sequences"
 
 
@@ -129,15 +139,20 @@ def _column(table: tables.Table, what: str, given: str | None, usual: tuple[str,
 def _seconds(value: Any) -> float | None:
     """Of a number, or of a date as ISO 8601 writes it; None for anything else."""
     if isinstance(value, datetime.datetime):
-        return value.timestamp()
+        return _of_date(value)
     try:
         number = float(value)
     except (TypeError, ValueError):
         try:
-            return datetime.datetime.fromisoformat(str(value).strip().replace("Z", "+00:00")).timestamp()
+            return _of_date(datetime.datetime.fromisoformat(str(value).strip().replace("Z", "+00:00")))
         except ValueError:
             return None
     return number if math.isfinite(number) else None
+
+
+def _of_date(when: datetime.datetime) -> float:
+    """A date without a zone is one of UTC, so that its hours follow one another and are the same on every machine."""
+    return (when if when.tzinfo else when.replace(tzinfo=datetime.timezone.utc)).timestamp()
 
 
 def _of_pairs(path: Path) -> Iterator[Event]:

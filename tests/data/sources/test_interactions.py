@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,29 @@ def test_columns_by_name_or_number_and_equal_times_in_the_file_s_order(here):
     assert list(found.get("unlabeled").items) == [("w", "x", "y")]
     (here / "own.csv").write_text("who,what,when\n1,x,2\n1,y,1\n")
     assert list(source(here / "own.csv", "auto", False, user="who", item="what", time="when").get("unlabeled").items) == [("y", "x")]
+
+
+def test_a_table_without_a_header_is_not_taken_for_sequences(here):
+    """MovieLens's u.data would be a hundred thousand histories of four items; with columns it is a table, whatever its suffix."""
+    (here / "u.data").write_text("".join(f"{u}\t{i}\t3\t{i}\n" for u in range(5) for i in range(7)))
+    with pytest.raises(UserError, match=r"u\.data: all lines have 4 fields: give the columns of a table, data\.user=0"):
+        source(here / "u.data").get("train")
+    assert set(source(here / "u.data", hold_out=False, user="0", item="1", time="3").get("unlabeled").items) == {tuple("0123456")}
+    assert len(source(here / "u.data", "sequences", hold_out=False).get("unlabeled")) == 35
+    with pytest.raises(UserError, match=r"data\.item= is a column of a table, and data\.layout=pairs has none"):
+        source(here / "u.data", "pairs", item="1")
+
+
+def test_dates_without_a_zone_are_in_order_wherever_they_are_read(here, monkeypatch):
+    """Where clocks are put back there are two of an hour, and the second would be taken for the first."""
+    (here / "log.csv").write_text("user,item,time\n1,c,2021-10-31 01:50:00Z\n1,b,2021-10-31 01:40:00\n1,a,2021-10-31 01:30:00Z\n")
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        assert list(source(here / "log.csv", hold_out=False).get("unlabeled").items) == [("a", "b", "c")]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_the_last_item_is_tested_and_the_one_before_chooses(log, here):
