@@ -84,7 +84,9 @@ def cornell(folder: Path) -> Iterator[Dialogue]:
         where = f"{folder / CONVERSATIONS}, line {number}"
         try:
             ids = ast.literal_eval(fields[3].strip())
-        except (IndexError, ValueError, SyntaxError, RecursionError, MemoryError):
+        except (IndexError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            ids = None
+        if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
             yield Dialogue(where, [], "expected four fields, the last a list of lines, with ' +++$+++ ' between them")
             continue
         absent = next((i for i in ids if i not in said), None)

@@ -158,14 +158,16 @@ def _of_story(story: dict[str, Any], number: int) -> Iterator[Asked]:
         if not isinstance(question, str) or not context.strip():
             asked.problem = "there is no question" if context.strip() else "there is no story"
         elif first:
-            asked.problem = _answer_turn(asked, columns, i)
+            asked.problem = _answer_turn(asked, turn, columns, i)
         yield asked
         history.insert(0, (asked.question, asked.texts[0] if asked.texts else ""))
 
 
-def _answer_turn(asked: Asked, columns: list[list[dict[str, Any]]], i: int) -> str:
+def _answer_turn(asked: Asked, turn: dict[str, Any], columns: list[list[dict[str, Any]]], i: int) -> str:
     if any(len(rows) <= i or not isinstance(rows[i].get("input_text"), str) for rows in columns):
         return "a question without an answer"
+    if len(numbers := {str(row["turn_id"]) for row in (turn, *(rows[i] for rows in columns)) if "turn_id" in row}) > 1:
+        return f"answers of other turns stand in its place (turn_id {', '.join(sorted(numbers))})"
     answer = columns[0][i]
     asked.texts = [rows[i]["input_text"] for rows in columns]
     bare = asked.texts[0].strip(_SIGNS).lower()

@@ -114,6 +114,8 @@ def test_the_cornell_corpus(tmp_path):
     [
         ("u0 +++$+++ u1 +++$+++ m0 +++$+++ ['L1', 'L9']", r"movie_conversations\.txt, line 1: line L9 is not in movie_lines\.txt"),
         ("u0 +++$+++ u1", "line 1: expected four fields"),
+        ("u0 +++$+++ u1 +++$+++ m0 +++$+++ 12", "line 1: expected four fields, the last a list of lines"),
+        ("u0 +++$+++ u1 +++$+++ m0 +++$+++ {[]: 1}", "line 1: expected four fields, the last a list of lines"),
     ],
 )
 def test_a_damaged_cornell_corpus(conversations, words, tmp_path):

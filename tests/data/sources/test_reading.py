@@ -158,6 +158,10 @@ def test_coqa_of_its_own_files_and_mistakes_in_them(here):
     (here / "coqa-dev-v1.0.json").write_text(json.dumps(found))
     with pytest.raises(UserError, match=r"question s0, turn 1: span_start 0 and span_end 10000 are no place in a story of \d+ characters"):
         Coqa(str(here), 1, "fail", 0.2, 0.2).read("train")
+    found["data"][0]["answers"][0]["turn_id"] = 2  # in an order of their own
+    (here / "coqa-dev-v1.0.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"question s0, turn 1: answers of other turns stand in its place \(turn_id 1, 2\)"):
+        Coqa(str(here), 1, "fail", 0.2, 0.2).read("train")
     with pytest.raises(UserError, match=r"data.history=-1: give how many earlier turns"):
         Coqa(str(here), -1, "fail", 0.2, 0.2)
 
