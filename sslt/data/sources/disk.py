@@ -101,14 +101,18 @@ def read_text(path: Path) -> str:
         return f.read()
 
 
+_WINDOWS = {i: found for i in range(0x80, 0xA0) if (found := bytes([i]).decode("cp1252", "ignore"))}
+
+
 def read_text_or_latin1(path: Path) -> str:
-    """A whole file as it is, in UTF-8 or, where it is not, in Latin-1, which takes all bytes."""
+    """A whole file as it is, in UTF-8 or, where it is not, in Latin-1, which takes all bytes; of Windows' quotes and dashes, which Latin-1
+    has no signs for, the signs."""
     with reading(path), open_binary(path) as f:
         content = f.read()
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
-        return content.decode("latin-1")
+        return content.decode("latin-1").translate(_WINDOWS)
 
 
 def lines(f: io.TextIOWrapper, path: Path) -> Iterator[str]:

@@ -104,7 +104,10 @@ def _of_table(path: Path, layout: Layout) -> Iterator[Event]:
     user, item = _column(table, "user", layout.user, USERS), _column(table, "item", layout.item, ITEMS)
     if user is None or item is None:
         lacks = "user" if user is None else "item"
-        raise UserError(f"{path}: which column is the {lacks}? Give data.{lacks}=; there is: {', '.join(table.columns)[:200]}")
+        bare = (
+            "; a file without a header is read by numbers, data.user=0 data.item=1" if layout.user is None and layout.item is None else ""
+        )
+        raise UserError(f"{path}: which column is the {lacks}? Give data.{lacks}=; there is: {', '.join(table.columns)[:200]}{bare}")
     time = _column(table, "time", layout.time, TIMES)
     for row in table.rows([user, item] if time is None else [user, item, time]):
         if row.problem:

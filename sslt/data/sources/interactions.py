@@ -97,7 +97,7 @@ class HistorySource(Source):
         ends = self._learned() - 1 if split == "train" else sizes[users] - (2 if split == "val" else 1)
         answers = self.log.rows.values[self.log.rows.starts[users] + ends]
         raw = self._raw(split, users, ends, Item(answers, {"items": self.log.items}))
-        raw.remarks = self._remarks(split, answers)
+        raw.remarks = self._remarks(split, raw, answers)
         return raw
 
     def _users(self, split: str) -> np.ndarray:
@@ -115,15 +115,23 @@ class HistorySource(Source):
         contents = np.array([int(cache.digest(split, self.log.users[i])[:15], 16) for i in users], np.uint64)  # users are nobody's copies
         return Raw(Histories(rows, self.log.items), answers, self.log.skipped, contents)
 
-    def _remarks(self, split: str, answers: np.ndarray) -> list[str]:
+    def _remarks(self, split: str, raw: Raw, answers: np.ndarray) -> list[str]:
         if split == "train":
             few = int((self.log.rows.sizes < LEAST).sum())
             return [f"{self.name}: {few:,} of {len(self.log.users):,} users have fewer than {LEAST} items: not tested"] if few else []
         known = np.zeros(len(self.log.items), bool)
         for row in Ragged(self.log.rows.values, self.log.rows.starts, self._learned()):
             known[row] = True
-        new = int((~known[answers]).sum())
-        return [f"{self.name}: {new:,} of {len(answers):,} {split} items were never seen in training: they count as missed"] if new else []
+        found = []
+        if new := int((~known[answers]).sum()):
+            found.append(f"{self.name}: {new:,} of {len(answers):,} {split} items were never seen in training: they count as missed")
+        rows = raw.items.rows  # type: ignore[union-attr]
+        if again := sum(int(answer in rows[i]) for i, answer in enumerate(answers.tolist())):
+            share = f"{again:,} of {len(answers):,} {split} items"
+            found.append(
+                f"{self.name}: {share} are ones that the user had before: they are ranked, and written with objective.seen=keep alone"
+            )
+        return found
 
 
 class Interactions(HistorySource):

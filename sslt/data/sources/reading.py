@@ -116,6 +116,8 @@ class ReadingSource(SplitFiles):
         found = []
         if moved := sum(row.moved for row in rows):
             found.append(f"{self.files[split]}: {moved} answers stand a few characters beside their answer_start, and were found there")
+        if same := len(rows) - len({row.name for row in rows}):
+            found.append(f"{self.files[split]}: {same} questions have the id of another one, by which answers cannot be told apart")
         if lost := sum(row.kind == 0 and not row.places for row in rows):
             found.append(
                 f"{self.files[split]}: {lost} of {len(rows)} questions have no certain place of an answer: they count, none learns"

@@ -92,8 +92,8 @@ def test_mistakes(row, words, tmp_path):
 
 
 def cornell(folder: Path, conversations: str) -> Path:
-    """Files as the corpus has them: ISO 8859-1, five and four fields, a line without text."""
-    said = [("L1", "They do not!"), ("L2", "They do to, Ren\xe9!"), ("L3", ""), ("L4", "Let's  go.")]
+    """Files as the corpus has them: ISO 8859-1 with quotes of Windows, five and four fields, a line without text."""
+    said = [("L1", "They do not!"), ("L2", "They \x93do\x94 to, Ren\xe9!"), ("L3", ""), ("L4", "Let's  go.")]
     lines = [f"{i} +++$+++ u{n % 2} +++$+++ m0 +++$+++ NAME{n % 2} +++$+++ {text}" for n, (i, text) in enumerate(said)]
     folder.mkdir(exist_ok=True)
     (folder / "movie_lines.txt").write_bytes("\n".join(lines).encode("iso-8859-1"))
@@ -105,8 +105,8 @@ def test_the_cornell_corpus(tmp_path):
     """Found in the folder or one below it; lines without text are passed over."""
     cornell(tmp_path / "cornell movie-dialogs corpus", "u0 +++$+++ u1 +++$+++ m0 +++$+++ ['L1', 'L2', 'L3', 'L4']\n")
     found = own(tmp_path, val_fraction=0.0, test_fraction=0.0)
-    assert written(found.read("train")) == [("They do not!", ["They do to, René!"]), ("They do not!\nThey do to, René!", ["Let's go."])]
-    assert found.own_splits() == ("train",) and list(found.get("unlabeled").items) == ["They do not!\nThey do to, René!\nLet's go."]
+    assert written(found.read("train")) == [("They do not!", ["They “do” to, René!"]), ("They do not!\nThey “do” to, René!", ["Let's go."])]
+    assert found.own_splits() == ("train",) and list(found.get("unlabeled").items) == ["They do not!\nThey “do” to, René!\nLet's go."]
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,8 @@ def test_nothing_of_test_or_val_is_learned_from(log, here):
     """Items that only they have are in no vocabulary, and are told of."""
     found = source(log)
     assert set(ItemProcessor.fit(found, 10).items) == {"a", "b", "c", "q"}
-    assert found.get("test").remarks == ["log: 2 of 3 test items were never seen in training: they count as missed"]
+    again = "log: 1 of 3 test items are ones that the user had before: they are ranked, and written with objective.seen=keep alone"
+    assert found.get("test").remarks == ["log: 2 of 3 test items were never seen in training: they count as missed", again]
     assert found.get("val").remarks == ["log: 1 of 3 val items were never seen in training: they count as missed"]
     assert found.get("train").remarks == ["log: 1 of 4 users have fewer than 3 items: not tested"]
 

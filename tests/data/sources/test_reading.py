@@ -101,6 +101,8 @@ def test_questions_keep_their_ids_where_splits_are_drawn(here):
     for split in ("train", "val", "test"):
         assert source.row_names(split) == [f"id{text.rpartition(' ')[2]}" for _, text in source.get(split).items]
     assert source.row_names("unlabeled") is None
+    twice = one(here, toy.qa("1", "Where?", ("Rome", 15)), toy.qa("1", "Who?", ("Ada", 0)))
+    assert any("1 questions have the id of another one" in line for line in twice.read("train").remarks)
 
 
 def test_rows_of_one_question_each_are_read_too(here):
