@@ -4,28 +4,41 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.encoders.written import Writer
 
+FORCED = ("forced_bos_token_id", "forced_eos_token_id")  # which transformers keeps apart from what makes the model
+
 
 class Seq2SeqEncoder(Writer):
     """A transformers model `…ForConditionalGeneration` (Raffel et al., 2020; Lewis et al., 2020).
 
-    As an encoder it is its encoder half: features of texts are read from there. Its blocks are those of both halves, in order.
+    As an encoder it is its encoder half: features of texts are read from there. Its blocks are those of both halves, in order. A token
+    that a published model is forced to begin with (BART's <s>, the language of mBART) stands before all that it writes and learns.
     """
 
     writes = "seq2seq"
     auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
+
+    def __init__(
+        self, processor: TextProcessor, model_type: str, config: dict[str, Any], pooling: str, model: nn.Module | None = None,
+        words: bool = False,
+    ):  # fmt: skip
+        if model is not None:
+            config = config | {k: v for k in FORCED if (v := getattr(model.generation_config, k, None)) is not None}
+        super().__init__(processor, model_type, config, pooling, model, words)
+        for name in FORCED:
+            setattr(self.model.generation_config, name, config.get(name))
 
     @classmethod
     def _config(cls, processor: TextProcessor, model_type: str, config: dict[str, Any]) -> Any:
         made = super()._config(processor, model_type, config)
         if "decoder_start_token_id" not in config:  # T5 begins with padding, BART with the mark of an end
             made.decoder_start_token_id = processor.pad_id if processor.cls_id is None else processor.sep_id
-        for forced in ("forced_bos_token_id", "forced_eos_token_id"):
+        for forced in FORCED:
             if hasattr(made, forced) and forced not in config:
                 setattr(made, forced, None)
         return made
@@ -39,18 +52,35 @@ class Seq2SeqEncoder(Writer):
         """What the decoder begins with."""
         return int(self.model.config.decoder_start_token_id)
 
+    @property
+    def forced_first(self) -> int | None:
+        return self.model.generation_config.forced_bos_token_id  # type: ignore[no-any-return]
+
+    @property
+    def forced_last(self) -> int | None:
+        """What a text ends with that is as long as it may be."""
+        return self.model.generation_config.forced_eos_token_id  # type: ignore[no-any-return]
+
+    @property
+    def start_ids(self) -> list[int]:
+        """What stands before the first token that is written."""
+        return [self.start_id] if self.forced_first is None else [self.start_id, self.forced_first]
+
     def word_states(self, inputs: dict[str, Tensor], positions: Tensor | None = None, outputs: Tensor | None = None) -> Tensor:
         assert outputs is not None
         return self.decoded(self(inputs).tokens, inputs.get("mask"), outputs)
 
     def decoded(self, memory: Tensor, mask: Tensor | None, outputs: Tensor) -> Tensor:
         """`word_states` of `outputs` [B, M], where what the decoder attends to is `memory` [B, T, D] at the True places of mask [B, T]."""
-        before = F.pad(outputs[:, :-1], (1, 0), value=self.start_id)
         mask = None if mask is None else mask.long()
         states = self.model.get_decoder()(
-            input_ids=before, encoder_hidden_states=memory, encoder_attention_mask=mask, use_cache=False
+            input_ids=self._shifted(outputs), encoder_hidden_states=memory, encoder_attention_mask=mask, use_cache=False
         ).last_hidden_state  # fmt: skip
-        return self.scaled(states)
+        return self.scaled(states[:, len(self.start_ids) - 1 :])
+
+    def _shifted(self, outputs: Tensor) -> Tensor:
+        """What the decoder reads to write `outputs` [B, M]: what stands before each token."""
+        return torch.cat([outputs.new_tensor(self.start_ids).expand(len(outputs), -1), outputs[:, :-1]], 1)
 
     def scaled(self, states: Tensor) -> Tensor:
         """The decoder's last hidden states as the output matrix takes them: T5 makes them smaller where it is tied to the embeddings."""
@@ -67,8 +97,8 @@ class Seq2SeqEncoder(Writer):
         return layer.weight, (bias[0] if bias is not None else getattr(layer, "bias", None))
 
     def _read_twice(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        before = F.pad(tokens[:, :-1], (1, 0), value=self.start_id)
-        return self.word_states({"tokens": tokens}, outputs=tokens), self.model(input_ids=tokens, decoder_input_ids=before).logits
+        logits = self.model(input_ids=tokens, decoder_input_ids=self._shifted(tokens)).logits
+        return self.word_states({"tokens": tokens}, outputs=tokens), logits[:, len(self.start_ids) - 1 :]
 
     def unread(self) -> list[str]:
         read = {id(p) for p in self.network.parameters()}

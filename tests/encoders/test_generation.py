@@ -8,6 +8,7 @@ from writers import rows, writer
 
 from sslt.encoders.base import evaluating
 from sslt.encoders.generation import Limits, _by_transformers, generate
+from sslt.encoders.seq2seq import Seq2SeqEncoder
 from sslt.errors import UserError
 
 SIZES = [9, 5, 5, 7, 9, 3]
@@ -64,7 +65,9 @@ def test_a_batch_is_its_rows_one_by_one(family, changed):
     encoder, batch = ending(family)
     with evaluating(encoder):
         found = generate(encoder, batch, limits(**changed))
-        alone = [_by_transformers(encoder, {"tokens": batch["tokens"][i : i + 1, :n]}, limits(**changed))[0] for i, n in enumerate(SIZES)]
+        alone = [
+            _by_transformers(encoder, {"tokens": batch["tokens"][i : i + 1, :n]}, limits(**changed), 0)[0] for i, n in enumerate(SIZES)
+        ]
     assert found == alone
     assert all(len(row) >= changed.get("min_tokens", 0) for row in found)
 
@@ -80,6 +83,88 @@ def test_samples_have_a_seed(family):
         assert generate(encoder, batch, limits(sample=True, top_k=1)) == generate(encoder, batch, limits())
     assert first == again != other
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_what_is_drawn_for_a_row_is_its_own(family, beams):
+    """In any company, in any order, alone, and padded further: as it is with texts that are not drawn."""
+    encoder = writer(family)
+    batch = rows(encoder, SIZES)
+    how = limits(sample=True, beams=beams, seed=3)
+    turned = {k: x.flip(0) for k, x in batch.items()}
+    with evaluating(encoder):
+        whole = generate(encoder, batch, how)
+        alone = [generate(encoder, {k: x[i : i + 1, :n] for k, x in batch.items()}, how)[0] for i, n in enumerate(SIZES)]
+        assert whole == alone == generate(encoder, turned, how)[::-1]
+    assert len({tuple(row[:2]) for row in whole}) > 3, "rows share their draws"
+
+
+@pytest.mark.parametrize("changed", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.6}, {"min_tokens": 1}])
+def test_words_are_drawn_as_often_as_they_are_probable(changed):
+    """Over many seeds, the first word of a text; what top_k, top_p and min_tokens leave out never comes."""
+    encoder = writer("gpt2", spread=0.1)
+    batch = rows(encoder, [4])
+    with evaluating(encoder):
+        logits = encoder.model(input_ids=batch["tokens"]).logits[0, -1]
+        end = encoder.processor.sep_id = int(logits.argmax())
+        drawn = [generate(encoder, batch, limits(sample=True, max_tokens=1, seed=s, **changed))[0] for s in range(400)]
+    logits = logits / changed.get("temperature", 1.0)
+    if "min_tokens" in changed:
+        logits[end] = float("-inf")
+    probable = logits.softmax(0)
+    order = probable.argsort(descending=True)
+    if "top_k" in changed:
+        probable[order[3:]] = 0
+    if "top_p" in changed:
+        probable[order[1:][probable[order].cumsum(0)[:-1] >= 0.6]] = 0
+    probable = probable / probable.sum()
+    count = torch.bincount(torch.tensor([row[0] if row else end for row in drawn]), minlength=len(probable)) / 400
+    assert not count[probable == 0].any()
+    assert (count - probable).abs().max() < 0.08 and (count - probable).abs().sum() / 2 < 0.5
+
+
+def forced(first: int, last: int) -> Seq2SeqEncoder:
+    """A BART as published ones are."""
+    made = writer("bart", spread=0.2)
+    made.model.generation_config.update(forced_bos_token_id=first, forced_eos_token_id=last, repetition_penalty=5.0, num_beams=2)
+    return Seq2SeqEncoder(made.processor, "bart", made.args["config"], "mean", made.model).eval()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_what_a_model_is_forced_to_begin_with_stands_before_what_it_writes(beams):
+    """As transformers writes with the folder's forced tokens; the other settings that it recommends are not those of `limits`."""
+    encoder = forced(7, 3)
+    encoder.processor.sep_id = 3
+    batch = rows(encoder, SIZES)
+    with evaluating(encoder):
+        found = generate(encoder, batch, limits(beams=beams))
+        read = {"input_ids": batch["tokens"], "attention_mask": batch["mask"].long(), "repetition_penalty": 1.0}
+        known = encoder.model.generate(
+            **read, max_new_tokens=11, num_beams=beams, length_penalty=0.0, forced_bos_token_id=7, forced_eos_token_id=3,
+            eos_token_id=3, pad_token_id=encoder.processor.pad_id, decoder_start_token_id=encoder.start_id,
+        )  # fmt: skip
+    assert known[:, 1].tolist() == [7] * len(SIZES)
+    assert found == [row[2 : row.index(3, 1) if 3 in row[1:] else None] for row in known.tolist()]
+    assert encoder.model.generation_config.repetition_penalty == 5.0, "what the folder says is lost"
+
+
+def test_what_a_model_is_forced_to_begin_with_is_learned_from_and_kept(here):
+    """Losses are those of texts behind it, and a folder that was written says the same."""
+    from sslt.encoders.load import load_encoder
+
+    encoder = forced(7, 3)
+    batch = rows(encoder, [6, 6])
+    outputs = batch["tokens"][:, :4]
+    known = encoder.model(
+        input_ids=batch["tokens"], decoder_input_ids=torch.cat([torch.tensor([[encoder.start_id, 7]] * 2), outputs[:, :-1]], 1)
+    ).logits[:, 1:]
+    found = torch.nn.functional.linear(encoder.reply_states(batch, outputs, outputs > -1), *encoder.output_layer())
+    torch.testing.assert_close(found, known)
+    encoder.require_writing("seq2seq")
+    encoder.save(here / "encoder")
+    again = load_encoder(str(here / "encoder"))
+    assert again.start_ids == encoder.start_ids == [encoder.start_id, 7] and again.forced_last == 3
 
 
 def test_a_prompt_that_leaves_no_room_is_refused():
