@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.ragged import Ragged
 from sslt.errors import UserError
 
+log = logging.getLogger("sslt")
 FORMAT = 1
 FILE = "items.json"
 PAD, MASK, UNKNOWN = 0, 1, 2  # ids that are no items; an unknown one is an item that training never saw
@@ -88,7 +90,13 @@ class ItemProcessor(TokenProcessor):
         return " ".join("_" if i == PAD else "…" if i < FIRST else self.items[i - FIRST] for i in ids)
 
     def prepare(self, source: Source, split: str) -> ItemSamples:
-        return self._with_items(super().prepare(source, split), source)
+        made = self._with_items(super().prepare(source, split), source)
+        if unknown := int((np.asarray(made.tokens) == UNKNOWN).sum()):
+            log.warning(
+                "%s, %s: %d of the %d items in histories were never seen in training: they say nothing",
+                source.name, split, unknown, len(made.tokens),
+            )  # fmt: skip
+        return made
 
     def at_once(self, source: Source) -> ItemSamples:
         return self._with_items(super().at_once(source), source)

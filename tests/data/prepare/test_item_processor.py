@@ -54,9 +54,11 @@ def test_the_vocabulary_is_plain_json(source, tmp_path):
         ItemProcessor.load(tmp_path / "nowhere")
 
 
-def test_another_vocabulary_reads_the_same_histories(source):
-    """Tokens are kept by vocabulary: what one does not know the other may."""
+def test_another_vocabulary_reads_the_same_histories(source, caplog):
+    """Tokens are kept by vocabulary: what one does not know the other may. How much it does not know is said."""
     few = ItemProcessor(["b", "c"], 5)
+    few.prepare(source, "train")
+    assert "log, train: 3 of the 6 items in histories were never seen in training" in caplog.text
     assert few.decode(few.prepare(source, "test").batch(np.array([0]))["tokens"][0].tolist()) == "c … … … …"
     with pytest.raises(UserError, match="set pack=false"):
         few.prepare(source, "unlabeled").packed(4)
