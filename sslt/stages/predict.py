@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from sslt import groups, moved, stored
 from sslt.config import build
 from sslt.data.answers import Answers, Class, Tags, Texts
+from sslt.data.sources.to_reply import ToReply
 from sslt.encoders.base import require
 from sslt.errors import UserError
 from sslt.evaluation.alike import alike_on
@@ -151,6 +152,8 @@ def _source(cfg: Any, modality: str, head: Target | None) -> Any:
         raise UserError(f"input={cfg.input}: there is no such file or folder")
     if path.is_file() and path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
         raise UserError(f"input={cfg.input} is one picture: give the folder it is in")
+    if head is not None and head.answer is Texts and (dialogues := _to_reply(path, cfg)) is not None:
+        return dialogues
     if head is not None and head.answer.read_by is not None:
         group = f"data/{head.answer.read_by}"
     else:
@@ -212,11 +215,27 @@ def _parts_of_data(cfg: Any) -> tuple[str, ...]:
 
 
 def _same_layout(cfg: Any, node: Any) -> dict[str, Any]:
-    """How the run's own file was read, where this one is read by the same source of texts with tags."""
+    """How the run's own file was read, where this one is read by the same source of texts with tags, or is such a log of items."""
     data = _data_of_run(cfg)
-    if data.get("_target_") != node["_target_"] or "ends" not in node:
+    if data.get("_target_") != node["_target_"]:
         return {}
-    return {k: data[k] for k in ("ends", "overlaps", "token_column", "tag_column", "join") if k in data}
+    keys = ("ends", "overlaps", "token_column", "tag_column", "join") if "ends" in node else ()
+    if "layout" in node and _suffix(data.get("path")) == _suffix(cfg.input):  # histories may come otherwise than the log did
+        keys = ("layout", "user", "item", "time")
+    return {k: data[k] for k in keys if k in data}
+
+
+def _suffix(path: Any) -> str:
+    return Path(str(path).removesuffix(".xz").removesuffix(".gz")).suffix.lower()
+
+
+def _to_reply(path: Path, cfg: Any) -> ToReply | None:
+    """Dialogues for a run that learned to reply in such; None for anything else."""
+    data = _data_of_run(cfg)
+    if not str(data.get("_target_")).startswith("sslt.data.sources.dialogues."):
+        return None
+    found = ToReply(str(path), data.get("turns"), data.get("history"))
+    return found if found.are_there else None
 
 
 def _data_of_run(cfg: Any) -> Any:

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY_IMAGES, TINY_TEXT
+from omegaconf import OmegaConf
 from PIL import Image
 
+from sslt import groups
 from sslt.runs import Run
+from sslt.stages import predict
 
 CPU = "trainer.accelerator=cpu"
 
@@ -99,3 +102,13 @@ def test_a_text_is_read_to_its_end(sslt, here):
     sslt("evaluate", "from=all", "windows=1", CPU, "baseline=false", "hydra.run.dir=measured")
     assert Run(Path("measured")).metrics["test/accuracy"] == 0.5
     sslt("predict", "from=all", "input=new.txt", CPU, "windows=every", code=2)
+
+
+@pytest.mark.parametrize("path, columns", [("new.csv", ("who", "what")), ("new.txt", (None, None))])
+def test_columns_of_a_log_are_those_of_the_run(path, columns, monkeypatch):
+    """A new file of the kind that was learned from is read as that was; sequences may stand in another."""
+    node = OmegaConf.load(groups.CONFIG_DIR / "data/interactions.yaml")
+    learned = OmegaConf.merge(node, {"path": "log.csv.gz", "user": "who", "item": "what"})
+    monkeypatch.setattr(predict, "_data_of_run", lambda cfg: learned)
+    found = OmegaConf.merge(node, predict._same_layout(OmegaConf.create({"input": path}), node))
+    assert (found.user, found.item) == columns

@@ -119,6 +119,10 @@ def test_replies_in_dialogues(sslt, here):
     found = metrics(here, "run")
     assert {"test/bleu", "test/distinct1", "test/distinct2", "test/perplexity", "most_frequent/bleu"} <= found.keys()
     assert found["baseline/bleu"] > 0.5 and found["baseline/method"].startswith("the answer to the nearest last turn")
+    going_on = [{"messages": [{"role": "user", "content": f"hello {word}"}]} for word in WORDS[:3]]
+    (here / "new.jsonl").write_text("\n".join(json.dumps(r) for r in going_on))
+    sslt("predict", "from=run", "input=new.jsonl", CPU, "hydra.run.dir=replies")
+    assert [set(r) for r in lines(here, "replies")] == [{"row", "prediction"}] * 3
 
 
 def test_two_ranks_are_one(sslt, here, pairs):

@@ -11,6 +11,7 @@ import pytest
 from test_text_to_text import own_cache, source, written  # noqa: F401
 
 from sslt.data.answers import Labels, Texts
+from sslt.data.sources.to_reply import ToReply
 from sslt.errors import UserError
 
 DATA = Path(os.environ.get("SSLT_DATA", "nowhere"))
@@ -166,3 +167,14 @@ def test_real_dialogues_and_their_services():
     found = source("sgd", root=str(DATA), answer="labels", services="names")
     counts = np.bincount(found.get("train").answers.values.sum(1))
     assert counts.tolist() == [0, 5275, 6107, 747, 45] and [len(found.get(s)) for s in ("val", "test")] == [2098, 2921]
+
+
+def test_dialogues_that_go_on_end_with_what_is_replied_to(here):
+    """The last turns alone, of lists and of objects, and of every dialogue, however short."""
+    said = [{"dialog": ["a", "b", "", "c"]}, {"messages": [{"role": "user", "content": "d"}]}]
+    (here / "new.jsonl").write_text("\n".join(map(json.dumps, said)))
+    (here / "other.jsonl").write_text('{"text": "a", "summary": "b"}')
+    source = ToReply(str(here / "new.jsonl"), None, 2)
+    assert source.are_there and list(source.get("unlabeled").items) == ["b\nc", "d"] and source.get("unlabeled").answers is None
+    assert list(ToReply(str(here / "new.jsonl"), None, None).get("unlabeled").items) == ["a\nb\nc", "d"]
+    assert not ToReply(str(here / "other.jsonl"), None, 2).are_there
