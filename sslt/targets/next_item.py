@@ -169,7 +169,7 @@ class NextItem(Target[Item]):
 
     def columns(self, predictions: Item) -> dict[str, list[str]]:
         rows = self.rows(predictions)
-        return {"prediction": [str(row["prediction"] or "") for row in rows], "items": [" ".join(row.get("items", [])) for row in rows]}
+        return {"prediction": [str(row["prediction"] or "") for row in rows], "items": ["; ".join(row.get("items", [])) for row in rows]}
 
     # ---------------------------------------------------------------- before training, and beside it
     @classmethod

@@ -87,6 +87,7 @@ def test_the_whole_history_was_had_not_only_what_is_read():
     found = t.ranked(scores, batch)
     assert found.top.tolist() == [[5, 4, 3, -1, -1, -1]] and found.rank.tolist() == [1]
     assert t.rows(found)[0]["items"] == ["i5", "i4", "i3"]
+    assert t.columns(found)["items"][0] == "i5; i4; i3"  # names of items may have spaces in them
     kept = target(e, {"items": names}, "keep", top=2).ranked(scores, batch)
     assert kept.top.tolist() == [[0, 1]] and kept.rank.tolist() == [1]
 
