@@ -35,6 +35,7 @@ class Summarization(Writing):
 
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
         """The first sentences; beside them what the best sentence of each text would reach."""
-        found = cheap.strongest({f"the first {n} sentence{'s'[: n > 1]}": cheap.lead(n) for n in cheap.LEADS}, self.score, val, test)
+        leads = {f"the first {n} sentences" if n > 1 else "the first sentence": cheap.lead(n) for n in cheap.LEADS}
+        found = cheap.strongest(leads, self.score, val, test)
         best = cheap.oracle(test.one_each, list(test.answers.values), self.language)
         return found._replace(more={f"best_sentence/{self.primary}": self.score(Texts([[t] for t in best], self.space), test.answers)})
