@@ -257,7 +257,11 @@ def save(fig: Figure, path: Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     out: Any = io.BytesIO()
-    fig.savefig(out, format=path.suffix[1:] or "png")
+    kind = path.suffix[1:] or "png"
+    if kind == "png":
+        fig.canvas.print_png(out)  # type: ignore[attr-defined]  # savefig draws all of it once more, to lay it out
+    else:
+        fig.savefig(out, format=kind)
     write_atomic(path, out.getvalue())
 
 
