@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -68,6 +69,26 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shared) if shared else tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_pictures() -> Iterator[None]:
+    """Commands in this process leave their pictures blank; those that are programs of their own do not."""
+    import quick_pictures
+
+    quick_pictures.blank()
+    yield
+    quick_pictures.truly()
+
+
+@pytest.fixture
+def true_pictures() -> Iterator[None]:
+    """For tests of pictures: as users get them."""
+    import quick_pictures
+
+    quick_pictures.truly()
+    yield
+    quick_pictures.blank()
+
+
 @pytest.fixture(autouse=True)
 def _safe_path_ends() -> Iterator[None]:
     """A command keeps the processes that it starts from the working folder; scripts that the next test starts have theirs again."""
@@ -75,15 +96,27 @@ def _safe_path_ends() -> Iterator[None]:
     os.environ.pop("PYTHONSAFEPATH", None)
 
 
+def _work_in(folder: Path, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.chdir(folder)
+    patch.setenv("SSLT_CACHE", str(cache))
+    patch.setattr("sslt.data.cache._root", None)  # not where a command of an earlier test put its own
+    patch.setenv("WANDB_MODE", "offline")
+    patch.delenv("SSLT_DEBUG", raising=False)
+
+
 @pytest.fixture
 def here(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SSLT_CACHE", str(cache))
-    monkeypatch.setattr("sslt.data.cache._root", None)  # not where a command of an earlier test put its own
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.delenv("SSLT_DEBUG", raising=False)
+    _work_in(tmp_path, cache, monkeypatch)
     return tmp_path
+
+
+@contextlib.contextmanager
+def working_in(folder: Path, cache: Path) -> Iterator[Path]:
+    """What `here` is to one test, for a fixture that serves several."""
+    with pytest.MonkeyPatch.context() as patch:
+        _work_in(folder, cache, patch)
+        yield folder
 
 
 @pytest.fixture

@@ -75,9 +75,11 @@ def _become(folder: str, env: dict[str, str], path: list[str]) -> None:
         os.dup2(f.fileno(), 1)
         os.dup2(f.fileno(), 2)
     sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    import quick_pictures
     import torch
 
     torch.set_num_threads(1)
+    quick_pictures.roughly()
 
 
 class PreparedRank:

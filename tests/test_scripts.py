@@ -78,6 +78,7 @@ def test_a_loss_that_stands_still_has_not_fallen():
         assert (problems([dataclasses.replace(seed(), loss=loss)]) == []) == good
 
 
+@pytest.mark.usefixtures("true_pictures")
 def test_table_and_picture(tmp_path):
     """What learns stands first; one seed has no interval, three have; the picture is a file."""
     from objective_table import picture, table
@@ -104,6 +105,7 @@ def test_tasks_compared_are_those_on_images():
     assert encoder_of("simclr") == "resnet_small"
 
 
+@pytest.mark.usefixtures("true_pictures")
 def test_cells_of_a_comparison(tmp_path, monkeypatch):
     """An untrained encoder is measured once for all tasks that have it, and a finished comparison can be written down."""
     import compare_objectives

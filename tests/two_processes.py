@@ -29,9 +29,12 @@ def run(function: Callable[[int], Any], folder: Path, seconds: int = 300, world:
 
 
 def _rank(function: Callable[[int], Any], rank: int, world: int, port: int, folder: str) -> None:
+    import quick_pictures
+
     from sslt import distributed
 
     torch.set_num_threads(1)
+    quick_pictures.roughly()
     os.environ.update(WORLD_SIZE=str(world), RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init("cpu")
     try:

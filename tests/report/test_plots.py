@@ -14,6 +14,8 @@ from sslt.report import plots
 from sslt.report.curves import MetricsCSV
 from sslt.report.tables import markdown_table, print_table, summary
 
+pytestmark = pytest.mark.usefixtures("true_pictures")
+
 
 def _picture(path: Path) -> np.ndarray:
     """The pixels of a PNG, checked not to be blank."""
@@ -40,6 +42,16 @@ def test_embedding_map(tmp_path, n, d, c):
     labels = None if c is None else torch.arange(n) % c
     plots.embedding_map(x, labels, None if c is None else [f"class {i}" for i in range(c)], tmp_path / "e.png")
     _picture(tmp_path / "e.png")
+
+
+def test_a_map_is_by_t_sne_and_the_same_when_drawn_again(tmp_path):
+    """A run that goes on leaves the picture of one that never stopped; fewer samples are drawn by principal components."""
+    x = torch.randn(plots.MIN_TSNE, 5, generator=torch.Generator().manual_seed(0))
+    assert plots._project(x.numpy(), 0)[1] == "t-SNE" and plots._project(x[1:].numpy(), 0)[1] == "principal components"
+    for name in ("a", "b"):
+        np.random.rand()
+        plots.embedding_map(x, None, None, tmp_path / f"{name}.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_embedding_map_of_collapsed_features(tmp_path):

@@ -15,6 +15,7 @@ def both(settings: list[str]) -> list[str]:
     return [f"pretrain.{s}" if s.startswith("encoder") else s for s in settings]
 
 
+@pytest.mark.usefixtures("true_pictures")
 def test_images_from_unlabelled_to_measured(sslt, here, capsys):
     """run = pretrain → finetune → evaluate; every file a user looks for is there, and a finished chain is not run again."""
     args = ["run", "+task=simclr", "+target=digits", *both(TINY_IMAGES), "trainer.max_steps=4", "hydra.run.dir=chain"]
@@ -34,6 +35,7 @@ def test_images_from_unlabelled_to_measured(sslt, here, capsys):
     assert (pre / "run.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.usefixtures("true_pictures")
 def test_text_from_unlabelled_to_measured(sslt, here):
     """The same commands with words instead of pixels; SimCSE by the class that is SimCLR's."""
     sslt("pretrain", "+task=mlm", *TINY_TEXT, "trainer.max_steps=3", "hydra.run.dir=mlm", "views.whole_word=true")

@@ -10,6 +10,8 @@ import torch
 
 from sslt.targets import figures
 
+pytestmark = pytest.mark.usefixtures("true_pictures")
+
 
 def _picture(path: Path) -> np.ndarray:
     """The pixels of a PNG, checked not to be blank."""
