@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY_IMAGES
+from conftest import TINY_IMAGES, working_in
 from omegaconf import OmegaConf
 
 from sslt import config
+from sslt.cli import main
 from sslt.resume import restored
 from sslt.runs import Run
 
@@ -20,12 +21,19 @@ START = ["pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=1", "batch
 CODE = "from pathlib import Path\ndependencies = []\nPath('owned').write_text('x')\ndef x(*args, **kwargs): ...\n"
 
 
-@pytest.fixture
-def run(sslt, here) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache) -> Path:
     """A finished run that claims to be unfinished, which `resume=` therefore takes up."""
-    sslt(*START, "hydra.run.dir=run")
-    Run(here / "run").update(status="running")
-    return here / "run"
+    with working_in(tmp_path_factory.mktemp("trained"), cache) as folder:
+        assert main([*START, "hydra.run.dir=run"]) == 0
+        Run(folder / "run").update(status="running")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained: Path, here: Path) -> Path:
+    """A copy of that run, which no other test has changed."""
+    return shutil.copytree(trained, here / "run")
 
 
 def config_of(folder: Path) -> dict:

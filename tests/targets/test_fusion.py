@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY_IMAGES
+from conftest import TINY_IMAGES, working_in
 
+from sslt.cli import main
 from sslt.runs import Run
 from sslt.targets import fusion
 
@@ -40,11 +43,13 @@ def test_a_class_without_labels_is_not_chosen():
     assert ((x @ table + bias).argmax(1) == y).all()
 
 
-@pytest.fixture
-def bag(sslt, here):
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory, cache) -> Path:
+    """A pretrained bag of words, which tests read and do not change."""
     steps = ["trainer.max_steps=2", "batch_size=64", "online_probe.every_n_epochs=0"]
-    sslt("pretrain", "+task=crops", "data=docs", *BAG, *steps, "hydra.run.dir=bag")
-    return here / "bag"
+    with working_in(tmp_path_factory.mktemp("trained"), cache) as folder:
+        assert main(["pretrain", "+task=crops", "data=docs", *BAG, *steps, "hydra.run.dir=bag"]) == 0
+    return folder / "bag"
 
 
 def test_words_stand_beside_the_encoder_in_every_command(sslt, bag, here):

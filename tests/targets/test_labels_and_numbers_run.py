@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_IMAGES, TINY_TEXT
+from conftest import TINY_IMAGES, TINY_TEXT, working_in
 from safetensors.torch import load_file
 
+from sslt.cli import main
 from sslt.runs import Run
 
 CPU = ["trainer.accelerator=cpu", "trainer.precision=32"]
@@ -24,11 +26,10 @@ SHIFT = ["+shift=coral", "data@shift.target=text_csv", "shift.target.path=a.csv"
 TEXT = ["finetune", "+target=text_csv", "data.path=a.csv", "baseline=false"]
 
 
-@pytest.fixture
-def table(here: Path) -> Path:
+def write_table(path: Path) -> None:
     """Texts whose words give away what there is to tell of them."""
     rng = np.random.default_rng(0)
-    with (here / "a.csv").open("w", newline="") as f:
+    with path.open("w", newline="") as f:
         writer = csv.writer(f)
         writer.writerow(["text", "toxic", "rude", "score", "loud"])
         for _ in range(120):
@@ -36,16 +37,22 @@ def table(here: Path) -> Path:
             writer.writerow(
                 [" ".join(words), int("bad" in words), int("ugly" in words), (words == "six").sum() - (words == "one").sum(), 0]
             )
-    return here
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache) -> Path:
+    """A table, and in pre/ a small transformer that was trained on it for a moment."""
+    with working_in(tmp_path_factory.mktemp("trained"), cache) as folder:
+        write_table(folder / "a.csv")
+        command = ["pretrain", "+task=mlm", "data=text_csv", "data.path=a.csv", *TINY_TEXT, "batch_size=8", "trainer.max_steps=2"]
+        assert main([*command, "hydra.run.dir=pre"]) == 0
+    return folder
 
 
 @pytest.fixture
-def encoder(sslt, table) -> Path:
-    """A small transformer that was trained for a moment."""
-    sslt(
-        "pretrain", "+task=mlm", "data=text_csv", "data.path=a.csv", *TINY_TEXT, "batch_size=8", "trainer.max_steps=2", "hydra.run.dir=pre"
-    )
-    return table
+def encoder(trained: Path, here: Path) -> Path:
+    """A working folder with a copy of both, which no other test has written to."""
+    return shutil.copytree(trained, here, dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_IMAGES
+from conftest import TINY_IMAGES, working_in
 from PIL import Image
 
+from sslt.cli import main
 from sslt.deploy.serving.inputs import Limits, Refused
 from sslt.deploy.serving.model import Model, picture
 from sslt.encoders.load import load_encoder
@@ -71,14 +73,23 @@ def test_pictures_are_decoded_as_files_are():
     assert turned.shape == (30, 20, 3)
 
 
-@pytest.fixture
-def digits(sslt, here: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache) -> Path:
     """A classifier of digits with what stands beside it, and a folder of pictures of several sizes."""
-    sslt("finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=3", "baseline=false", "hydra.run.dir=run")
+    tune = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=3", "baseline=false"]
+    with working_in(tmp_path_factory.mktemp("trained"), cache) as here:
+        assert main([*tune, "hydra.run.dir=run"]) == 0
     rng, folder = np.random.default_rng(0), here / "pictures"
     folder.mkdir()
     for i in range(9):
         Image.fromarray(rng.integers(0, 256, (*rng.integers(6, 40, 2), 3), np.uint8)).save(folder / f"{i}.png")
+    return here
+
+
+@pytest.fixture
+def digits(trained: Path, here: Path) -> Path:
+    """Both in a working folder of their own."""
+    shutil.copytree(trained, here, dirs_exist_ok=True)
     return here / "run"
 
 
