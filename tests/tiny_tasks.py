@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from conftest import TINY_IMAGES, TINY_ITEMS, TINY_TEXT, TINY_VIT
+from omegaconf import DictConfig
 
 from sslt import groups
-from sslt.config import compose
+from sslt.config import compose_unchecked
 
 TASKS = sorted(groups.options("task"))
 TINY_WORDS = ["encoder.processor.vocab_size=1000", "encoder.processor.max_length=32", "trainer.precision=32", "trainer.accelerator=cpu"]
@@ -61,9 +62,14 @@ def teacher() -> str:
     return str(Path(_FOLDERS.name) / "encoder")
 
 
+@functools.cache
+def _encoder(task: str) -> DictConfig:
+    return compose_unchecked("pretrain", [f"+task={task}"]).encoder
+
+
 def tiny(task: str) -> list[str]:
     """Overrides that make a task's own encoder and loss small."""
-    encoder = compose("pretrain", [f"+task={task}"]).encoder
+    encoder = _encoder(task)
     kind = encoder["_target_"].rpartition(".")[2]
     vit = kind == "ImageEncoder" and encoder.name.startswith("vit")
     taught = [f"objective.teacher={teacher()}"] if task == "distill" else []

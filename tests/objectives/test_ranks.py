@@ -104,14 +104,21 @@ class Both(torch.nn.Module):
         return self.objective(self.encoder, batch)
 
 
-def gradients(case: str, rank: int | None, mesh: Any = None) -> dict[str, Any]:
+@functools.cache
+def config_of(case: str) -> Any:
+    """Of the task with a small encoder and loss; ranks are handed it, since composing takes longer than the gradient."""
+    task, args = CASES[case]
+    images = [] if task in WORDS else ["data=digits", "encoder.processor.channels=3"]
+    return compose("pretrain", [f"+task={task}", *tiny(task), *images, *args])
+
+
+def gradients(case: str, cfg: Any, rank: int | None, mesh: Any = None) -> dict[str, Any]:
     """Of the encoder and of the heads, by one process with all images or by a rank with its half (DDP's mean over ranks); what it keeps.
 
     mesh: of the ranks that both are sharded over.
     """
-    task, args = CASES[case]
-    images = [] if task in WORDS else ["data=digits", "encoder.processor.channels=3"]
-    cfg = compose("pretrain", [f"+task={task}", *tiny(task), *images, *args])
+    task, _ = CASES[case]
+    images = task not in WORDS
     torch.manual_seed(0)
     encoder = starting_encoder(cfg, build(cfg.data))
     objective = build(cfg.objective, encoder)
@@ -147,19 +154,19 @@ def gradients(case: str, rank: int | None, mesh: Any = None) -> dict[str, Any]:
     return out
 
 
-def on_rank(rank: int) -> dict[str, dict[str, Any]]:
+def on_rank(configs: dict[str, Any], rank: int) -> dict[str, dict[str, Any]]:
     mesh = init_device_mesh("cpu", (2,))
-    return {strategy: {case: gradients(case, rank, m) for case in CASES} for strategy, m in (("ddp", None), ("fsdp", mesh))}
+    return {s: {case: gradients(case, cfg, rank, m) for case, cfg in configs.items()} for s, m in (("ddp", None), ("fsdp", mesh))}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
-    return two_processes.run(on_rank, tmp_path_factory.mktemp("ranks"), 300)
+    return two_processes.run(functools.partial(on_rank, {case: config_of(case) for case in CASES}), tmp_path_factory.mktemp("ranks"), 300)
 
 
 @functools.cache
 def alone(case: str) -> dict[str, Any]:
-    return gradients(case, None)
+    return gradients(case, config_of(case), None)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
