@@ -15,6 +15,7 @@ from conftest import TINY_IMAGES, TINY_TEXT
 from safetensors.torch import load_file
 
 from sslt.callbacks.checkpoint import LAST, read
+from sslt.cli import main
 from sslt.encoders.image import ImageEncoder
 from sslt.runs import Run
 
@@ -60,14 +61,16 @@ def in_two_parts(sslt, args: list[str], step: int, name: str = "part") -> None:
 
 IMAGES = ["pretrain", "+task=simclr", *TINY_IMAGES, "batch_size=256", "trainer.max_epochs=3"]  # 5 steps an epoch
 TEXT = ["pretrain", "+task=mlm", *TINY_TEXT, "trainer.max_steps=8", "batch_size=16"]
-TUNE = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=20", "batch_size=64", "trainer.max_epochs=3"]
+ALONE = ["baseline=false", "late_fusion=false"]  # "finetune-partial" has what stands beside an encoder, which is solved for after training
+FUSED = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=20", "batch_size=64", "trainer.max_epochs=3"]
+TUNE = [*FUSED, *ALONE]
 SHIFT = ["finetune", "+target=digits", "+shift=dann", "data@shift.target=digits", "shift.samples=200", "from=scratch", *TINY_IMAGES]
-SHIFT += ["labels_per_class=20", "batch_size=32", "trainer.max_epochs=3"]  # 6 steps an epoch, of 40 of the target
+SHIFT += ["labels_per_class=20", "batch_size=32", "trainer.max_epochs=3", *ALONE]  # 6 steps an epoch, of 40 of the target
 BAG = ["pretrain", "+task=crops", "encoder.dim=16", "encoder.pairs=64", "batch_size=64", "trainer.max_steps=8", "trainer.accelerator=cpu"]
 TUNE_BAG = ["finetune", "+target=docs", "from=scratch", "encoder=bag", "encoder.dim=16", "encoder.pairs=64", "labels_per_class=8"]
-TUNE_BAG += ["batch_size=16", "trainer.max_steps=8", "trainer.accelerator=cpu", "baseline=false"]
+TUNE_BAG += ["batch_size=16", "trainer.max_steps=8", "trainer.accelerator=cpu", *ALONE]
 
-ADALORA = ["finetune", "+target=docs", "from=scratch", *TINY_TEXT, "labels_per_class=8", "batch_size=16", "adaptation=adalora"]
+ADALORA = ["finetune", "+target=docs", "from=scratch", *TINY_TEXT, "labels_per_class=8", "batch_size=16", "adaptation=adalora", *ALONE]
 
 MAML = [
     "finetune", "+target=digits", "from=scratch", "encoder=conv4", "encoder.width=8", "trainer.precision=32", "trainer.accelerator=cpu",
@@ -84,7 +87,7 @@ MAML = [
         (TEXT, (5,)),
         (BAG, (3,)),
         (TUNE_BAG, (3, 7)),  # a table whose gradients are sparse beside a head
-        ([*TUNE, "adaptation=partial", "adaptation.blocks=2"], (4, 7)),
+        ([*FUSED, "adaptation=partial", "adaptation.blocks=2"], (4, 7)),
         ([*TUNE, "adaptation=probe", "head=fresh"], (4,)),
         ([*TUNE, "adaptation=gradual", "adaptation.over=0.9"], (4, 7)),  # some blocks free, others not yet
         ([*TUNE, "adaptation=l2sp"], (4,)),
@@ -134,7 +137,7 @@ def test_killed_and_resumed_through_the_console_script(here, cache):
     """kill -9 in the middle of training, then `resume=`: as if nothing had happened."""
     args = [*IMAGES, "trainer.max_epochs=8", "checkpoint.every_minutes=0.0005"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([SSLT, *args, "hydra.run.dir=whole"], env=env, check=True, capture_output=True)
+    assert main([*args, "hydra.run.dir=whole"]) == 0
     process = subprocess.Popen([SSLT, *args, "hydra.run.dir=killed"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not (here / "killed" / "checkpoints" / "last.ckpt").exists() and time.time() < deadline:
