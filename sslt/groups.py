@@ -5,6 +5,7 @@ Help, lists, completion and error messages use this; it imports neither Hydra no
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -62,11 +63,20 @@ def describe(path: Path) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """What a YAML holds; to be read, since those of sslt itself are kept."""
+    return _own(path) if path.is_relative_to(CONFIG_DIR) else _parsed(stored.yaml_text(path, aliases=True))  # others can be anything
+
+
+@functools.cache
+def _own(path: Path) -> dict[str, Any]:
+    """Of sslt's own, which a check of a config asks for fifty times."""
+    return _parsed(path.read_text(encoding="utf-8"))
+
+
+def _parsed(text: str) -> dict[str, Any]:
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # six times as fast, where PyYAML was built with libyaml
-    ours = path.is_relative_to(CONFIG_DIR)  # others can be anything
-    loaded = yaml.load(path.read_text(encoding="utf-8") if ours else stored.yaml_text(path, aliases=True), loader)
+    loaded = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # six times as fast, where PyYAML was built with libyaml
     return loaded if isinstance(loaded, dict) else {}
 
 

@@ -172,6 +172,16 @@ def test_every_option_can_be_chosen(name):
     assert set(content) - {"defaults"} <= set(cfg[group])
 
 
+def test_who_reads_the_own_files_does_not_change_them():
+    """They are parsed once in a process, for all commands that follow."""
+    for verb, given in (("pretrain", ["+task=mlm"]), ("finetune", ["+target=digits", "from=x", "optimizer=sgd"]), ("run", [])):
+        config.compose(verb, given)
+    chosen = groups.own_values("encoder", "resnet_small")
+    assert chosen and groups.plain_values("finetune") and groups.own_defaults("predict")
+    for path in [*FILES, *groups.CONFIG_DIR.glob("*.yaml")]:
+        assert groups._load(path) == (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+
+
 def test_composing_imports_nothing_heavy():
     """Help, mistakes and `--cfg` must answer at once: no torch, Lightning or transformers to compose any verb."""
     code = (

@@ -173,7 +173,7 @@ class FilterBank(nn.Module):
         self.whitening.copy_(zca(patches - self.mean, epsilon))
         q = self.whiten(patches)
         self.filters.copy_(F.normalize(q[torch.randperm(len(q), generator=generator)[: len(self.filters)]], dim=1))
-        self.thresholds.copy_(threshold * (q @ self.filters.T).std(0))
+        self.thresholds.copy_(threshold * (self.filters @ q.T).std(1))  # along what is contiguous: half of the time
 
 
 def rows_to_start_on(n: int) -> np.ndarray:
