@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslt.encoders.written import Writer
+from sslt.errors import UserError
 
 # GPT-2 warns where a row ends with padding and there is no mask; padding stands behind a text here, where no token of it looks
 logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "`attention_mask`" not in str(record.msg))
@@ -53,6 +54,12 @@ class CausalEncoder(Writer):
     def reply_states(self, inputs: dict[str, Tensor], outputs: Tensor, outputs_mask: Tensor) -> Tensor:
         tokens, starts = prompts(inputs)
         width = int((starts + outputs_mask.sum(1)).max())
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        if longest and width > longest:
+            raise UserError(
+                f"a text and what is written of it have {width} tokens, more than the model's {longest} positions: lower "
+                f"encoder.processor.max_length or encoder.processor.max_output"
+            )
         place = torch.arange(width, device=tokens.device) - starts[:, None]  # among what is written
         written = outputs.gather(1, place.clamp(0, outputs.shape[1] - 1))
         row = torch.where(place >= 0, written, F.pad(tokens, (0, max(width - tokens.shape[1], 0)))[:, :width])

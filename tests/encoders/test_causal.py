@@ -130,3 +130,13 @@ def test_a_prefix_is_for_who_reads_both_ways(family):
     """Its mask would let a word see those that follow."""
     with pytest.raises(UserError, match=f"reads both ways, and {family} does not: choose adaptation=prompt"):
         inserted.inject(writer(family), {"kind": "prefix", "length": 2})
+
+
+def test_a_text_and_its_answer_that_are_longer_than_the_model_are_refused():
+    """Each fits by itself, and so does the text alone."""
+    encoder = writer("gpt2")
+    longest = encoder.model.config.n_positions
+    tokens = torch.full((1, longest), 5)
+    encoder.word_states({"tokens": tokens})
+    with pytest.raises(UserError, match=rf"have {longest + 1} tokens, more than the model's {longest} positions: lower encoder"):
+        encoder.reply_states({"tokens": tokens}, tokens[:, :1], torch.ones(1, 1, dtype=torch.bool))
