@@ -169,6 +169,23 @@ whitened patches), picked on the validation split, from the same labels. "From s
 CIFAR-10 used here is a JPEG re-encoding of the official set, so that figures are a little below those of the lossless one. SimCLR and
 masked words by older defaults: [earlier.md](earlier.md).
 """
+SOFTENED = """## As sure as training views have it
+
+Fine-tuning starts from the linear probe of the encoder, which is solved on whole images. What crops and shifts show of them it then got
+wrong with all its confidence: a loss of 19 in the first step on digits, where guessing has 2.3. Since 2026-11-27 its logits are first
+scaled down to where the loss on training views is least. Encoder alone, three draws of labels, the same pretrained encoder:
+
+    sslt pretrain +task=simclr data=digits trainer.max_time=00:00:40 online_probe.every_n_epochs=0
+    sslt finetune +target=digits from=RUN labels_per_class=5 baseline=false late_fusion=false seed=0,1,2 -m
+
+| set, labels | as it was solved | scaled | gain, paired |
+|---|---|---|---|
+| digits, 5 a class | 80.5 ± 16.8 | 87.6 ± 6.9 | +7.1 ± 18.5 |
+| digits, 20 a class | 91.6 ± 2.5 | 94.9 ± 2.9 | +3.2 ± 5.2 |
+| usps, 5 a class (1.5 minutes of SimCLR, batches of 32) | 77.7 ± 3.4 | 84.2 ± 4.7 | +6.5 ± 1.9 |
+
+It gained in each of the nine pairs. Other cells of this page start from encoders that stand still, or from texts, which have no such views.
+"""
 
 
 def write(cells: Cells, out: Path, sets: dict[str, Set]) -> None:
@@ -181,7 +198,7 @@ def write(cells: Cells, out: Path, sets: dict[str, Set]) -> None:
             if cells.values(f"{name}-{recipe}-.*", "test/accuracy"):
                 text += [*first(cells, name, sets[name], recipe), ""]
     (out / "first.md").write_text("\n".join(text))
-    (out / "finetuning.md").write_text("\n".join(["# Fine-tuning", "", how, *rules(cells, measured)]) + "\n")
+    (out / "finetuning.md").write_text("\n".join(["# Fine-tuning", "", how, *rules(cells, measured), "", SOFTENED]))
 
 
 def main() -> None:
