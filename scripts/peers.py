@@ -190,11 +190,11 @@ encoders that were pretrained on much; the encoders here are small, and the bag 
 the optimizer's) that no peer knows of. The transformer and the ResNets are the fair cases.
 """
 # what the numbers do not say; of the cells measured so far
-WHY = """Of one seed each, so far, which cannot tell these gaps from chance: the one on digits is 7 of 359 images, the one on kitchen 11 of
-1,200 reviews; no run has looked for a cause. What differs most on digits, and is to be tried first, are the rates: fastai gives the lower
-half of the blocks a hundredth and the upper half a tenth of the head's 1e-3, sslt moves all at 1e-3 (`adaptation.layer_decay`). On docs
-from masked words the encoder had 0.7 epochs of pretraining, and no peer has been measured yet. Few labels make short epochs: the Trainer's
-own 3 or 2 epochs are 2 to 12 steps here, so that its columns of that length are near chance and say little of it.
+WHY = """Of one seed each, so far, which cannot tell these gaps from chance: the one on kitchen is 11 of 1,200 reviews; no run has looked
+for a cause. On digits sslt's encoder alone was 1.9 points behind fastai until its head started as sure as training views have it
+([finetuning.md](finetuning.md)). On docs from masked words the encoder had 0.7 epochs of pretraining, and no peer has been measured yet.
+Few labels make short epochs: the Trainer's own 3 or 2 epochs are 2 to 12 steps here, so that its columns of that length are near chance
+and say little of it.
 """
 
 
