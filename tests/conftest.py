@@ -53,7 +53,11 @@ TINY_ITEMS = [
 
 
 # Files that take longest. Workers get whole files: a long one that comes last is waited for by all others.
-LONGEST = ("test_resume.py", "test_tasks.py", "test_many_devices.py", "test_evaluate.py", "test_chain.py", "test_ranks.py")
+LONGEST = (
+    "test_many_devices.py", "test_starters.py", "test_slurm.py", "test_nodes.py", "test_fuzz.py", "test_resume.py", "test_tasks.py",
+    "test_killed.py", "test_every_target_whole.py", "test_ranks.py", "test_evaluate.py", "test_chain.py", "test_scripts.py",
+    "test_training.py", "test_compress.py", "test_sweep_folder.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,6 +81,14 @@ def _quick_pictures() -> Iterator[None]:
     quick_pictures.blank()
     yield
     quick_pictures.truly()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _composed_once() -> Iterator[None]:
+    """Hydra composes a command once more beforehand, to look for `hydra.mode`: none that runs in this process sets it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda self, config_name, overrides: None)
+        yield
 
 
 @pytest.fixture
