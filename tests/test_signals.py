@@ -24,6 +24,7 @@ TRAIN = [
     "hydra.run.dir=run",
 ]
 TUNE = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "labels_per_class=20", "trainer.max_steps=2", "hydra.run.dir=run"]
+TUNE += ["baseline=false", "late_fusion=false"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGXCPU], ids=signals.name)

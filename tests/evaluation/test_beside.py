@@ -18,7 +18,7 @@ from sslt.runs import Run
 from sslt.targets import baselines
 from sslt.targets.classification import Classification
 
-TUNE = ["finetune", "+target=digits", *TINY_IMAGES, "trainer.max_steps=2", "labels_per_class=3", "batch_size=16"]
+TUNE = ["finetune", "+target=digits", *TINY_IMAGES, "trainer.max_steps=2", "labels_per_class=3", "batch_size=16", "late_fusion=false"]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_fine_tuning_and_its_evaluation_show_the_same_baseline(sslt, here, seen,
 
 def test_texts_are_the_sources_own(sslt, here, seen):
     """The rows of the label subset, as strings, with their labels."""
-    tiny = [*TINY_TEXT, "trainer.max_steps=1", "labels_per_class=2", "batch_size=8", "data.test_fraction=0.5"]
+    tiny = [*TINY_TEXT, "trainer.max_steps=1", "labels_per_class=2", "batch_size=8", "data.test_fraction=0.5", "late_fusion=false"]
     sslt("finetune", "+target=docs", "from=scratch", *tiny, "hydra.run.dir=fine", "cache_dir=c")
     (_, train, _, test) = seen[0]
     from sslt import config
