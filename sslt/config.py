@@ -296,7 +296,10 @@ def explain(e: Exception, verb: str, config_dir: str | None = None) -> UserError
     if "LexerNoViableAlt" in text and "~" in text:
         return UserError("a ~ cannot stand in a value as it is: write $HOME, or quote it twice: \"key='~/photos'\"")
     if "mismatched input" in text or "no viable alternative" in text or "token recognition" in text or "LexerNoViableAlt" in text:
-        return UserError(f"cannot read an override: {text.splitlines()[0]}; quote values with spaces or commas: key='a, b'")
+        how = "quote values with spaces or commas: key='a, b'"
+        if not text.splitlines()[0].isascii():
+            how = "letters beside A to Z stand in quotes within the shell's: \"data.path='é.csv'\", \"objective.words={good: ['好']}\""
+        return UserError(f"cannot read an override: {text.splitlines()[0]}; {how}")
     if isinstance(e, (TypeError, AttributeError, KeyError)):  # what Hydra does not check before it uses it
         return UserError(f"the settings cannot be composed ({text.splitlines()[0]}): a group takes the name of an option, +group=NAME")
     return UserError(f"config: {text.splitlines()[0] if text else type(e).__name__}")

@@ -258,6 +258,8 @@ MISTAKES = [
     ("finetune", ["+target=digits", "from=x", "label_fraction=half"], r"label_fraction='half'.*wrong type"),
     # what cannot be read or built
     ("pretrain", [*SIMCLR, "views.scale=[1"], r"cannot read an override"),
+    ("pretrain", [*SIMCLR, "name=é"], r"cannot read an override: .*data\.path='é\.csv'"),
+    ("pretrain", [*SIMCLR, "name={a: [好]}"], r"cannot read an override: .*words=\{good: \['好'\]\}"),
     ("pretrain", [*SIMCLR, "objective._target_=no_such_package.Thing"], r"objective\._target_=no_such_package\.Thing.*installed"),
     ("pretrain", [*SIMCLR, "objective._target_=sslt.objectives.contrastive.NTXnt"], r"NTXnt"),
 ]
