@@ -55,7 +55,7 @@ def generate(encoder: Any, inputs: dict[str, Tensor], limits: Limits) -> list[li
     if longest is not None and int(sizes.max()) + limits.max_tokens > longest:
         raise UserError(
             f"a prompt of {int(sizes.max())} tokens and {limits.max_tokens} to write are more than the model's {longest} positions: lower "
-            f" encoder.processor.max_length or max_tokens"
+            f"objective.max_tokens or encoder.processor.max_length"
         )
     found: list[list[int]] = [[] for _ in range(len(tokens))]
     for size in sizes.unique().tolist():

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sslt import moved, stored
-from sslt.config import build, check_stored
+from sslt.config import build, check_arguments, check_stored
 from sslt.data.answers import KINDS
 from sslt.encoders.base import Encoder
 from sslt.encoders.descriptions import Described
@@ -53,6 +53,7 @@ def load(folder: Path, encoder: Encoder, trust: list[str], changed: Mapping[str,
     check_stored("objective", node, stored.shown(file))
     if other := next((k for k in changed or () if k not in node), None):
         raise UserError(f"objective.{other}={(changed or {})[other]}: the head in {stored.shown(folder)} has no such setting")
+    check_arguments("objective", node["_target_"], dict(changed or {}), set(node) | {"encoder", "space"})  # numbers in their ranges
     node = {**node, **(changed or {})}
     with building(folder, file.name):
         target = build(OmegaConf.create(node), encoder, space=space)

@@ -81,6 +81,9 @@ def test_translate_measure_and_predict(sslt, here, pairs, capfd):
         "hydra.run.dir=drawn",
     )
     assert len(plain) == 2 and plain != [r["prediction"] for r in lines(here, "drawn")]
+    for wrong in ("objective.beams=0", "objective.temperature=0", "objective.top_p=2"):  # as composed configs refuse them
+        sslt("predict", "from=run", "input=new.txt", wrong, CPU, "hydra.run.dir=asked", code=2)
+        assert not (here / "asked").exists()
     sslt("predict", "from=run", "input=pairs.csv", CPU, "hydra.run.dir=told")
     assert metrics(here, "told")["predict/labelled"] == 90 and "predict/bleu" in metrics(here, "told") and "truth" in lines(here, "told")[0]
 
