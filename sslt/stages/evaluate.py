@@ -189,4 +189,11 @@ def _mismatch(head: Target, source: Any) -> str:
     if source.answer.kind != head.answer.kind:
         return f"the head answers with {head.answer.words}, but the samples of {source.name} have {source.answer.words}: {again}"
     what = next((k for k, v in head.space.items() if isinstance(v, list)), "values")
+    new = [n for n in (source.space or {}).get(what, ()) if n not in set(head.space.get(what, ()))]
+    if what == "items":  # an encoder of histories ranks whatever items it knows
+        named = f", and never saw {', '.join(new[:5])}{', …' if len(new) > 5 else ''}" if new else ""
+        return (
+            f"the head ranks {len(head.space[what])} items{named}: {source.name} has {len((source.space or {}).get(what, ()))}. "
+            f"Fine-tune on it first, or rank by the encoder alone, +target=next_item with the same from="
+        )
     return f"the head knows {some(head.space)} {what}, but {source.name} has {some(source.space or {})}: {again}"

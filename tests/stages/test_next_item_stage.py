@@ -46,6 +46,10 @@ def test_pretrain_measure_tune_and_predict(sslt, here, capsys):
     new = rows(here, "told")
     assert [r["name"] for r in new] == ["ann", "bob"] and "aisle 0 shelf 1" not in new[0]["items"] and "rank" not in new[0]
     assert len((here / "told/predictions.csv").read_text().splitlines()) == 3
+    assert "1 of the 4 items in histories were never seen in training: they say nothing (a thing nobody saw)" in capsys.readouterr().err
+    (here / "later.csv").write_text("user,item\nann,till 0\nann,aisle 0 shelf 2\nann,aisle 0 shelf 1\nann,a thing nobody saw\n")
+    sslt("evaluate", "from=tuned", "data=interactions", "data.path=later.csv", CPU, "hydra.run.dir=later", code=2)
+    assert "and never saw a thing nobody saw: later has 4. Fine-tune on it first" in capsys.readouterr().err
     opened = AutoModelForCausalLM.from_pretrained(here / "pre" / "encoder")
     assert opened.lm_head.weight.shape[0] == load_encoder("pre").processor.vocab_size
     assert json.loads((here / "pre/encoder/items.json").read_text())["max_length"] == 12

@@ -92,9 +92,10 @@ class ItemProcessor(TokenProcessor):
     def prepare(self, source: Source, split: str) -> ItemSamples:
         made = self._with_items(super().prepare(source, split), source)
         if unknown := int((np.asarray(made.tokens) == UNKNOWN).sum()):
+            new = sorted({name for history in source.get(split).items for name in history if name not in self._ids})
             log.warning(
-                "%s, %s: %d of the %d items in histories were never seen in training: they say nothing",
-                source.name, split, unknown, len(made.tokens),
+                "%s, %s: %d of the %d items in histories were never seen in training: they say nothing (%s%s)",
+                source.name, split, unknown, len(made.tokens), ", ".join(new[:5]), ", …" if len(new) > 5 else "",
             )  # fmt: skip
         return made
 
