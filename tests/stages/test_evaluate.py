@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from conftest import TINY_IMAGES, TINY_TEXT
+from conftest import TINY_IMAGES, TINY_TEXT, working_in
 
+from sslt.cli import main
 from sslt.runs import Run
 
 CPU = "trainer.accelerator=cpu"
 LEARNS = ["optimizer.lr=0.02", "batch_size=64", "trainer.max_epochs=8"]
+QUICK = ["trainer.max_steps=3", "baseline=false"]
 
 
-@pytest.fixture
-def tuned(sslt, here):
-    """A classifier of digits."""
-    sslt(
-        "finetune",
-        "+target=digits",
-        "from=scratch",
-        *TINY_IMAGES,
-        "optimizer.lr=0.02",
-        "batch_size=64",
-        "trainer.max_epochs=8",
-        "late_fusion=false",  # what stands beside it has no statistics to adapt
-        "hydra.run.dir=tuned",
-    )
-    return "from=tuned"
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, cache) -> str:
+    """`from=` a classifier of digits, which nothing here changes."""
+    args = ["finetune", "+target=digits", "from=scratch", *TINY_IMAGES, *LEARNS, "baseline=false"]
+    with working_in(tmp_path_factory.mktemp("tuned"), cache) as folder:
+        assert main([*args, "late_fusion=false", "hydra.run.dir=tuned"]) == 0  # what stands beside it has no statistics to adapt
+    return f"from={folder / 'tuned'}"
 
 
 def test_batch_statistics_mend_lost_contrast(tuned, sslt, here):
@@ -62,8 +56,8 @@ def test_mistakes(args, words, tuned, sslt, here, capfd):
 
 def test_text_is_adapted_by_its_layer_norms(sslt, here):
     """The same command on words that are missing."""
-    sslt("finetune", "+target=docs", "from=scratch", *TINY_TEXT, "labels_per_class=8", "trainer.max_steps=3", "hydra.run.dir=text")
-    sslt("evaluate", "from=text", CPU, "+corruption=dropped_words", "+test_time=tent", "hydra.run.dir=run")
+    sslt("finetune", "+target=docs", "from=scratch", *TINY_TEXT, "labels_per_class=8", *QUICK, "hydra.run.dir=text")
+    sslt("evaluate", "from=text", CPU, "baseline=false", "+corruption=dropped_words", "+test_time=tent", "hydra.run.dir=run")
     assert "test_time/accuracy" in Run(here / "run").metrics
     sslt("evaluate", "from=text", CPU, "+test_time=bn", "hydra.run.dir=none", code=2)  # no BatchNorm in BERT
 
