@@ -5,16 +5,20 @@ Each on data that need no file, or on a small file written here.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import toy_reading
-from conftest import TINY_IMAGES, TINY_ITEMS, TINY_TEXT
+from conftest import TINY_IMAGES, TINY_ITEMS, TINY_TEXT, working_in
 from killed_runs import command
 from test_resume import in_two_parts, same
 
+from sslt.cli import main
 from sslt.encoders.load import load_encoder
 from sslt.encoders.seals import DIGESTS, seal
 from sslt.errors import UserError
@@ -85,62 +89,81 @@ CASES = {
 SHORT = ["from=scratch", "trainer.max_steps=4", "late_fusion=false"]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache) -> Callable[[str], tuple[list[str], Path]]:
+    """name → the settings of a case and the folder of its run, which is made once and not changed by anyone."""
+
+    @functools.cache
+    def run(name: str) -> tuple[list[str], Path]:
+        with working_in(tmp_path_factory.mktemp(name), cache) as folder:
+            settings = CASES[name](folder)
+            assert main(["finetune", *settings, *SHORT, "hydra.run.dir=made"]) == 0
+        return settings, folder / "made"
+
+    return run
+
+
 @pytest.fixture(params=CASES)
 def case(request, here) -> list[str]:
     return CASES[request.param](here)
+
+
+@pytest.fixture(params=CASES)
+def made(request, trained) -> tuple[list[str], Path]:
+    return trained(request.param)
 
 
 def shown(run: Path) -> list[str]:
     return sorted((run / "predictions.jsonl").read_text().splitlines())
 
 
-def test_a_stopped_run_ends_as_an_uninterrupted_one(case, sslt, here):
+def test_a_stopped_run_ends_as_an_uninterrupted_one(made, sslt, here):
     """Weights of encoder and head, bit for bit, and the same answers."""
-    sslt("finetune", *case, *SHORT, "baseline=false", "hydra.run.dir=whole")
-    in_two_parts(sslt, ["finetune", *case, *SHORT, "baseline=false"], 2)
-    assert same(here / "whole", here / "part") and shown(here / "whole") == shown(here / "part")
+    settings, whole = made
+    in_two_parts(sslt, ["finetune", *settings, *SHORT, "baseline=false"], 2)
+    assert same(whole, here / "part") and shown(whole) == shown(here / "part")
 
 
-def test_a_head_answers_alike_in_another_process(case, sslt, here):
+def test_a_head_answers_alike_in_another_process(made, here):
     """`sslt evaluate` and `predict` of a saved run give what the run itself measured; the baseline stands beside it."""
-    sslt("finetune", *case, *SHORT, "hydra.run.dir=made")
-    run = Run(here / "made")
+    _, folder = made
+    run = Run(folder)
     primary = run.info["primary"]
     assert {f"test/{primary}", f"val/{primary}", f"baseline/{primary}", "baseline/method"} <= set(run.metrics)
-    assert command(["evaluate", "from=made", "trainer.accelerator=cpu", "hydra.run.dir=measured"]) == 0, Path("output.txt").read_text()
+    assert command(["evaluate", f"from={folder}", "trainer.accelerator=cpu", "hydra.run.dir=measured"]) == 0, Path("output.txt").read_text()
     again = Run(here / "measured").metrics
     assert again[f"test/{primary}"] == run.metrics[f"test/{primary}"]
     assert again[f"baseline/{primary}"] == run.metrics[f"baseline/{primary}"]
-    assert shown(here / "measured") == shown(here / "made")
+    assert shown(here / "measured") == shown(folder)
     errors = [json.loads(line)["error"] for line in (here / "measured" / "predictions.jsonl").read_text().splitlines()]
     assert errors == sorted(errors, reverse=True)
 
 
-def test_two_ranks_measure_what_one_does(case, sslt, here):
+def test_two_ranks_measure_what_one_does(made, here):
     """The last share of each split is uneven; every row is answered once."""
-    sslt("finetune", *case, *SHORT, "baseline=false", "hydra.run.dir=made")
-    one = Run(here / "made")
+    _, folder = made
     two = ["trainer.devices=2", "trainer.accelerator=cpu", "baseline=false", "batch_size=7", "hydra.run.dir=two"]
-    assert command(["evaluate", "from=made", *two]) == 0, Path("output.txt").read_text()
+    assert command(["evaluate", f"from={folder}", *two]) == 0, Path("output.txt").read_text()
     found = Run(here / "two").metrics
-    assert all(found[k] == pytest.approx(v, abs=1e-6) for k, v in one.metrics.items() if k.startswith("test/"))
-    assert len(shown(here / "two")) == len(shown(here / "made"))
+    assert all(found[k] == pytest.approx(v, abs=1e-6) for k, v in Run(folder).metrics.items() if k.startswith("test/"))
+    assert len(shown(here / "two")) == len(shown(folder))
 
 
-def test_a_head_of_another_kind_or_space_is_refused(sslt, here, capsys):
+def test_a_head_of_another_kind_or_space_is_refused(trained, sslt, here, capsys):
     """By name: what the head answers with, what the data have, what to do."""
-    sslt("finetune", *CASES["classification"](here), *SHORT, "baseline=false", "hydra.run.dir=made")
-    sslt("evaluate", "from=made", "data=scenes", "data.answer=map", "data.count=60", "trainer.accelerator=cpu", code=2)
+    start = f"from={trained('classification')[1]}"
+    capsys.readouterr()
+    sslt("evaluate", start, "data=scenes", "data.answer=map", "data.count=60", "trainer.accelerator=cpu", code=2)
     assert "the head answers with a class" in capsys.readouterr().err
-    sslt("evaluate", "from=made", "data=digits", "data.count=60", "trainer.accelerator=cpu", code=2)
+    sslt("evaluate", start, "data=digits", "data.count=60", "trainer.accelerator=cpu", code=2)
     sslt("finetune", *SCENES, "data.answer=map", "objective=classification", *SHORT, code=2)
     said = capsys.readouterr().err
     assert "a class for every pixel" in said and "objective=segmentation" in said and "Traceback" not in said
 
 
-def test_a_head_file_that_says_another_kind_is_refused(sslt, here):
-    sslt("finetune", *CASES["classification"](here), *SHORT, "baseline=false", "hydra.run.dir=made")
-    encoder, folder = load_encoder("made"), here / "made" / "head"
+def test_a_head_file_that_says_another_kind_is_refused(trained, here):
+    run = shutil.copytree(trained("classification")[1], here / "made")
+    encoder, folder = load_encoder("made"), run / "head"
     assert heads.load(folder, encoder, []).names == [str(i) for i in range(10)]
     about = {k: v for k, v in read_json(folder / "head.json").items() if k != DIGESTS}
     seal(folder, "head.json", {**about, "answer": "number"})
