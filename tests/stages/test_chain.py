@@ -9,6 +9,8 @@ from conftest import TINY_IMAGES, TINY_TEXT
 
 from sslt.runs import Run
 
+ALONE = ["baseline=false", "late_fusion=false"]  # nothing beside the encoder
+
 
 def both(settings: list[str]) -> list[str]:
     """Encoder settings for the stage that builds one; trainer settings for both."""
@@ -42,6 +44,7 @@ def test_text_from_unlabelled_to_measured(sslt, here):
     assert "[MASK]" in (here / "mlm" / "plots" / "views_pretrain.txt").read_text()
     sslt("pretrain", "+task=simcse", "from=mlm", "trainer.max_steps=2", "trainer.accelerator=cpu", "hydra.run.dir=simcse")
     fine = ["finetune", "+target=docs", "from=simcse", "trainer.max_steps=3", "labels_per_class=8", "trainer.accelerator=cpu"]
+    fine += ["baseline=false"]
     sslt(*fine, "hydra.run.dir=fine", "adaptation=partial", "adaptation.blocks=1", "compare=scratch")
     metrics = Run(here / "fine").metrics
     assert metrics["train/labels"] == 64
@@ -95,7 +98,7 @@ def test_a_downloaded_encoder_executes_nothing(sslt, here, capsys):
 
 def test_a_changed_head_executes_nothing(sslt, here, capsys):
     """An interpolation could make a node while it is resolved: refused."""
-    sslt("finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=1", "hydra.run.dir=run")
+    sslt("finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=1", *ALONE, "hydra.run.dir=run")
     place = here / "run" / "head" / "head.json"
     head = json.loads(place.read_text())
     head["objective"]["dropout"] = "${oc.create:{_target_:os.system,command:'touch owned'}}"
@@ -157,7 +160,7 @@ def test_predictions_for_a_folder_of_pictures(sslt, here):
     import numpy as np
     from PIL import Image
 
-    sslt("finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=2", "hydra.run.dir=fine")
+    sslt("finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=2", *ALONE, "hydra.run.dir=fine")
     (here / "photos").mkdir()
     for split, n in {"train": 2, "val": 1}.items():
         for name in ("a", "b"):

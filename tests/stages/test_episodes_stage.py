@@ -16,6 +16,7 @@ from sslt.stages import fitting
 CPU = "trainer.accelerator=cpu"
 TINY = ["encoder=conv4", "encoder.width=8", "trainer.precision=32", CPU]
 DIGITS = ["+target=digits", "from=scratch", *TINY, "episodes.way=3", "episodes.query=5", "episodes.test_episodes=20"]
+ALONE = ["baseline=false", "late_fusion=false"]  # nothing beside the encoder
 
 
 def tensors(run: str) -> dict[str, torch.Tensor]:
@@ -48,7 +49,7 @@ def test_prototypes_learn(sslt, here):
 
 def test_any_encoder_is_measured(sslt, here):
     """Nothing learned from episodes: centroids, logistic regression and fine-tuning of a plain run's encoder, on the same episodes."""
-    sslt("finetune", "+target=digits", "from=scratch", *TINY, "trainer.max_steps=10", "hydra.run.dir=plain")
+    sslt("finetune", "+target=digits", "from=scratch", *TINY, "trainer.max_steps=10", *ALONE, "hydra.run.dir=plain")
     before = tensors("plain")
     few = ["episodes.way=3", "episodes.query=5", "episodes.test_episodes=15", "episodes.shot=2", CPU]
     for name, more in (("centroid", []), ("logistic", []), ("finetune", ["episodes.method.steps=2"])):
@@ -124,7 +125,7 @@ MISTAKES = [
 
 def test_mistakes_end_before_training(sslt, here, capsys):
     """Exit code 2, the numbers in one line, and nothing trained."""
-    sslt("finetune", "+target=digits", "from=scratch", *TINY, "trainer.max_steps=1", "hydra.run.dir=plain")
+    sslt("finetune", "+target=digits", "from=scratch", *TINY, "trainer.max_steps=1", *ALONE, "hydra.run.dir=plain")
     quick = ["trainer.max_steps=1", "episodes.training.per_step=1", "episodes.training.val_every_n_steps=0"]
     sslt("finetune", *DIGITS, "+episodes=maml", *quick, "hydra.run.dir=head")
     capsys.readouterr()

@@ -57,7 +57,7 @@ def alike(ours: list[dict], theirs: list[dict]) -> None:
 
 def test_images(sslt, here):
     """Trained with late fusion, exported, asked alone and by `sslt`; the exported run is measured as its parent."""
-    tiny = ["encoder=resnet_small", *TINY_IMAGES, "trainer.max_steps=4"]
+    tiny = ["encoder=resnet_small", *TINY_IMAGES, "trainer.max_steps=4", "baseline=false"]
     sslt("finetune", "+target=digits", "from=scratch", *tiny, "hydra.run.dir=tuned")
     sslt("export", "from=tuned", CPU, "hydra.run.dir=out")
     metrics, parent = Run(here / "out").metrics, Run(here / "tuned").metrics
@@ -95,7 +95,7 @@ def test_images(sslt, here):
 
 def test_texts(sslt, here, capsys):
     """With TF-IDF beside the encoder; and what leaving it out costs is said."""
-    sslt("finetune", "+target=docs", "from=scratch", *TINY_TEXT, "trainer.max_steps=4", "hydra.run.dir=tuned")
+    sslt("finetune", "+target=docs", "from=scratch", *TINY_TEXT, "trainer.max_steps=4", "baseline=false", "hydra.run.dir=tuned")
     sslt("export", "from=tuned", CPU, "hydra.run.dir=out")
     (here / "lines.txt").write_text("\n".join(LINES) + "\n", encoding="utf-8")
     sslt("predict", "from=tuned", "input=lines.txt", CPU, "hydra.run.dir=said")
@@ -129,7 +129,7 @@ def test_features(sslt, here):
 
 def test_a_file_that_answers_otherwise_is_not_kept(sslt, here, monkeypatch, capsys):
     """Nothing of it stays, nor does its folder."""
-    tiny = ["encoder=resnet_small", *TINY_IMAGES, "trainer.max_steps=1", "late_fusion=false"]
+    tiny = ["encoder=resnet_small", *TINY_IMAGES, "trainer.max_steps=1", "late_fusion=false", "baseline=false"]
     sslt("finetune", "+target=digits", "from=scratch", *tiny, "hydra.run.dir=tuned")
     right = standalone.Model.outputs
     monkeypatch.setattr(standalone.Model, "outputs", lambda self, given: {k: 1.001 * x for k, x in right(self, given).items()})

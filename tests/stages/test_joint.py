@@ -10,8 +10,9 @@ from conftest import TINY_IMAGES, TINY_TEXT
 from sslt.runs import Run
 from sslt.stages.joint import Mix
 
-TEXT = ["finetune", "+target=docs", "+joint=mlm", "from=scratch", *TINY_TEXT, "labels_per_class=8", "trainer.max_steps=4"]
-IMAGES = ["finetune", "+target=digits", "+joint=simclr", "from=scratch", *TINY_IMAGES, "labels_per_class=10", "trainer.max_steps=4"]
+SHORT = ["trainer.max_steps=4", "baseline=false"]
+TEXT = ["finetune", "+target=docs", "+joint=mlm", "from=scratch", *TINY_TEXT, "labels_per_class=8", *SHORT]
+IMAGES = ["finetune", "+target=digits", "+joint=simclr", "from=scratch", *TINY_IMAGES, "labels_per_class=10", *SHORT]
 
 
 def logged(run: Run) -> dict[str, float]:

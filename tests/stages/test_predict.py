@@ -40,7 +40,7 @@ def test_a_table_with_labels(sslt, here, capsys):
     lines = [f"{word} {i},x,{team}" for i in range(20) for word, team in (("trees grow", "garden"), ("ships sail", "sea"))]
     (here / "tickets.csv").write_text("\n".join(["body,label,team", *lines]) + "\n")
     own = ["data.path=tickets.csv", "data.text=body", "data.label=team", *TINY_TEXT]
-    sslt("finetune", "+target=text_csv", "from=scratch", *own, "trainer.max_steps=2", "hydra.run.dir=run")
+    sslt("finetune", "+target=text_csv", "from=scratch", *own, "trainer.max_steps=2", "baseline=false", "hydra.run.dir=run")
     (here / "new.csv").write_text("body,label,team\ntrees,x,garden\nships,x,\nships,x,sea\nstars,x,sky\n")
     capsys.readouterr()
     sslt("predict", "from=run", "input=new.csv", CPU, "hydra.run.dir=out")
@@ -60,7 +60,7 @@ def test_folders_of_classes(sslt, here):
         (here / "set" / name).mkdir(parents=True)
         for i in range(2):
             Image.fromarray(np.full((8, 8), 80 * i, np.uint8)).save(here / "set" / name / f"{i}.png")
-    sslt("finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=2", "hydra.run.dir=run")
+    sslt("finetune", "+target=digits", "from=scratch", *TINY_IMAGES, "trainer.max_steps=2", "baseline=false", "hydra.run.dir=run")
     sslt("predict", "from=run", "input=set", CPU, "hydra.run.dir=out")
     assert [r["truth"] for r in check("out", 4)] == ["3", "3", "7", "7"]
     sslt("predict", "from=run", "data=digits", CPU, "hydra.run.dir=named")

@@ -53,8 +53,8 @@ BASE = [
 TO = ["data@shift.target=arrays", "shift.target.path=there.npz"]
 
 
-def shift(kind: str, *more: str, epochs: int = 2) -> list[str]:
-    return [*BASE, f"+shift={kind}", *TO, f"trainer.max_epochs={epochs}", *more]
+def shift(kind: str, *more: str, epochs: int = 2, baseline: bool = False) -> list[str]:
+    return [*BASE, f"+shift={kind}", *TO, f"trainer.max_epochs={epochs}", f"baseline={str(baseline).lower()}", *more]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -82,7 +82,7 @@ def test_the_targets_labels_change_nothing_but_the_report(sslt, there, here):
 
 def test_numbers_are_what_they_say(sslt, there, here):
     """test/… is the target's, of the epoch that the criterion picked; the oracle is the best there was; both domains are there."""
-    sslt(*shift("dann", "shift.select=importance", epochs=3), "hydra.run.dir=run")
+    sslt(*shift("dann", "shift.select=importance", epochs=3, baseline=True), "hydra.run.dir=run")
     found, curves = Run(here / "run").metrics, MetricsCSV.read(here / "run" / "metrics.csv")
     scores = curves["shift/importance"][1]
     best = int(np.argmax(scores))
@@ -116,7 +116,7 @@ def test_the_ceiling_learns_from_the_targets_labels(sslt, there, here):
 def test_a_target_without_labels(sslt, here, capsys):
     """As in earnest: everything but the target's accuracy is there, and one line says so."""
     inverted(here / "there.npz", labels="none", splits=("train",))
-    sslt(*shift("mmd", epochs=1), "hydra.run.dir=run")
+    sslt(*shift("mmd", epochs=1, baseline=True), "hydra.run.dir=run")
     found = Run(here / "run").metrics
     assert not [k for k in found if "oracle" in k or k.endswith("/there")] and "shift/entropy" in found
     assert "there has no labels" in capsys.readouterr().err

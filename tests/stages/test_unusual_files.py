@@ -72,10 +72,11 @@ def test_timms_folders_are_needed_once(sslt, here):
     sslt(*pretrain, "data=digits", "encoder.processor.size=32", "hydra.run.dir=run")
     shutil.move(here / "run" / "encoder", here / "theirs")
     (here / "theirs" / "sslt.json").unlink()
-    sslt(*TUNE[:1], "+target=digits", "from=theirs", "trainer.max_steps=1", "trainer.accelerator=cpu", "hydra.run.dir=tuned")
+    cpu = ["trainer.accelerator=cpu", "baseline=false"]
+    sslt(*TUNE[:1], "+target=digits", "from=theirs", "trainer.max_steps=1", *cpu, "hydra.run.dir=tuned")
     shutil.rmtree(here / "theirs")
     assert not json.loads((here / "tuned" / "encoder" / "sslt.json").read_text())["args"]["name"].startswith("local-dir")
-    sslt("evaluate", "from=tuned", "trainer.accelerator=cpu", "hydra.run.dir=measured")
+    sslt("evaluate", "from=tuned", *cpu, "hydra.run.dir=measured")
     assert Run(here / "measured").metrics["test/accuracy"] == Run(here / "tuned").metrics["test/accuracy"]
 
 

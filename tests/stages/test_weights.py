@@ -87,7 +87,7 @@ def test_the_other_is_measured_as_a_folder(sslt, here, capsys):
     assert "next: sslt evaluate from=run\n" in said.out and "next: sslt evaluate from=run/student\n" in said.out
     assert "encoder/ will be the teacher" in said.err
     for name, folder in (("run", "encoder"), ("run/student", "student")):
-        sslt("evaluate", f"from={name}", "trainer.accelerator=cpu", "shots=[1]", "draws=2", f"hydra.run.dir=of_{folder}")
+        sslt("evaluate", f"from={name}", "trainer.accelerator=cpu", "shots=[1]", "draws=2", "baseline=false", f"hydra.run.dir=of_{folder}")
     a, b = (Run(here / f"of_{name}").metrics for name in ("encoder", "student"))
     assert a["knn/accuracy"] > 0 and b["linear/labels"] == a["linear/labels"] and a["features/uniformity"] != b["features/uniformity"]
 
@@ -159,7 +159,7 @@ def test_training_goes_as_without_an_average(sslt, here):
     assert "encoder/is" not in Run(here / "plain").metrics and not (here / "plain" / "raw").exists()
 
 
-TUNE = ["finetune", "+target=digits", *TINY_IMAGES[2:], "labels_per_class=10", "batch_size=50", "ema=0.9"]
+TUNE = ["finetune", "+target=digits", *TINY_IMAGES[2:], "labels_per_class=10", "batch_size=50", "ema=0.9", "baseline=false"]
 TUNE += ["late_fusion=false"]
 
 
@@ -188,7 +188,7 @@ def test_only_what_moves_is_averaged(sslt, here, steps):
         saved = load_file(folder / "head" / "model.safetensors")
         assert saved and all(torch.equal(x, head[prefix + k.replace(".", slash)]) for k, x in saved.items())
     for name in ("run", "run/raw"):
-        sslt("evaluate", f"from={name}", "trainer.accelerator=cpu", f"hydra.run.dir={name.replace('/', '_')}_measured")
+        sslt("evaluate", f"from={name}", "trainer.accelerator=cpu", "baseline=false", f"hydra.run.dir={name.replace('/', '_')}_measured")
     assert Run(here / "run_measured").metrics["test/nll"] == pytest.approx(run.metrics["test/nll"], rel=1e-4)
     assert Run(here / "run_raw_measured").metrics["test/nll"] != pytest.approx(run.metrics["test/nll"], rel=1e-4)
 
@@ -207,6 +207,7 @@ def test_an_average_of_what_is_added(adaptation, sslt, here):
     pytest.importorskip("peft")
     sslt("pretrain", "+task=mlm", *TINY_TEXT, "trainer.max_steps=1", "hydra.run.dir=base")
     args = ["finetune", "+target=docs", "from=base", *TINY_TEXT[-2:], "labels_per_class=8", "trainer.max_steps=4", "ema=0.9"]
+    args += ["baseline=false"]
     sslt(*args, "optimizer.lr=0.02", f"adaptation={adaptation}", "head=fresh", "hydra.run.dir=run")  # a solved head takes no steps
     run = Run(here / "run")
     names = under(checkpoint(run.path), "average.")
@@ -215,7 +216,7 @@ def test_an_average_of_what_is_added(adaptation, sslt, here):
     a, b = (load_file(folder / "head" / "model.safetensors") for folder in (run.path, run / "raw"))
     assert not equal(a, b)
     assert equal(state(run.path), state(run / "raw")) == (adaptation == "probe")
-    sslt("evaluate", "from=run", *TINY_TEXT[-1:], "hydra.run.dir=measured")
+    sslt("evaluate", "from=run", *TINY_TEXT[-1:], "baseline=false", "hydra.run.dir=measured")
     assert Run(here / "measured").metrics["test/nll"] == pytest.approx(run.metrics["test/nll"], rel=1e-3)
 
 
