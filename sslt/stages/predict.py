@@ -219,7 +219,7 @@ def _same_layout(cfg: Any, node: Any) -> dict[str, Any]:
     data = _data_of_run(cfg)
     if data.get("_target_") != node["_target_"]:
         return {}
-    keys = ("ends", "overlaps", "token_column", "tag_column", "join") if "ends" in node else ()
+    keys: tuple[str, ...] = ("ends", "overlaps", "token_column", "tag_column", "join") if "ends" in node else ()
     if "layout" in node and _suffix(data.get("path")) == _suffix(cfg.input):  # histories may come otherwise than the log did
         keys = ("layout", "user", "item", "time")
     return {k: data[k] for k in keys if k in data}
