@@ -148,15 +148,16 @@ class Interactions(HistorySource):
         self,
         path: str,
         layout: str,
-        user: str | None,
-        item: str | None,
-        time: str | None,
+        user: str | int | None,
+        item: str | int | None,
+        time: str | int | None,
         min_user: Count | None,
         min_item: Count | None,
         hold_out: bool,
         on_error: str,
     ):
-        self.path, self.layout, self.on_error = stored.located(path), Layout(layout, user, item, time), check_on_error(on_error)
+        columns = (None if c is None else str(c) for c in (user, item, time))  # numbers, where there is no header
+        self.path, self.layout, self.on_error = stored.located(path), Layout(layout, *columns), check_on_error(on_error)
         self.layout.check()
         self.min_user, self.min_item, self.hold_out = min_user or 1, min_item or 1, hold_out
         self.name = name_of(self.path)

@@ -179,7 +179,7 @@ class TextToText(ToTexts):
     """
 
     def __init__(
-        self, path: str, target_path: str | None, source: str | None, target: str | list[str] | None, language: str | None,
+        self, path: str, target_path: str | None, source: str | int | None, target: str | int | list[str] | None, language: str | None,
         sep: str | None, header: bool | None, on_error: str, val_fraction: float, test_fraction: float,
     ):  # fmt: skip
         self.path, self.on_error, self.language = stored.located(path), check_on_error(on_error), language

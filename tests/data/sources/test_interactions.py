@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sslt.config import check_arguments
 from sslt.data.answers import Item
 from sslt.data.prepare.item_processor import ItemProcessor
 from sslt.data.sources.aisles import Aisles
@@ -76,6 +78,9 @@ def test_a_table_without_a_header_is_not_taken_for_sequences(here):
     with pytest.raises(UserError, match=r"u\.data: all lines have 4 fields: give the columns of a table, data\.user=0"):
         source(here / "u.data").get("train")
     assert set(source(here / "u.data", hold_out=False, user="0", item="1", time="3").get("unlabeled").items) == {tuple("0123456")}
+    typed = {"user": 0, "item": 1, "time": 3}  # as a command line has them
+    check_arguments("data", "sslt.data.sources.interactions.Interactions", typed, set(inspect.signature(Interactions).parameters))
+    assert set(source(here / "u.data", hold_out=False, **typed).get("unlabeled").items) == {tuple("0123456")}
     assert len(source(here / "u.data", "sequences", hold_out=False).get("unlabeled")) == 35
     with pytest.raises(UserError, match=r"data\.item= is a column of a table, and data\.layout=pairs has none"):
         source(here / "u.data", "pairs", item="1")
