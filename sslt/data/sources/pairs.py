@@ -150,8 +150,8 @@ class TextPairs(PairTables):
     """
 
     def __init__(
-        self, path: str, a: str | None, b: str | None, label: str | None, answer: str, sep: str | None, header: bool | None,
-        on_error: str, val_fraction: float, test_fraction: float,
+        self, path: str, a: str | int | None, b: str | int | None, label: str | int | None, answer: str, sep: str | None,
+        header: bool | None, on_error: str, val_fraction: float, test_fraction: float,
     ):  # fmt: skip
         super().__init__(on_error)
         if answer not in ("number", "class"):

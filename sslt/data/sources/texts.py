@@ -97,7 +97,7 @@ class TableSource(Source):
 
     modality = "text"
 
-    def __init__(self, text: str | None, told: AnswerColumns, label: str | list[str] | None, on_error: str):
+    def __init__(self, text: str | int | None, told: AnswerColumns, label: str | list[str] | None, on_error: str):
         self.told, self.answer = told, told.kind
         first = told.several[0] if told.several is not None else label
         self.text, self.label = (None if c is None else str(c) for c in (text, first))
@@ -248,8 +248,8 @@ class TextTable(TableSource):
     def __init__(
         self,
         path: str,
-        text: str | None,
-        label: str | list[str] | None,
+        text: str | int | None,
+        label: str | int | list[str] | None,
         sep: str | None,
         header: bool | None,
         answer: str,
@@ -258,6 +258,7 @@ class TextTable(TableSource):
         val_fraction: float,
         test_fraction: float,
     ):
+        label = str(label) if isinstance(label, int) else label  # of a table without a header
         super().__init__(text, AnswerColumns(answer, label, separator), label, on_error)
         self.path, self.sep, self.header = stored.located(path), sep, header
         self.val_fraction, self.test_fraction = val_fraction, test_fraction

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 from pathlib import Path
@@ -17,6 +16,8 @@ from sslt.data.sources.aisles import Aisles
 from sslt.data.sources.interactions import Interactions, MovieLens, Video
 from sslt.errors import UserError
 
+EVERY = {"path", "target_path", "language", "layout", "sep", "header", "answer", "separator", "on_error", "val_fraction", "test_fraction",
+         "min_user", "min_item", "hold_out"}  # fmt: skip
 HISTORIES = {"ann": ["a", "b", "c", "d", "e"], "bob": ["b", "c", "z"], "cy": ["a", "q"], "dee": ["c", "a", "b", "a"]}
 # by time, users mixed; the rows of a table come in another order
 EVENTS = sorted((100 * i + u, user, item) for u, (user, items) in enumerate(HISTORIES.items()) for i, item in enumerate(items))
@@ -79,7 +80,11 @@ def test_a_table_without_a_header_is_not_taken_for_sequences(here):
         source(here / "u.data").get("train")
     assert set(source(here / "u.data", hold_out=False, user="0", item="1", time="3").get("unlabeled").items) == {tuple("0123456")}
     typed = {"user": 0, "item": 1, "time": 3}  # as a command line has them
-    check_arguments("data", "sslt.data.sources.interactions.Interactions", typed, set(inspect.signature(Interactions).parameters))
+    for target, columns in {
+        "interactions.Interactions": typed, "texts.TextTable": {"text": 1, "label": 0}, "pairs.TextPairs": {"a": 0, "b": 1, "label": 2},
+        "text_to_text.TextToText": {"source": 1, "target": 0},
+    }.items():  # fmt: skip
+        check_arguments("data", f"sslt.data.sources.{target}", columns, EVERY)
     assert set(source(here / "u.data", hold_out=False, **typed).get("unlabeled").items) == {tuple("0123456")}
     assert len(source(here / "u.data", "sequences", hold_out=False).get("unlabeled")) == 35
     with pytest.raises(UserError, match=r"data\.item= is a column of a table, and data\.layout=pairs has none"):
