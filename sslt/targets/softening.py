@@ -15,7 +15,7 @@ from sslt.encoders.batch_norm import batch_statistics
 from sslt.objectives.base import encode_views, wide
 
 log = logging.getLogger("sslt")
-FACTORS = tuple(2.0**-k for k in range(9))
+FACTORS = tuple(2.0**-k for k in range(25))  # of features that hardly differ a probe has weights of any size
 
 
 def soften(
