@@ -18,8 +18,13 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch):
-    """The scripts import each other by name, as when one of them is run."""
+    """The scripts import each other by name, as when one of them is run; and where they say that data are, other tests do not look."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
+    before = os.environ.get("SSLT_DATA")
+    yield
+    os.environ.pop("SSLT_DATA", None)
+    if before is not None:
+        os.environ["SSLT_DATA"] = before
 
 
 def seed(linear=0.5, val=0.5, loss=(2.0, 1.0), rankme=50.0, std=0.5):
