@@ -53,11 +53,7 @@ TINY_ITEMS = [
 
 
 # Files that take longest. Workers get whole files: a long one that comes last is waited for by all others.
-LONGEST = (
-    "test_many_devices.py", "test_starters.py", "test_slurm.py", "test_nodes.py", "test_fuzz.py", "test_resume.py", "test_tasks.py",
-    "test_killed.py", "test_every_target_whole.py", "test_ranks.py", "test_evaluate.py", "test_chain.py", "test_scripts.py",
-    "test_training.py", "test_compress.py", "test_sweep_folder.py",
-)  # fmt: skip
+LONGEST = ("test_resume.py", "test_tasks.py", "test_many_devices.py", "test_evaluate.py", "test_chain.py", "test_ranks.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
