@@ -254,7 +254,7 @@ def gradients(case: str, rank: int | None) -> torch.Tensor:
     with pytest.MonkeyPatch.context() as patch:
         if case == "electra":
             own = share if rank is None else share[of]
-            patch.setattr(torch, "rand", lambda n, device=None: own.flatten()[:n])
+            patch.setattr(torch, "rand", lambda size, device=None: own.view(size))
         loss = objective(encoder, made).value
     units = torch.as_tensor(objective.units(made), dtype=torch.float64)
     loss = loss * units * distributed.world_size() / distributed.sum_over_ranks(units)
