@@ -20,14 +20,11 @@ import two_processes
 from safetensors.torch import load_file
 from tiny_tasks import tiny
 
-from sslt import distributed, lanes
+from sslt import lanes
 from sslt.compiling import _unless_measured
-from sslt.config import compose
 from sslt.data.prepare.image_processor import ImageSamples
 from sslt.lanes import Lanes
-from sslt.processes import stage
 from sslt.recomputing import _again
-from sslt.runs import Run
 from sslt.stages import common
 
 ROWS = 7  # of the joint batch: the first lane has one more than the others
@@ -187,11 +184,7 @@ STEPS = ["trainer.max_steps=2", "optimizer=sgd", "optimizer.lr=0.02", "schedule.
 
 def train(task: str, size: int, held: int, folder: Path, rank: int = 0) -> None:
     overrides = [f"+task={task}", *tiny(task), *STEPS, f"batch_size={size}", f"trainer.lanes={held}"]
-    run, cfg = Run(folder / task, is_main=rank == 0), compose("pretrain", overrides)
-    if rank == 0:
-        run.start("pretrain", cfg, overrides)
-    distributed.barrier()
-    stage("pretrain", cfg, run)
+    two_processes.command("pretrain", overrides, folder / task, rank)
 
 
 def on_two(rank: int) -> None:

@@ -42,3 +42,17 @@ def _rank(function: Callable[[int], Any], rank: int, world: int, port: int, fold
     finally:
         distributed.close()
     torch.save(out, Path(folder) / f"{rank}.pt")
+
+
+def command(verb: str, overrides: list[str], folder: Path, rank: int = 0) -> None:
+    """What a rank does of a command, in processes that are there already (or in this one, as the only rank)."""
+    from sslt import distributed
+    from sslt.config import compose
+    from sslt.processes import stage
+    from sslt.runs import Run
+
+    run, cfg = Run(folder, is_main=rank == 0), compose(verb, overrides)
+    if rank == 0:
+        run.start(verb, cfg, overrides)
+    distributed.barrier()
+    stage(verb, cfg, run)

@@ -21,8 +21,6 @@ from conftest import TINY_IMAGES, TINY_TEXT, TINY_VIT
 
 from sslt import distributed
 from sslt.callbacks.checkpoint import LAST, Checkpoint, Damaged, _remove_unused, read
-from sslt.config import compose
-from sslt.processes import stage
 from sslt.runs import Run
 from sslt.sharded import checkpoint as parts
 from sslt.signals import Interrupted
@@ -50,12 +48,7 @@ def command(args: list[str], folder: Path, rank: int) -> None:
     verb, *overrides = args
     if verb == "pretrain" and "ema=0.5" not in args:  # that one is probed, too
         overrides.append("online_probe.every_n_epochs=0")
-    run = Run(folder, is_main=rank == 0)
-    cfg = compose(verb, overrides)
-    if rank == 0:
-        run.start(verb, cfg, overrides)
-    distributed.barrier()
-    stage(verb, cfg, run)
+    two_processes.command(verb, overrides, folder, rank)
 
 
 def made(rank: int) -> dict[str, Any]:

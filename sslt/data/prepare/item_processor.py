@@ -122,9 +122,8 @@ class ItemSamples(TextSamples):
         super().__init__(*args)
         self.following = following
 
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.clip(self.sizes, 1, self.max_length)
+    def _read(self, sizes: np.ndarray) -> np.ndarray:
+        return np.clip(sizes, 1, self.max_length)
 
     @property
     def padding(self) -> dict[str, int]:
@@ -137,7 +136,7 @@ class ItemSamples(TextSamples):
         read as one unknown item.
         """
         index = np.asarray(index, dtype=np.int64)
-        sizes, lengths = self.sizes[index], self.lengths[index]
+        sizes, lengths = self.sizes[index], self.lengths_of(index)
         width = -(-int(lengths.max(initial=1)) // 8) * 8
         place = np.arange(width if self.max_length is None else min(width, self.max_length))
         mask = place < lengths[:, None]

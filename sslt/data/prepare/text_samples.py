@@ -58,10 +58,17 @@ class TextSamples(Samples):
     @property
     def lengths(self) -> np.ndarray:
         """Tokens per row [N] in a batch, with the start and end of each window; at most `windows` · `max_length`."""
+        return self._read(self.sizes)
+
+    def lengths_of(self, index: np.ndarray) -> np.ndarray:
+        return self._read(self.sizes[index])
+
+    def _read(self, sizes: np.ndarray) -> np.ndarray:
+        """`lengths` of rows that have so many tokens of their own: of a batch's alone, since there may be millions of others."""
         if self.max_length is None:
-            return self.sizes + self.marks
+            return sizes + self.marks
         room = self.max_length - self.marks
-        read = self.sizes if self.windows is None else np.minimum(self.sizes, self.windows * room)
+        read = sizes if self.windows is None else np.minimum(sizes, self.windows * room)
         return read + self.marks * np.maximum(-(-read // room), 1)
 
     @property
@@ -88,7 +95,7 @@ class TextSamples(Samples):
         index = np.asarray(index, dtype=np.int64)
         cls, sep, pad = self.special
         before = int(cls is not None)
-        lengths = self.lengths[index]
+        lengths = self.lengths_of(index)
         width = -(-int(lengths.max(initial=3)) // 8) * 8
         span = width if self.max_length is None else self.max_length
         width = min(width, -(-int(lengths.max(initial=1)) // span) * span)

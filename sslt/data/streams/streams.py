@@ -121,8 +121,9 @@ class Stream:
     def at(self, step: int) -> dict[str, torch.Tensor]:
         """This rank's batch at global step `step`."""
         self._fetch(step)
-        rows = self.index_at(step)
-        if self.world == 1 or (lengths := self.samples.lengths_of(joint := self._joint(step))) is None:
+        joint = self._joint(step)
+        rows = joint[self.rank :: self.world]
+        if self.world == 1 or (lengths := self.samples.lengths_of(joint)) is None:
             return self.samples.batch(rows)
         longest = [joint[lengths.argmax()]]  # is read with the others, so that they are filled up to it, and left out
         if (outputs := self.samples.output_lengths) is not None:
