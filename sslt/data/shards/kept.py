@@ -113,7 +113,8 @@ def _reserved(path: Path, size: int) -> Iterator[Path]:
         yield tmp
     finally:
         tmp.unlink(missing_ok=True)
-        claim.unlink(missing_ok=True)
+        with side_by_side.alone(folder, ".lock-room"):  # who counts the files meanwhile must find the claim or what it stood for
+            claim.unlink(missing_ok=True)
 
 
 def _has_room(folder: Path, size: int, room: int) -> bool:

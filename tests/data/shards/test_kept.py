@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from flaky_s3 import BUCKET, serving
 from killed_runs import CONTEXT
 
-from sslt.data import cache, sharding, store
+from sslt.data import cache, sharding, side_by_side, store
 from sslt.data.base import Samples
+from sslt.data.shards import kept
 from sslt.data.shards.rows import ShardedRows
 from sslt.data.shards.writing import Writer
 from sslt.data.streams.streams import Stream
@@ -201,6 +203,33 @@ def test_an_epoch_in_a_disk_of_three_windows(url, tmp_path, monkeypatch):
     resumed = Stream(Numbers(ShardedRows.open(found(), "values")), 8, seed=0)
     resumed.at(len(stream) + 3 * 16 + 1)  # in the last window of the second epoch
     assert len(shards_of(names)) == 16
+
+
+def test_what_is_reserved_is_counted_until_its_file_is(url, tmp_path):
+    """While one counts the files, no claim goes away: its file may have come after the names were read, and would be counted nowhere."""
+    machine(url, tmp_path / "a")
+    folder = cache.cache_dir() / "kept"
+    reserved, counting, placed = threading.Event(), threading.Event(), threading.Event()
+
+    def fetch() -> None:
+        with kept._reserved(folder / "kind~key~000.npy", SHARD_BYTES) as tmp:
+            reserved.set()
+            counting.wait(60)
+            tmp.write_bytes(bytes(SHARD_BYTES))
+            os.replace(tmp, folder / "kind~key~000.npy")
+            placed.set()
+
+    fetching = threading.Thread(target=fetch)
+    fetching.start()
+    assert reserved.wait(60)
+    with side_by_side.alone(folder, ".lock-room"):
+        counting.set()
+        assert placed.wait(60)
+        fetching.join(0.3)
+        assert len(list(folder.glob(".tmp-*-claim"))) == 1
+    fetching.join(60)
+    assert kept_bytes() == SHARD_BYTES
+    assert not list(folder.glob(".tmp-*"))
 
 
 def test_too_little_disk_is_told_and_enough(url, tmp_path, caplog):
