@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def differing(a: dict[str, object], b: dict[str, object]) -> list[str]:
     return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
 
 
-CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT, SERVER = multiprocessing.get_context("forkserver"), forkserver._forkserver
+SHARED = ("_forkserver_address", "_forkserver_authkey")  # by which a process finds the server that it came from itself
 CONTEXT.set_forkserver_preload(["sslt.stages.pretrain", "sslt.stages.finetune", "sslt.cli", "timm", "matplotlib.pyplot", "sklearn.metrics"])
 
 
@@ -46,15 +48,20 @@ def command(args: list[str], point: str | None = None, sends: int = signal.SIGKI
 
     Returns the exit code; what it prints is in output.txt.
     """
-    process = CONTEXT.Process(target=_run, args=(args, str(Path.cwd()), dict(os.environ), sys.path, point, sends, rank))
+    SERVER.ensure_running()
+    server = {name: getattr(SERVER, name) for name in SHARED if hasattr(SERVER, name)}
+    process = CONTEXT.Process(target=_run, args=(args, str(Path.cwd()), dict(os.environ), sys.path, point, sends, rank, server))
     process.start()
     process.join(600)
     assert process.exitcode is not None, f"{args} hangs"
     return process.exitcode
 
 
-def _run(args: list[str], folder: str, env: dict[str, str], path: list[str], point: str | None, sends: int, rank: int | None) -> None:
+def _run(
+    args: list[str], folder: str, env: dict[str, str], path: list[str], point: str | None, sends: int, rank: int | None, server: dict
+) -> None:
     _become(folder, env, path)
+    vars(SERVER).update(server, ensure_running=lambda: None)  # ranks come from the same server: one of its own would import it all again
     from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
 
     from sslt.cli import main
