@@ -37,17 +37,18 @@ def said() -> str:
 def test_two_ranks_pretrain_finetune_and_evaluate(here):
     """Each rank sees its own shard (an epoch has half the steps), results are those of one run folder, all ranks end."""
     two = ["trainer.devices=2"]
-    pretrain = ["pretrain", "+task=simclr", *TINY_IMAGES, *two, "batch_size=256", "trainer.max_epochs=1", "hydra.run.dir=pre"]
-    sslt(*pretrain)
+    pretrain = ["pretrain", "+task=simclr", *TINY_IMAGES, *two, "batch_size=256", "trainer.max_epochs=1", "online_probe.samples=100"]
+    sslt(*pretrain, "hydra.run.dir=pre")
     run = Run(here / "pre")
     assert run.metrics["train/steps"] == 1294 // 512 and (run / "logs" / "rank1.log").exists()
     tune = ["finetune", "+target=digits", "from=pre", *two, "trainer.max_steps=2", "trainer.accelerator=cpu", "labels_per_class=5"]
+    tune += ["baseline=false", "late_fusion=false"]
     sslt(*tune, "-m", "seed=0,1", "hydra.sweep.dir=fine")
     assert all(Run(here / "fine" / str(i)).finished for i in (0, 1))
     sslt("predict", "from=fine/0", "data=digits", *two, "trainer.accelerator=cpu", "hydra.run.dir=said")
     lines = (here / "said" / "predictions.csv").read_text().splitlines()
     assert len(lines) == 1 + 359 and [int(line.split(",")[0]) for line in lines[1:]] == list(range(359))  # every row once, in order
-    shots = ["shots=[1]", "draws=2"]
+    shots = ["shots=[1]", "draws=2", "baseline=false"]
     sslt("evaluate", "from=pre", *two, "trainer.accelerator=cpu", *shots, "hydra.run.dir=two")
     sslt("evaluate", "from=pre", "trainer.accelerator=cpu", *shots, "hydra.run.dir=one", "cache_dir=other")
     assert abs(Run(here / "two").metrics["knn/accuracy"] - Run(here / "one").metrics["knn/accuracy"]) < 1e-6
@@ -205,7 +206,7 @@ def test_a_signal_to_all_ranks_in_a_probe_ends_them(here):
     assert "SIGINT came: stopped at once" in Path("run/logs/sslt.log").read_text()
 
 
-def test_a_signal_to_one_rank_in_a_probe_has_both_leave_it(here, sslt):
+def test_a_signal_to_one_rank_in_a_probe_has_both_leave_it(here):
     """The other one is told where they meet; saved before the probe, which is made up for."""
     args = [a for a in STOPPED if not a.startswith("online_probe")]
     assert command([*args, "online_probe.samples=100", "hydra.run.dir=run"], "in the probe after an epoch", signal.SIGTERM, 1) == 130
