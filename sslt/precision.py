@@ -10,7 +10,12 @@ import torch
 
 
 def resolve(precision: str | int, accelerator: str) -> str:
-    """Lightning's name for `precision`; "auto" is bfloat16 where the device computes in it, else float32 (float16 on older GPUs)."""
+    """Lightning's name for `precision`; "auto" is bfloat16 where the device computes in it, else float32 (float16 on older GPUs).
+
+    "fp8-mixed" is bfloat16 but for the layers that `float8.py` sees to.
+    """
+    if str(precision) == "fp8-mixed":
+        return "bf16-mixed"
     if str(precision) != "auto":
         return str(precision)
     if accelerator == "gpu":

@@ -22,7 +22,7 @@ FLOORS = [
     {"targets"},
     {"evaluation"},
     {"deploy"},
-    {"learner", "callbacks", "loggers", "compiling", "recomputing"},
+    {"learner", "callbacks", "loggers", "compiling", "recomputing", "float8"},
     {"execute", "processes", "ends", "heartbeat", "handing", "following", "launch", "scheduler", "stages", "chain", "resume", "worker"},
     {"cli", "guide", "sweeps", "__main__"},
 ]

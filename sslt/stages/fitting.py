@@ -18,7 +18,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, TorchEl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from sslt import distributed, precision
+from sslt import distributed, float8, precision
 from sslt.adaptation.adapters import AdaLoRA, Adapter
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
@@ -96,7 +96,8 @@ def fit(
             "nothing would be trained: what is learned has no weights of its own, and the encoder stands still: choose adaptation=full or "
             "lora, or measure the encoder as it is, sslt evaluate"
         )
-    _announce(learner, sizes, budget, start, f"{number_format} on {kind}", silent=nothing_to_train)
+    shown = float8.PRECISION if cfg.trainer.precision == float8.PRECISION else number_format
+    _announce(learner, sizes, budget, start, f"{shown} on {kind}", silent=nothing_to_train)
     run.update(training=now())
     if kind == "gpu":
         torch.cuda.reset_peak_memory_stats()

@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # a rank knows nothing of pytes
 import two_processes
 from conftest import TINY_IMAGES, TINY_TEXT, TINY_VIT
 
-from sslt import distributed
+from sslt import distributed, float8
 from sslt.callbacks.checkpoint import LAST, Checkpoint, Damaged, _remove_unused, read
 from sslt.runs import Run
 from sslt.sharded import checkpoint as parts
@@ -34,6 +34,7 @@ CASES = {
     "teacher": ["pretrain", "+task=byol", *TINY_IMAGES, *STEPS, *SGD],
     "recomputed": ["pretrain", "+task=mae", *VIT, *STEPS, "trainer.activation_checkpointing=true"],
     "parts": ["pretrain", "+task=simclr", *VIT, *STEPS, "chunk_size=8"],
+    "eight bits": ["pretrain", "+task=mae", *VIT, *STEPS, "trainer.precision=fp8-mixed"],
     "tied": ["pretrain", "+task=mlm", *TINY_TEXT, *STEPS],
     "accumulated": ["pretrain", "+task=mae", *VIT, *STEPS, "trainer.accumulate_grad_batches=2"],
     "gradual": ["finetune", *TUNE, *TINY_IMAGES, "adaptation=gradual", "adaptation.every=progress", "report=best"],
@@ -52,6 +53,7 @@ def command(args: list[str], folder: Path, rank: int) -> None:
 
 
 def made(rank: int) -> dict[str, Any]:
+    float8.EMULATED = True
     for name, args in CASES.items():
         for strategy in ("ddp", "fsdp"):
             command([*args, f"trainer.strategy={strategy}"], Path(strategy) / name, rank)
