@@ -1,8 +1,9 @@
 """FSDP2 (Zhao et al., 2023; torch's `fully_shard`): weights, gradients and moments are spread, a block is whole while it computes.
 
 What trains is a copy. The encoder and the objectives that everybody else knows stay plain modules, on the CPU where the training is on
-GPUs; before they are measured, and when training ends, they get the weights (`Whole.fill`), tensor by tensor. So only training knows of
-shards, and a device has a whole encoder while it measures, without gradients and moments.
+GPUs, in memory that the ranks of a machine share (`shared.py`); before they are measured, and when training ends, they get the weights
+(`Whole.fill`), tensor by tensor. So only training knows of shards, and a device has a whole encoder while it measures, without gradients
+and moments.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from sslt import distributed
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError, nearest
+from sslt.sharded.shared import Shared
 
 STRATEGIES = ("ddp", "fsdp", "hsdp")
 SETTING = "trainer.strategy"
@@ -55,43 +57,63 @@ def mesh_of(trainer: Any, accelerator: str) -> Any:
 
 
 class Whole:
-    """The encoder and the objectives of a run as all but its training see them."""
+    """The encoder and the objectives of a run as all but its training see them, once in the memory of a machine. All ranks make it."""
 
     def __init__(self, encoder: Encoder, objectives: Mapping[str, nn.Module]):
         self.encoder, self.objectives = encoder, dict(objectives)
+        self._shared = Shared(x for module in self._modules() for x in (*module.parameters(), *module.buffers()))
+
+    def _modules(self) -> tuple[nn.Module, ...]:
+        return self.encoder, *self.objectives.values()
 
     def twins(self) -> tuple[Encoder, dict[str, nn.Module]]:
-        """Copies to train, which share among them what these share; and the processors, which are read alone."""
-        modules = (self.encoder, *self.objectives.values())
-        encoders = {id(m): m for part in modules for m in part.modules() if isinstance(m, Encoder)}
-        kept = {id(m.processor): m.processor for m in encoders.values()}
-        return copy.deepcopy((self.encoder, self.objectives), kept)
+        """Copies to train, which share among them what these share; and the processors, which are read alone.
+
+        The memory of parameters is that of these until they are sharded, so that nobody has two models.
+        """
+        encoders = {id(m): m for part in self._modules() for m in part.modules() if isinstance(m, Encoder)}
+        known: dict[int, Any] = {id(m.processor): m.processor for m in encoders.values()}
+        for p in (p for module in self._modules() for p in module.parameters()):
+            if id(p) not in known and type(p) is nn.Parameter and self._shared.has(p):
+                known[id(p)] = nn.Parameter(p.data, requires_grad=p.requires_grad)
+                known[id(p)].__dict__.update(p.__dict__)
+        return copy.deepcopy((self.encoder, self.objectives), known)
 
     @torch.no_grad()
     def fill(self, encoder: Encoder, objectives: Mapping[str, nn.Module]) -> None:
         """Take the weights and buffers of the copies. Every rank must call it."""
-        _fill(self.encoder, encoder)
+        distributed.barrier()  # who still reads those of before has to be done
+        self._fill(self.encoder, encoder)
         for name, objective in self.objectives.items():
-            _fill(objective, objectives[name])
+            self._fill(objective, objectives[name])
+        self._shared.refresh()
 
     def leave(self) -> None:
-        """Make room on the device."""
-        for module in (self.encoder, *self.objectives.values()):
-            module.cpu()
+        """Make room on the device, where nothing has changed since `fill`."""
+        for module in self._modules():
+            for x in (*module.parameters(), *module.buffers()):
+                if not self._shared.has(x):
+                    x.data = x.data.cpu()
+        self._shared.back()
 
-
-def _fill(whole: nn.Module, sharded: nn.Module) -> None:
-    into = {id(x): name for name, x in {**dict(whole.named_parameters()), **dict(whole.named_buffers())}.items()}
-    state, extra = sharded.state_dict(), {}
-    for name, x in whole.state_dict(keep_vars=True).items():
-        if not isinstance(x, Tensor):
-            extra[name] = state[name]
-        elif id(x) in into:  # a matrix that has two names comes once
-            del into[id(x)]
-            found = full(state[name])
-            x.data = found.to(x.device) if x.shape != found.shape else x.data.copy_(found)
-    if extra:
-        whole.load_state_dict(extra, strict=False)
+    def _fill(self, whole: nn.Module, sharded: nn.Module) -> None:
+        into = {id(x): name for name, x in {**dict(whole.named_parameters()), **dict(whole.named_buffers())}.items()}
+        state, extra = sharded.state_dict(), {}
+        for name, x in whole.state_dict(keep_vars=True).items():
+            if not isinstance(x, Tensor):
+                extra[name] = state[name]
+            elif id(x) in into:  # a matrix that has two names comes once
+                del into[id(x)]
+                found = full(state[name])
+                if x.shape != found.shape:
+                    self._shared.leave(x)
+                    x.data = found.to(x.device)
+                elif self._shared.has(x):
+                    self._shared.write(x, found)
+                else:
+                    x.data.copy_(found)
+        if extra:
+            whole.load_state_dict(extra, strict=False)
 
 
 def full(x: Tensor) -> Tensor:
