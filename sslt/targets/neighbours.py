@@ -213,4 +213,8 @@ def stand_beside(target: Any, encoder: Encoder, train: ItemSamples, val: ItemSam
     name = target.primary
     log.info("on validation the encoder has %s %.1f, %s %.1f, both together %.1f (late_fusion=false: the encoder alone)",
              name, 100 * found[1.0, 0.0], neighbours.name, 100 * found[0.0, 1.0], 100 * found[best])  # fmt: skip
+    if not best[0]:
+        log.warning(
+            "the encoder adds nothing to %s, which alone ranks the items: train it for longer, or on more histories", neighbours.name
+        )
     return neighbours, {f"val/encoder_{name}": found[1.0, 0.0], f"val/{neighbours.kind}_{name}": found[0.0, 1.0]}

@@ -71,6 +71,8 @@ def beside(
     found = {name: max(v for (n, _), v in f1.items() if n == name) for name in tried}
     log.info("on validation the encoder has an F1 of %.1f, a linear tagger %.1f, both together %.1f (late_fusion=false: the encoder alone)",
              *(100 * found[name] for name in (ENCODER, LINEAR, BOTH)))  # fmt: skip
+    if best[0] == LINEAR:
+        log.warning("the encoder adds nothing to the linear tagger, which alone tags: train it for longer, or on more texts")
     return tagger, {f"val/{name}_f1": found[name] for name in (ENCODER, LINEAR)}
 
 

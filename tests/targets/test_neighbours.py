@@ -82,6 +82,24 @@ def test_validation_chooses_and_the_cache_gives_the_same():
     assert t.score(predicted(e, t, val, CPU, 16), val.answers) >= max(alone, first.score)
 
 
+def test_an_encoder_that_adds_nothing_is_told(caplog, monkeypatch):
+    """Where what is best on validation has no part of it, and only there."""
+    source = Aisles(80, 3, 5, 0)
+    e = encoder("causal", source.log.items)
+    t = target(e, source.space)
+    train, val = (e.processor.prepare(source, split) for split in ("train", "val"))
+    whole = t.score
+    for encoder_counts in (True, False):  # of mixes the first is the encoder alone, the last the neighbours alone
+        scores = iter([1.0, *[0.5] * len(neighbours.SHARES), 0.5] if encoder_counts else [0.1, *[0.5] * len(neighbours.SHARES), 1.0])
+        with monkeypatch.context() as patch:
+            chosen = neighbours.choose(t, train, val)
+            patch.setattr(neighbours, "choose", lambda *args, chosen=chosen, **more: chosen)
+            patch.setattr(t, "score", lambda *args, scores=scores: next(scores))
+            t.fuse(e, None, train, val, CPU)
+        assert ("the encoder adds nothing to item-kNN" in caplog.text) == (not encoder_counts)
+    assert t.score == whole
+
+
 def test_a_saved_head_has_them(sslt, here):
     """Fine-tuned, measured again from its folder, and without them."""
     own = ["+target=next_item", "data.count=80", "trainer.accelerator=cpu", "trainer.max_steps=2", "from=scratch"]

@@ -100,8 +100,9 @@ def _answer(asked: Asked, qa: dict[str, Any]) -> str:
         if not all(isinstance(c, list) for c in columns) or len(columns[0] or ()) != len(columns[1] or ()):
             return 'the answers are no {"text": […], "answer_start": […]} of equal length'
         answers = [{"text": t, "answer_start": s} for t, s in zip(*columns, strict=True)]  # type: ignore[arg-type]
-        asked.kind = -1 if answers else 1
-    if not answers:  # a question to be answered
+    if answers == []:  # SQuAD's own script takes that for a question without an answer, whatever is_impossible says
+        asked.kind = 1
+    if not answers:  # without the key, a question to be answered
         return ""
     if not isinstance(answers, list) or not all(isinstance(a, dict) and isinstance(a.get("text"), str) for a in answers):
         return 'the answers are no list of {"text": …, "answer_start": …}'

@@ -54,6 +54,8 @@ def test_questions_without_an_answer_and_questions_to_be_answered(here):
     raw = one(here, toy.qa("1", "?", is_impossible=True), {"id": "2", "question": "?"}, toy.qa("3", "?", ("met", 4))).read("train")
     assert raw.answers.kinds.tolist() == [1, -1, 0] and raw.answers.space == {"scorer": "squad", "words": [""]}
     assert raw.answers.known.tolist() == [True, False, True]
+    raw = one(here, {"id": "1", "question": "?", "answers": []}, toy.qa("2", "?", ("met", 4))).read("train")
+    assert raw.answers.kinds.tolist() == [1, 0]  # as SQuAD's script counts it
 
 
 def test_an_answer_that_is_not_there_is_named(here):
