@@ -40,7 +40,36 @@ def differing(a: dict[str, object], b: dict[str, object]) -> list[str]:
 
 CONTEXT, SERVER = multiprocessing.get_context("forkserver"), forkserver._forkserver
 SHARED = ("_forkserver_address", "_forkserver_authkey")  # by which a process finds the server that it came from itself
-CONTEXT.set_forkserver_preload(["sslt.stages.pretrain", "sslt.stages.finetune", "sslt.cli", "timm", "matplotlib.pyplot", "sklearn.metrics"])
+CONTEXT.set_forkserver_preload(
+    [
+        "sslt.stages.pretrain",
+        "sslt.stages.finetune",
+        "sslt.stages.evaluate",
+        "sslt.cli",
+        "timm",
+        "matplotlib.pyplot",
+        "sklearn.metrics",
+        "warm",
+    ]
+)
+
+
+def _serving(start: Callable[[], None]) -> Callable[[], None]:
+    """The server finds the modules of tests, too."""
+
+    def begin() -> None:
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))
+        try:
+            start()
+        finally:
+            os.environ.pop("PYTHONPATH")
+            os.environ.update({} if before is None else {"PYTHONPATH": before})
+
+    return begin
+
+
+SERVER.ensure_running = _serving(SERVER.ensure_running)  # type: ignore[method-assign]
 
 
 def command(args: list[str], point: str | None = None, sends: int = signal.SIGKILL, rank: int | None = 0) -> int:
