@@ -53,7 +53,8 @@ TINY_ITEMS = [
 
 
 # Files that take longest. Workers get whole files: a long one that comes last is waited for by all others.
-LONGEST = ("test_resume.py", "test_tasks.py", "test_many_devices.py", "test_evaluate.py", "test_chain.py", "test_ranks.py")
+LONGEST = ("test_starters.py", "test_many_devices.py", "test_killed.py", "test_tasks.py", "test_resume.py", "test_every_target_whole.py")
+LONGEST += ("test_nodes.py", "test_launchers.py", "test_sweep_folder.py", "test_fuzz.py", "test_rates.py", "test_ranks.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

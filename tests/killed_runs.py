@@ -5,6 +5,7 @@ With `trainer.devices=2` so are both ranks, which the elastic agent would start 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -77,13 +78,41 @@ def command(args: list[str], point: str | None = None, sends: int = signal.SIGKI
 
     Returns the exit code; what it prints is in output.txt.
     """
-    SERVER.ensure_running()
-    server = {name: getattr(SERVER, name) for name in SHARED if hasattr(SERVER, name)}
-    process = CONTEXT.Process(target=_run, args=(args, str(Path.cwd()), dict(os.environ), sys.path, point, sends, rank, server))
-    process.start()
+    process = _started(args, dict(os.environ), sys.path, point, sends, rank)
     process.join(600)
     assert process.exitcode is not None, f"{args} hangs"
     return process.exitcode
+
+
+def _started(args: list[str], env: dict[str, str], path: list[str], *ends: Any) -> Any:
+    SERVER.ensure_running()
+    server = {name: getattr(SERVER, name) for name in SHARED if hasattr(SERVER, name)}
+    process = CONTEXT.Process(target=_run, args=(args, str(Path.cwd()), env, path, *(ends or (None, 0, 0)), server))
+    process.start()
+    return process
+
+
+class Program:
+    """`sslt ARGS` in the present folder, in a process that has imported everything already; used like a `subprocess.Popen`.
+
+    namespace: of the network that it and its ranks have. What it says is in the file `output`.
+    """
+
+    def __init__(self, args: list[str], env: dict[str, str], path: list[str], output: str, namespace: str):
+        self.output = Path(output).absolute()
+        self.process = _started(args, {**env, "SSLT_TEST_OUTPUT": str(self.output), "SSLT_TEST_NAMESPACE": namespace}, path)
+        self.pid, self.kill = self.process.pid, self.process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.process.join(timeout)
+        return self.output.read_text(), None
 
 
 def _run(
@@ -107,7 +136,10 @@ def _become(folder: str, env: dict[str, str], path: list[str]) -> None:
     os.environ.clear()
     os.environ.update(env)
     sys.path[:] = path
-    with open("output.txt", "a") as f:
+    if namespace := env.get("SSLT_TEST_NAMESPACE"):  # as `ip netns exec` enters it
+        with open(f"/run/netns/{namespace}") as f:
+            assert ctypes.CDLL(None).setns(f.fileno(), 0x40000000) == 0, f"no namespace {namespace}"
+    with open(env.get("SSLT_TEST_OUTPUT", "output.txt"), "a") as f:
         os.dup2(f.fileno(), 1)
         os.dup2(f.fileno(), 2)
     sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_IMAGES
-from killed_runs import command
+from killed_runs import Program, command
 from small_cluster import Processes, script, until
 
 from sslt.callbacks.checkpoint import LAST, read
@@ -47,23 +47,26 @@ def pair() -> Iterator:
 
 @pytest.fixture
 def start(pair, here):
-    """Start a command on both nodes, the second first, that is held after a step; gives the agents, first node first."""
+    """Start a command on both nodes, the second first, that is held after a step; gives the agents, first node first.
+
+    prepared: in processes that have imported everything already, from which ranks do not end with their agent.
+    """
     with Processes() as processes:
 
-        def begin(args: list[str], hold: int | None = None):
-            env = {**os.environ, "SSLT_PATIENCE": str(PATIENCE), "PYTHONPATH": f"{here}:{os.environ.get('PYTHONPATH', '')}"}
-            both = ["trainer.num_nodes=2", f"trainer.address={pair.addresses[0]}:29500"]
-            agents = [
-                pair.popen(
-                    node,
-                    [sys.executable, "-m", "sslt", *args, *both, f"trainer.node={node}"],
-                    env={**env, "HOLD": str(hold)},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-                for node in (1, 0)
-            ][::-1]
+        def begin(args: list[str], hold: int | None = None, prepared: bool = True):
+            env = {**os.environ, "SSLT_PATIENCE": str(PATIENCE), "HOLD": str(hold)}
+            both = [*args, "trainer.num_nodes=2", f"trainer.address={pair.addresses[0]}:29500"]
+
+            def agent(node: int):
+                command = [*both, f"trainer.node={node}"]
+                if prepared:
+                    output = f"said{len(processes.started)}-{node}.txt"
+                    return Program(command, env, [*sys.path, str(here)], output, pair.names[node])
+                own = {**env, "PYTHONPATH": f"{here}:{os.environ.get('PYTHONPATH', '')}"}
+                pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+                return pair.popen(node, [sys.executable, "-m", "sslt", *command], env=own, **pipes)
+
+            agents = [agent(node) for node in (1, 0)][::-1]
             processes.started += agents
             if hold is not None:
                 until(lambda: Path(f"held{hold}").exists() or agents[0].poll() is not None, lambda: "the second rank has not come so far")
@@ -102,7 +105,7 @@ def test_a_run_that_loses_a_rank_the_network_and_a_node_ends_as_one_that_did_not
     pair.mend()
     assert read(Path("run/checkpoints") / LAST)["batches_seen"] == 3  # the first rank waited before it wrote the next
 
-    first, second = start(resume, hold=6)
+    first, second = start(resume, hold=6, prepared=False)
     os.kill(second.pid, signal.SIGKILL)
     (line,) = lines(first, 1)
     assert "the connection to rank 1 on node 1 (" in line
