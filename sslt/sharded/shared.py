@@ -57,11 +57,14 @@ class Shared:
                 finally:
                     os.close(number)
         path = distributed.gather_objects(path)[self._first]
-        file = open(path, "r+b") if path is not None else None  # noqa: SIM115
-        distributed.barrier()
+        file = None
+        if path is not None:
+            with contextlib.suppress(OSError):  # ranks in containers of their own do not see it
+                file = open(path, "r+b")  # noqa: SIM115
+        all_have_it = all(distributed.gather_objects(file is not None))
         if path is not None and self._is_first:
             os.unlink(path)
-        return file
+        return file if all_have_it else None
 
     def has(self, x: Tensor) -> bool:
         return self._file is not None and id(x) in self._places

@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # a rank knows nothing of pytes
 import two_processes
 
 from sslt import distributed
+from sslt.sharded import shared
 from sslt.sharded.shared import Shared
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ranks share memory on Linux alone")
@@ -41,10 +42,10 @@ def sharing(rank: int) -> dict[str, Any]:
     }
     expected = {k: x.clone() for k, x in others.items()}
     out: dict[str, Any] = {"before": own_bytes()}
-    shared = Shared([big.weight, big.weight, big.bias, *others.values()])
+    own = Shared([big.weight, big.weight, big.bias, *others.values()])
     out["after"] = own_bytes()
     out["kept"] = [torch.equal(x, expected[k]) and x.stride() == expected[k].stride() for k, x in others.items() if k != "some"]
-    out["has"] = {k: shared.has(x) for k, x in {**others, "weight": big.weight}.items()}
+    out["has"] = {k: own.has(x) for k, x in {**others, "weight": big.weight}.items()}
     out["own storage"] = others["half"].untyped_storage().nbytes()
 
     total = big.weight.detach().double().sum()
@@ -54,14 +55,14 @@ def sharing(rank: int) -> dict[str, Any]:
     distributed.barrier()
     out["changed"] = round(float(big.weight.detach().double().sum() - total))
     distributed.barrier()
-    shared.write(big.bias, torch.full_like(big.bias, 5.0))
-    shared.refresh()
+    own.write(big.bias, torch.full_like(big.bias, 5.0))
+    own.refresh()
     out["back"] = round(float(big.weight.detach().double().sum() - total))
     out["written"] = bool((big.bias == 5).all())
-    shared.leave(big.bias)
+    own.leave(big.bias)
     big.bias.data = torch.zeros(3)
-    shared.refresh()
-    out["left"] = big.bias.shape == (3,) and not shared.has(big.bias)
+    own.refresh()
+    out["left"] = big.bias.shape == (3,) and not own.has(big.bias)
     return out
 
 
@@ -72,9 +73,19 @@ def full_disk(rank: int) -> bool:
     os.posix_fallocate = full  # type: ignore[assignment]
     layer = nn.Linear(4, 4)
     before = layer.weight.data.clone()
-    shared = Shared(layer.parameters())
-    shared.refresh()
-    return not shared.has(layer.weight) and torch.equal(layer.weight, before)
+    own = Shared(layer.parameters())
+    own.refresh()
+    return not own.has(layer.weight) and torch.equal(layer.weight, before)
+
+
+def hidden(rank: int) -> bool:
+    """The second rank has a disk of its own."""
+    if rank:
+        shared.open = lambda *args: (_ for _ in ()).throw(FileNotFoundError(*args))  # type: ignore[attr-defined]
+    layer = nn.Linear(4, 4)
+    found = Shared(layer.parameters())
+    found.refresh()
+    return not found.has(layer.weight) and not layer.weight.isnan().any()
 
 
 def test_once_in_memory_and_each_rank_as_if_it_had_its_own(tmp_path, monkeypatch):
@@ -92,3 +103,9 @@ def test_once_in_memory_and_each_rank_as_if_it_had_its_own(tmp_path, monkeypatch
 
 def test_without_room_each_rank_keeps_its_own(tmp_path):
     assert two_processes.run(full_disk, tmp_path) == [True, True]
+
+
+def test_where_ranks_do_not_see_each_others_files_each_keeps_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert two_processes.run(hidden, tmp_path) == [True, True]
+    assert not list(tmp_path.glob("sslt-weights-*"))
