@@ -77,6 +77,8 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout": lambda x: F.dropout(F.dropout(x, 0.5), p=0.3, training=True),
     "a module's dropout": lambda x: nn.Dropout(0.5).train()(x),
     "dropout of whole maps": lambda x: nn.Dropout2d(0.5).train()(heads(x).transpose(1, 2).contiguous()),
+    "slopes": lambda x: F.rrelu(-x, 0.0, 0.5, True),
+    "slopes by name": lambda x: F.rrelu(-x, lower=0.1, upper=0.5, training=True),
     "attention": lambda x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), None, 0.5),
     "attention by name": lambda x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), dropout_p=0.5),
     "attention with a mask for all": lambda x: F.scaled_dot_product_attention(*3 * [heads(x)], torch.ones(1, 1, 4, 4).bool(), 0.5),
