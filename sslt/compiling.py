@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sslt import lanes
-from sslt.encoders.base import Encoder
+from sslt.encoders.base import Encoder, blocks_of
 from sslt.errors import UserError
 from sslt.modules import called
 
@@ -29,7 +29,7 @@ def compiled(encoders: Iterable[Encoder]) -> Iterator[None]:
     What a block draws at random (dropout) comes from the same generators in another way, so that a run is one with and another without; a
     resumed run repeats the one it goes on from. Raises `UserError` where no encoder has blocks.
     """
-    blocks = [block for e in encoders for block in map(e.get_submodule, e.block_names())]
+    blocks = blocks_of(encoders)
     if not blocks:
         raise UserError("trainer.compile=true compiles the blocks of an encoder, and this one has none: leave it out")
     with _room(), called(blocks, _unless_measured):

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslt.encoders.base import Encoder
+from sslt.encoders.base import Encoder, blocks_of
 from sslt.errors import UserError
 from sslt.modules import called
+from sslt.precision import FLOAT8
 
-PRECISION = "fp8-mixed"
 EMULATED = False  # in float32, for devices that have no such products: slow, and for tests alone
 CAPABILITY = (8, 9)  # of an NVIDIA GPU (Ada, Hopper, Blackwell)
 _MULTIPLE = 16  # of what is multiplied in eight bits, along each side
@@ -31,13 +31,13 @@ def multiplied(encoders: Iterable[Encoder], accelerator: str) -> Iterator[None]:
     """
     if not EMULATED and (accelerator != "gpu" or torch.cuda.get_device_capability() < CAPABILITY):
         where = "a CPU" if accelerator == "cpu" else torch.cuda.get_device_name()
-        raise UserError(f"trainer.precision={PRECISION}: {where} does not multiply in eight bits: choose bf16-mixed, or leave it out")
-    blocks = [block for e in encoders for block in map(e.get_submodule, e.block_names())]
+        raise UserError(f"trainer.precision={FLOAT8}: {where} does not multiply in eight bits: choose bf16-mixed, or leave it out")
+    blocks = blocks_of(encoders)
     linear = [m for block in blocks for m in block.modules() if type(m) is nn.Linear]
     fitting = [m for m in linear if m.in_features % _MULTIPLE == m.out_features % _MULTIPLE == 0]
     if not fitting:
         sizes = f", and none of {len(linear)} has both its sizes a multiple of {_MULTIPLE}" if linear else ""
-        raise UserError(f"trainer.precision={PRECISION} is for linear layers in an encoder's blocks{sizes}: choose bf16-mixed for this one")
+        raise UserError(f"trainer.precision={FLOAT8} is for linear layers in an encoder's blocks{sizes}: choose bf16-mixed for this one")
     with called(fitting, _in_eight_bits()):
         yield
 

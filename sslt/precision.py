@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
+FLOAT8 = "fp8-mixed"  # bfloat16 but for the layers that `float8.py` sees to
+
 
 def resolve(precision: str | int, accelerator: str) -> str:
-    """Lightning's name for `precision`; "auto" is bfloat16 where the device computes in it, else float32 (float16 on older GPUs).
-
-    "fp8-mixed" is bfloat16 but for the layers that `float8.py` sees to.
-    """
-    if str(precision) == "fp8-mixed":
+    """Lightning's name for `precision`; "auto" is bfloat16 where the device computes in it, else float32 (float16 on older GPUs)."""
+    if str(precision) == FLOAT8:
         return "bf16-mixed"
     if str(precision) != "auto":
         return str(precision)

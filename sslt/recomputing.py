@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from sslt import lanes
-from sslt.encoders.base import Encoder
+from sslt.encoders.base import Encoder, blocks_of
 from sslt.encoders.batch_norm import batch_norms
 from sslt.encoders.inserted import InsertedPrefix
 from sslt.errors import UserError
@@ -35,7 +35,7 @@ def recomputed(encoders: Iterable[Encoder]) -> Iterator[None]:
     encoders = list(encoders)
     if any(isinstance(getattr(e, "virtual_tokens", None), InsertedPrefix) for e in encoders):
         raise UserError(f"{SETTING} computes blocks twice, and a prefix can be handed to them once: choose adaptation=prompt or lora")
-    blocks = [block for e in encoders for block in map(e.get_submodule, e.block_names())]
+    blocks = blocks_of(encoders)
     if not blocks:
         raise UserError(f"{SETTING} computes the blocks of an encoder again, and this one has none: leave it out")
     with called(blocks, _again):

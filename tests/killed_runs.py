@@ -17,6 +17,7 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 TIMES = ("train/seconds", "throughput/samples_per_second", "train/peak_memory_bytes")
 OF_THE_PROCESS = ("run.json", "command.txt", "versions.json", "README.md", "config.yaml")
@@ -59,13 +60,9 @@ def _serving(start: Callable[[], None]) -> Callable[[], None]:
     """The server finds the modules of tests, too."""
 
     def begin() -> None:
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))
-        try:
+        places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
+        with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, places))):
             start()
-        finally:
-            os.environ.pop("PYTHONPATH")
-            os.environ.update({} if before is None else {"PYTHONPATH": before})
 
     return begin
 
@@ -84,10 +81,10 @@ def command(args: list[str], point: str | None = None, sends: int = signal.SIGKI
     return process.exitcode
 
 
-def _started(args: list[str], env: dict[str, str], path: list[str], *ends: Any) -> Any:
+def _started(args: list[str], env: dict[str, str], path: list[str], point: str | None = None, sends: int = 0, rank: int | None = 0) -> Any:
     SERVER.ensure_running()
     server = {name: getattr(SERVER, name) for name in SHARED if hasattr(SERVER, name)}
-    process = CONTEXT.Process(target=_run, args=(args, str(Path.cwd()), env, path, *(ends or (None, 0, 0)), server))
+    process = CONTEXT.Process(target=_run, args=(args, str(Path.cwd()), env, path, point, sends, rank, server))
     process.start()
     return process
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import bisect
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -269,6 +269,11 @@ class Encoder(nn.Module, abc.ABC):
     @abc.abstractmethod
     def load_processor(cls, folder: Path, config: dict[str, Any]) -> Any:
         """The processor that `processor_config` saved."""
+
+
+def blocks_of(encoders: Iterable[Encoder]) -> list[nn.Module]:
+    """The blocks of all encoders, one after the other."""
+    return [block for e in encoders for block in map(e.get_submodule, e.block_names())]
 
 
 def is_adapter(name: str) -> bool:

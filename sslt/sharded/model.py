@@ -9,14 +9,14 @@ and moments.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sslt import distributed
-from sslt.encoders.base import Encoder
+from sslt.encoders.base import Encoder, blocks_of
 from sslt.errors import UserError, nearest
 from sslt.sharded.shared import Shared
 
@@ -61,10 +61,14 @@ class Whole:
 
     def __init__(self, encoder: Encoder, objectives: Mapping[str, nn.Module]):
         self.encoder, self.objectives = encoder, dict(objectives)
-        self._shared = Shared(x for module in self._modules() for x in (*module.parameters(), *module.buffers()))
+        self._shared = Shared(self._tensors())
 
     def _modules(self) -> tuple[nn.Module, ...]:
         return self.encoder, *self.objectives.values()
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for module in self._modules():
+            yield from (*module.parameters(), *module.buffers())
 
     def twins(self) -> tuple[Encoder, dict[str, nn.Module]]:
         """Copies to train, which share among them what these share; and the processors, which are read alone.
@@ -73,7 +77,7 @@ class Whole:
         """
         encoders = {id(m): m for part in self._modules() for m in part.modules() if isinstance(m, Encoder)}
         known: dict[int, Any] = {id(m.processor): m.processor for m in encoders.values()}
-        for p in (p for module in self._modules() for p in module.parameters()):
+        for p in self._tensors():
             if id(p) not in known and type(p) is nn.Parameter and self._shared.has(p):
                 known[id(p)] = nn.Parameter(p.data, requires_grad=p.requires_grad)
                 known[id(p)].__dict__.update(p.__dict__)
@@ -90,23 +94,22 @@ class Whole:
 
     def leave(self) -> None:
         """Make room on the device, where nothing has changed since `fill`."""
-        for module in self._modules():
-            for x in (*module.parameters(), *module.buffers()):
-                if not self._shared.has(x):
-                    x.data = x.data.cpu()
+        for x in self._tensors():
+            if not self._shared.has(x):
+                x.data = x.data.cpu()
         self._shared.back()
 
     def _fill(self, whole: nn.Module, sharded: nn.Module) -> None:
-        into = {id(x): name for name, x in {**dict(whole.named_parameters()), **dict(whole.named_buffers())}.items()}
+        into = {id(x) for x in (*whole.parameters(), *whole.buffers())}
         state, extra = sharded.state_dict(), {}
         for name, x in whole.state_dict(keep_vars=True).items():
             if not isinstance(x, Tensor):
                 extra[name] = state[name]
             elif id(x) in into:  # a matrix that has two names comes once
-                del into[id(x)]
+                into.remove(id(x))
                 found = full(state[name])
                 if x.shape != found.shape:
-                    self._shared.leave(x)
+                    self._shared.forget(x)
                     x.data = found.to(x.device)
                 elif self._shared.has(x):
                     self._shared.write(x, found)
@@ -146,7 +149,7 @@ def shard(root: nn.Module, mesh: Any, entrance: str) -> None:
         p.data = p.data.contiguous()
     encoders = [m for m in root.modules() if isinstance(m, Encoder)]
     seen: set[int] = set()
-    for block in (block for e in encoders if e.depth > 1 for block in map(e.get_submodule, e.block_names())):
+    for block in blocks_of(e for e in encoders if e.depth > 1):
         if id(block) not in seen and any(True for _ in block.parameters()):
             seen.add(id(block))
             fully_shard(block, mesh=mesh)

@@ -35,7 +35,7 @@ class Shared:
                 self._bytes += -(-x.numel() * x.element_size() // _ALIGNED) * _ALIGNED
         self._file = self._opened()
         self._written = mmap(self._file.fileno(), self._bytes) if self._file is not None and self._is_first else None
-        for x, _ in list(self._places.values()):
+        for x, _ in self._places.values():
             self.write(x, x.data)
         self.refresh()
 
@@ -74,7 +74,7 @@ class Shared:
         if self._written is not None:
             _at(self._written, x, self._places[id(x)][1]).copy_(values)
 
-    def leave(self, x: Tensor) -> None:
+    def forget(self, x: Tensor) -> None:
         """Have `x` be each rank's own from now on."""
         self._places.pop(id(x), None)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sslt import compiling, cpu_kernels, float8, recomputing
+from sslt import compiling, cpu_kernels, float8, precision, recomputing
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.learner import Learner
@@ -23,7 +23,7 @@ def training(cfg: Any, learner: Learner, accelerator: str, number_format: str, s
     encoders = [m for m in learner.modules() if isinstance(m, Encoder)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(cpu_kernels.replaced(accelerator, number_format, cfg.fast_kernels))
-        if cfg.trainer.precision == float8.PRECISION:
+        if cfg.trainer.precision == precision.FLOAT8:
             stack.enter_context(float8.multiplied(encoders, accelerator))
         if cfg.trainer.get("compile") and not short:
             stack.enter_context(compiling.compiled(encoders))

@@ -18,7 +18,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, TorchEl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from sslt import distributed, float8, precision
+from sslt import distributed, precision
 from sslt.adaptation.adapters import AdaLoRA, Adapter
 from sslt.adaptation.base import Adaptation
 from sslt.callbacks.budget import Budget, seconds
@@ -96,7 +96,7 @@ def fit(
             "nothing would be trained: what is learned has no weights of its own, and the encoder stands still: choose adaptation=full or "
             "lora, or measure the encoder as it is, sslt evaluate"
         )
-    shown = float8.PRECISION if cfg.trainer.precision == float8.PRECISION else number_format
+    shown = precision.FLOAT8 if cfg.trainer.precision == precision.FLOAT8 else number_format
     _announce(learner, sizes, budget, start, f"{shown} on {kind}", silent=nothing_to_train)
     run.update(training=now())
     if kind == "gpu":

@@ -59,7 +59,7 @@ def sharing(rank: int) -> dict[str, Any]:
     own.refresh()
     out["back"] = round(float(big.weight.detach().double().sum() - total))
     out["written"] = bool((big.bias == 5).all())
-    own.leave(big.bias)
+    own.forget(big.bias)
     big.bias.data = torch.zeros(3)
     own.refresh()
     out["left"] = big.bias.shape == (3,) and not own.has(big.bias)

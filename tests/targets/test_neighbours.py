@@ -88,12 +88,11 @@ def test_an_encoder_that_adds_nothing_is_told(caplog, monkeypatch):
     e = encoder("causal", source.log.items)
     t = target(e, source.space)
     train, val = (e.processor.prepare(source, split) for split in ("train", "val"))
-    whole = t.score
+    whole, chosen = t.score, neighbours.choose(t, train, val)
     for encoder_counts in (True, False):  # of mixes the first is the encoder alone, the last the neighbours alone
         scores = iter([1.0, *[0.5] * len(neighbours.SHARES), 0.5] if encoder_counts else [0.1, *[0.5] * len(neighbours.SHARES), 1.0])
         with monkeypatch.context() as patch:
-            chosen = neighbours.choose(t, train, val)
-            patch.setattr(neighbours, "choose", lambda *args, chosen=chosen, **more: chosen)
+            patch.setattr(neighbours, "choose", lambda *args, **more: chosen)
             patch.setattr(t, "score", lambda *args, scores=scores: next(scores))
             t.fuse(e, None, train, val, CPU)
         assert ("the encoder adds nothing to item-kNN" in caplog.text) == (not encoder_counts)
