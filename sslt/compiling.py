@@ -15,6 +15,7 @@ from torch import nn
 
 from sslt import lanes
 from sslt.encoders.base import Encoder, blocks_of
+from sslt.encoders.batch_norm import batch_norms
 from sslt.errors import UserError
 from sslt.modules import called
 
@@ -37,13 +38,15 @@ def compiled(encoders: Iterable[Encoder]) -> Iterator[None]:
 
 
 def _unless_measured(block: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
-    fast = torch.compile(plain, backend=BACKEND)
+    fast, mixes = torch.compile(plain, backend=BACKEND), bool(batch_norms(block))
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.is_inference_mode_enabled():
             return plain(*args, **kwargs)
-        with lanes.apart():
-            return fast(*args, **kwargs)
+        if mixes:
+            with lanes.apart():
+                return fast(*args, **kwargs)
+        return lanes.called(fast, args, kwargs)
 
     return call
 

@@ -168,8 +168,11 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
-def gather_rows(x: Tensor) -> Tensor:
-    """Rows [N_r, ...] of all ranks in rank order, [ΣN_r, ...]; ranks may hold different numbers; no gradient."""
+def gather_rows(x: Tensor, by_turns: bool = False) -> Tensor:
+    """Rows [N_r, ...] of all ranks in rank order, [ΣN_r, ...]; ranks may hold different numbers; no gradient.
+
+    by_turns: each rank's first row, then each one's second, ...: as they stand in the joint batch, whose row j is of rank j mod W.
+    """
     if not active():
         return x
     counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world_size())]
@@ -179,7 +182,11 @@ def gather_rows(x: Tensor) -> Tensor:
     padded[: len(x)] = x
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
-    return torch.cat([p[:n] for p, n in zip(parts, sizes, strict=True)])
+    joined = torch.cat([p[:n] for p, n in zip(parts, sizes, strict=True)])
+    if by_turns:
+        turn = torch.cat([torch.arange(n) for n in sizes]).to(x.device)
+        joined = joined[turn.argsort(stable=True)]
+    return joined
 
 
 class _GatherWithGradient(torch.autograd.Function):

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -150,9 +151,13 @@ class Learner(pl.LightningModule):
         self.lanes.begin(self.seed, step)
         made = {}
         for name, part in batches.items():
-            with torch.no_grad(), self.lanes.drawing(_rows(part)):
+            with torch.no_grad(), self._drawing(name, part):
                 made[name] = self._views(name, part)
         return made
+
+    def _drawing(self, stream: str | tuple[str, ...], part: dict[str, Any]) -> AbstractContextManager[None]:
+        first = stream if isinstance(stream, str) else stream[0]
+        return self.lanes.drawing(_rows(part), self.streams[first].together)
 
     def _views(self, name: str, batch: dict[str, Tensor]) -> dict[str, Any]:
         views = self.streams[name].views
@@ -183,7 +188,7 @@ class Learner(pl.LightningModule):
             if part is None:
                 continue
             term.objective.logs_now = (self.batches_seen + 1) % self.log_every == 0 or batch_idx == 0
-            with self.lanes.drawing(_rows(part)):
+            with self._drawing(term.stream, part):
                 loss = term.objective(self.encoder, part)
             weighted = term.weight_at(self.progress_now) * loss.value
             losses.append(weighted if self._share is None else weighted * self._share[i])

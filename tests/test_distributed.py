@@ -18,11 +18,12 @@ import two_processes
 from torch import nn
 from vector_encoder import VectorEncoder
 
-from sslt import distributed
+from sslt import distributed, lanes
 from sslt.callbacks.agreement import MOST, Agreement
 from sslt.data.base import Samples
 from sslt.encoders.base import Features
 from sslt.errors import UserError
+from sslt.lanes import Lanes
 from sslt.objectives.adversarial import CDAN, DANN
 from sslt.objectives.alignment import CORAL, MMD
 from sslt.objectives.base import Loss, Objective
@@ -154,18 +155,30 @@ def _helpers(rank: int) -> dict[str, Any]:
     return {
         "place": (distributed.active(), distributed.rank(), distributed.world_size()),
         "any": tuple(distributed.any_rank([rank == 1, False])),
+        "sizes": _sizes(rank),
         "object": distributed.broadcast_object({"from": rank}),
         "sum": distributed.sum_over_ranks(kept),
         "kept": kept,
     }
 
 
+def _sizes(rank: int) -> tuple[int, int, int]:
+    """The largest and the smallest of two ranks' sizes in a step, and a rank's own outside of one."""
+    held = Lanes(2, rank, 2)
+    with held.drawing(4):
+        agreed = lanes.most(5 + rank), lanes.least(5 + rank)
+    return *agreed, lanes.most(5 + rank)
+
+
 def _rows(rank: int) -> dict[str, Any]:
     whole = torch.arange(sum(ROWS) * 2).view(-1, 2)
     own = whole[: ROWS[0]] if rank == 0 else whole[ROWS[0] :]
     none = whole[:4] if rank == 1 else whole[:0]
+    (queue := Queue(4, 2)).push(own[:3].float())
     return {
         "unequal": distributed.gather_rows(own),
+        "queue": queue.rows,
+        "by turns": distributed.gather_rows(own, by_turns=True),
         "empty": distributed.gather_rows(none),
         "flags": distributed.gather_rows(own[:, 0] > 4),
         "strided": distributed.gather_rows(own.T.contiguous().T),
@@ -312,6 +325,7 @@ def test_each_rank_knows_its_place(ranks):
         got = out["_helpers"]
         assert got["place"] == (True, r, 2)
         assert got["any"] == (True, False)
+        assert got["sizes"] == (6, 5, 5 + r)
         assert got["object"] == {"from": 0}
         assert got["sum"].item() == 3 and got["kept"].item() == r + 1
 
@@ -322,6 +336,8 @@ def test_gather_rows_of_unequal_numbers(ranks):
     for out in ranks:
         got = out["_rows"]
         assert torch.equal(got["unequal"], whole) and torch.equal(got["strided"], whole)
+        assert torch.equal(got["queue"], whole[[1, 6, 2, 7]].float())  # the last of the joint batch
+        assert torch.equal(got["by turns"], whole[[0, 5, 1, 6, 2, 7, 3, 4]])
         assert torch.equal(got["empty"], whole[:4])
         assert torch.equal(got["flags"], whole[:, 0] > 4)
 

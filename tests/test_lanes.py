@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 from collections.abc import Callable
@@ -137,9 +138,9 @@ def test_gradients_are_those_of_the_lanes():
     assert torch.equal(together(2, ROWS, gradient), apart(2, ROWS, gradient))
 
 
-@pytest.mark.parametrize("wrapper", [_again, _unless_measured], ids=["computed twice", "compiled"])
-def test_a_block_that_is_called_in_another_way_has_one_mask(wrapper, monkeypatch):
-    """A block that the backward pass computes again drops what it dropped; one that is compiled draws as it comes, once."""
+@pytest.mark.parametrize("wrapper", [_again, _unless_measured, lambda b, call: _again(b, _unless_measured(b, call))])
+def test_a_block_that_is_called_in_another_way_has_the_same_masks(wrapper, monkeypatch):
+    """One that the backward pass computes again, one that is compiled, which runs for each lane by itself, and both."""
     monkeypatch.setattr(torch, "compile", lambda plain, backend: plain)
     block = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 3), nn.Dropout(0.5))
 
@@ -153,17 +154,93 @@ def test_a_block_that_is_called_in_another_way_has_one_mask(wrapper, monkeypatch
         loss.backward()
         return torch.cat([p.grad.flatten() for p in block.parameters() if p.grad is not None])
 
-    plain = gradient(block)
-    if wrapper is _again:
-        assert torch.equal(gradient(wrapper(block, block)), plain)
-    else:
-        held = Lanes(2)
-        held.begin(1, 2)
-        first = block(batch(ROWS, 1))
-        held.begin(1, 2)
-        with held.drawing(ROWS):
-            assert torch.equal(wrapper(block, block)(batch(ROWS, 1)), first)
+    assert torch.allclose(gradient(wrapper(block, block)), gradient(block), rtol=1e-6)
     assert lanes._now is None
+
+
+def test_a_compiled_block_is_given_a_lane_at_a_time(monkeypatch):
+    """What is of rows is divided, also in what comes out, and what is of none is not; no cache is handed on. Where rows know of each other
+    (BatchNorm), they stay together."""
+    monkeypatch.setattr(torch, "compile", lambda plain, backend: plain)
+
+    class Cache:
+        def get_seq_length(self):
+            return 0
+
+    def plain(x, table, *, mask, cache=None):
+        assert len(mask) == len(x) and len(table) == 5 and cache is None
+        return F.dropout(x * mask, 0.5), {"views": x[:, :1], "other": None}
+
+    def draw(x: Tensor) -> Tensor:
+        found, more = _unless_measured(nn.Dropout(), plain)(x, torch.ones(5, 2), mask=x[:, :1], cache=Cache() if lanes._now else None)
+        return torch.cat([found, more["views"]], 1)
+
+    assert torch.equal(together(2, ROWS, draw, 2), apart(2, ROWS, draw, 2))
+    normed = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
+    assert torch.equal(together(2, ROWS, _unless_measured(normed, normed)), together(1, ROWS, normed))
+
+
+def test_rows_that_stand_together_are_of_one_lane():
+    """Two lanes with three episodes of four rows: the first has the first and the last of them."""
+    held, x = Lanes(2), batch(12, 2)
+    held.begin(1, 2)
+    with held.drawing(12, together=4):
+        found = F.dropout(x, 0.5).view(2, 3, 4, 3)
+    for lane in (0, 1):
+        Lanes(2, lane, 2).begin(1, 2)
+        assert torch.equal(found[:, lane::2], F.dropout(x.view(2, 3, 4, 3)[:, lane::2].flatten(0, 2), 0.5).view(2, -1, 4, 3))
+
+
+def test_what_belongs_to_rows_is_of_their_lanes():
+    """Five things of rows 0, 1, 1, 2, 3, and two of row 1 alone, which take nothing from the other lane."""
+
+    def things(of: list[int]) -> tuple[Tensor, Tensor]:
+        with lanes.rows(torch.tensor(of)):
+            some = torch.rand(len(of), 2)
+        return some, torch.rand(len(set(of)))
+
+    held, found = Lanes(2), []
+    held.begin(1, 2)
+    with held.drawing(4):
+        with lanes.rows(torch.tensor([1, 1])):
+            alone = torch.rand(2), torch.rand(3)  # the second is of no thing
+        found = [*things([0, 1, 1, 2, 3]), torch.rand(4)]
+    for lane, of in ((0, [0, 2]), (1, [1, 1, 3])):
+        Lanes(2, lane, 2).begin(1, 2)
+        if lane:
+            assert torch.equal(torch.rand(2), alone[0]) and torch.equal(torch.rand(3), alone[1])
+        assert torch.equal(found[0][[0, 3] if lane == 0 else [1, 2, 4]], torch.rand(len(of), 2))
+        assert torch.equal(found[1][lane::2], torch.rand(2)) and torch.equal(found[2][lane::2], torch.rand(2))
+
+
+def test_parts_of_a_batch_are_of_one_lane_each():
+    """A batch that is gone through in parts draws as its lanes would, in parts of their own; what is of no samples stays as it is."""
+
+    def part(x: Tensor) -> Tensor:
+        assert isinstance(lanes.again(), contextlib.nullcontext)  # checkpointing restores what it drew by torch's generators
+        return F.dropout(x, 0.5)
+
+    parts = lambda x: lanes.by_lane(len(x), lambda rows: torch.cat([part(p) for p in x[rows].split(3)]))  # noqa: E731
+    assert torch.equal(together(2, ROWS, parts, 2), apart(2, ROWS, parts, 2))
+    held = Lanes(2)
+    held.begin(1, 2)
+    with held.drawing(4):
+        assert torch.equal(lanes.by_lane(3, lambda rows: torch.arange(3)[rows]), torch.arange(3))
+
+
+def test_numbers_of_a_step_that_are_of_no_row():
+    """The same on every rank, others in every step and each time; outside of a step torch's own."""
+
+    def drawn(count: int, lane: int, world: int, step: int) -> list[float]:
+        held = Lanes(count, lane, world)
+        held.begin(5, step)
+        with held.drawing(4):
+            return torch.rand(2, generator=lanes.common()).tolist() + torch.rand(1, generator=lanes.common("cpu")).tolist()
+
+    first = drawn(4, 0, 4, 7)
+    assert first == drawn(4, 3, 4, 7) == drawn(4, 1, 2, 7) == drawn(1, 0, 1, 7)
+    assert len({*first, *drawn(4, 0, 4, 8)}) == 6
+    assert lanes.common() is None and lanes.most(3) == lanes.least(3) == 3
 
 
 def test_numbers_of_a_users_own_views_are_of_the_first_lane():
@@ -180,7 +257,8 @@ def test_the_streams_of_a_run_are_divided_by_its_lanes():
     assert (made.lanes, len(made)) == (4, 5)  # one row more would be no two for each lane
 
 
-TASKS = ("simclr", "mae", "electra", "crops")  # views of images, masks in the loss, words and dropout of texts of different lengths
+# views of images, masks in the loss, blocks of one size for all, words, and texts whose views are of different lengths
+TASKS = ("simclr", "mae", "ijepa", "electra", "tsdae")
 STEPS = ["trainer.max_steps=2", "optimizer=sgd", "optimizer.lr=0.02", "schedule.warmup=0", "online_probe.every_n_epochs=0"]
 
 

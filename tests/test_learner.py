@@ -19,6 +19,7 @@ from vector_encoder import VectorEncoder
 
 from sslt.adaptation.base import Full
 from sslt.encoders.base import Features
+from sslt.lanes import Lanes
 
 
 class Two(VectorEncoder):
@@ -152,6 +153,16 @@ class Shaken(nn.Module):
 
     def forward(self, batch, encoder):
         return {**batch, "inputs": {"x": batch["x"] + torch.randn(batch["x"].shape)}}
+
+
+def test_rows_that_a_stream_holds_together_are_of_one_lane():
+    """Two lanes of one rank, samples by twos: the views of the first and the third two are those of the first of two ranks."""
+    made = []
+    for held, rows in ((Lanes(2), [0, 1, 2, 3, 4, 5]), (Lanes(2, 0, 2), [0, 1, 4, 5]), (Lanes(2, 1, 2), [2, 3])):
+        learner, _ = make_learner()
+        learner.lanes, learner.streams["main"].views, learner.streams["main"].together = held, Shaken(), 2
+        made.append(learner._make({"main": {**Ragged().batch(rows), "index": torch.tensor(rows)}}, 3)["main"]["inputs"]["x"])
+    assert torch.equal(made[0][[0, 1, 4, 5]], made[1]) and torch.equal(made[0][[2, 3]], made[2])
 
 
 def _on_rank(rank: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslt import lanes
 from sslt.data.prepare.parts import one_row, part, part_names
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.encoders.base import Encoder, Features, pool_mean, require
@@ -145,7 +146,7 @@ class TextEncoder(Encoder):
     def pick(self, inputs: dict[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
         p = self.processor
         sizes, before = kept.sum(2).clamp(max=p.room), int(p.cls_id is not None)
-        width = min(-(-(int(sizes.max()) + before + 1) // 8) * 8, p.max_length)
+        width = min(-(-(lanes.most(int(sizes.max())) + before + 1) // 8) * 8, p.max_length)
         order = kept.int().argsort(dim=2, descending=True, stable=True)[:, :, : width - before - 1]
         chosen = inputs["tokens"].expand_as(kept).gather(2, order)
         chosen = F.pad(chosen, (before, width - before - chosen.shape[2]), value=p.cls_id if before else p.pad_id)

@@ -181,7 +181,7 @@ class Distill(Objective):
         assert self.queue is not None
         ours, theirs = F.normalize(ours, dim=1), F.normalize(theirs, dim=1)
         if self.training:
-            self.queue.push(theirs.unflatten(0, (views, -1)).transpose(0, 1).flatten(0, 1))  # sample by sample: one order on any ranks
+            self.queue.push(theirs.unflatten(0, (views, -1)).transpose(0, 1))
         rows = self.queue.rows.to(ours.dtype)
         return softened_kl(ours @ rows.T, theirs @ rows.T, self.temperature, scale=1.0)
 

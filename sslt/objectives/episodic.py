@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sslt import lanes
 from sslt.encoders.base import Encoder
 from sslt.encoders.batch_norm import batch_statistics
 from sslt.errors import UserError
@@ -113,10 +114,11 @@ class MAML(_Inner, AdaptingClassifier):
         logits = []
         with full_precision(), batch_statistics(encoder):
             for support, query in zip(batch["support"].flatten(1), queries, strict=True):
-                adapted = descend(
-                    model, weights, take(inputs, support), labels[support], self.inner_steps, self.inner_lr, not self.first_order
-                )
-                logits.append(functional_call(model, adapted, (take(inputs, query),)))
+                known = take(inputs, support), labels[support]
+                with lanes.rows(support):
+                    adapted = descend(model, weights, *known, self.inner_steps, self.inner_lr, not self.first_order)
+                with lanes.rows(query):
+                    logits.append(functional_call(model, adapted, (take(inputs, query),)))
             return episode_loss(torch.stack(logits), labels[queries])
 
     def solve(self, encoder: Encoder, support: Inputs, labels: Tensor, query: Inputs) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslt import lanes
 from sslt.encoders.base import Encoder
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError
@@ -103,7 +104,7 @@ class IJEPA(Taught):
     blocks; from it, a narrow predictor gives the teacher's features, normalised per patch, at each of `targets` blocks. Smooth L1.
     Blocks of a step have one size, drawn with area in context_scale or target_scale (shares of the image) and, for targets, aspect; their
     places are each image's own; contexts are cut at random to the smallest one's number of patches, as in the paper's code, or to a row
-    of patches where that is more, for which an image whose targets cover its context gives others. Ranks draw sizes of their own.
+    of patches where that is more, for which an image whose targets cover its context gives others. All ranks have the same sizes.
     width, depth, heads: of the predictor. The teacher is evaluated: the paper's results are those of the target encoder.
     """
 
@@ -160,15 +161,16 @@ class IJEPA(Taught):
         untaken = ~targets.any(0)  # [B, T]
         free = self._places(b, side, side) & untaken
         # where the targets cover an image's whole context, what is nobody's target stands in: no target is shown, unless they cover all
-        keep = max(1, int(free.sum(1).clamp(min=self.grid).minimum(untaken.sum(1)).min()))
+        keep = max(1, lanes.least(int(free.sum(1).clamp(min=self.grid).minimum(untaken.sum(1)).min())))
         order = (torch.rand(free.shape) + (~free) + (~untaken)).argsort(1)[:, :keep]
         positions = targets.flatten(0, 1).float().argsort(dim=1, descending=True, stable=True)[:, : h * w]
         return order.sort(1).values, positions.unflatten(0, (self.n_targets, b))
 
     def _size(self, scale: list[float], aspect: list[float]) -> tuple[int, int]:
         """Height and width of a block, in patches."""
-        area = float(torch.empty(()).uniform_(*scale)) * self.grid**2
-        ratio = math.exp(float(torch.empty(()).uniform_(math.log(aspect[0]), math.log(aspect[1]))))
+        rng = lanes.common()
+        area = float(torch.empty(()).uniform_(*scale, generator=rng)) * self.grid**2
+        ratio = math.exp(float(torch.empty(()).uniform_(math.log(aspect[0]), math.log(aspect[1]), generator=rng)))
         sides = (round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio)))
         height, width = (min(max(s, 1), self.grid) for s in sides)
         return height, width

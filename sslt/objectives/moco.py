@@ -83,7 +83,7 @@ class MoCoV2(_WithTeacher):
                 losses.append(F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=z.device)))
                 right.append((logits.detach().argmax(1) == 0).float().mean())
         if self.training:
-            self.queue.push(k.transpose(0, 1).flatten(0, 1))  # sample by sample, so that the order is one for any number of ranks
+            self.queue.push(k.transpose(0, 1))
         return Loss(torch.stack(losses).mean(), {"contrast_accuracy": torch.stack(right).mean()})
 
 

@@ -85,7 +85,8 @@ class PatchKMeans(Objective):
             pull = ((d - target).square().sum() + (wide(bank.thresholds) - self.threshold * deviation).square().sum()) / 2
         if self.training:
             self.idle.add_(1).masked_fill_(found, 0)
-            self.spare = distributed.gather_rows(q[: len(d)])
+            of_images = q.unflatten(0, (len(images), -1))[: -(-len(d) // self.patches)]
+            self.spare = distributed.gather_rows(of_images, by_turns=True).flatten(0, 1)
         # the loss by its value, and what filters and thresholds are drawn to by its gradient
         return Loss(left + pull - pull.detach(), {"filters_without_patch": 1 - found.float().mean()} if self.logs_now else {})
 

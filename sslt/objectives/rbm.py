@@ -55,7 +55,7 @@ class RBM(Objective):
             end = machine.gibbs(self.starts(v), self.k)
             value = machine.free_energy(v).mean() - machine.free_energy(end).mean()
             if self.persistent and self.training:
-                cast(Tensor, self.chains).copy_(distributed.gather_rows(end))
+                cast(Tensor, self.chains).copy_(distributed.gather_rows(end, by_turns=True))
             logs = {}
             if self.logs_now:
                 with torch.no_grad():
@@ -67,7 +67,7 @@ class RBM(Objective):
         """Where this rank's chains begin: at its own samples, or where they were left."""
         if not self.persistent:
             return v
-        return cast(Tensor, self.chains).chunk(distributed.world_size())[distributed.rank()].to(v.dtype)
+        return cast(Tensor, self.chains)[distributed.rank() :: distributed.world_size()].to(v.dtype)
 
     def draw(self, encoder: Encoder, batch: dict) -> dict[str, Picture]:
         machine = cast(RBMEncoder, encoder)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from sslt import lanes
 from sslt.data.prepare.item_processor import FIRST
 from sslt.data.views.base import Views
 from sslt.data.views.item_views import NONE, Histories
@@ -52,7 +53,8 @@ class Sasrec(Objective):
         weight, bias = encoder.output_layer()
         own = batch["inputs"]["tokens"][counted.nonzero()[:, 0]] - FIRST if self.kind == "bce" else targets[:, None]
         out = None if bias is None else bias[FIRST:]
-        loss = item_loss(self.kind, states, weight[FIRST:], targets, out, own, self.negatives, self.calibration)
+        with lanes.rows(counted.nonzero()[:, 0]):
+            loss = item_loss(self.kind, states, weight[FIRST:], targets, out, own, self.negatives, self.calibration)
         return Loss(loss / batch["n_targets"].clamp(min=1), {})
 
     def units(self, batch: dict) -> int | Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslt import lanes
 from sslt.data.base import Samples, Source
 from sslt.data.spans import Spans
 from sslt.data.views.base import Plain, Views
@@ -72,9 +73,11 @@ class ExtractiveQA(Target[Spans]):
         asked, context, windows = self.windows(encoder, batch, told=True)
         begins, ends = marked(windows, gold(context, batch["spans"]))
         if self.train_windows is not None:
-            kept = some_windows(windows, begins.any(1), self.train_windows)
+            with lanes.rows(windows.row):
+                kept = some_windows(windows, begins.any(1), self.train_windows)
             windows, begins, ends = windows.take(kept), begins[kept], ends[kept]
-        start, end, kinds = self.heads(encoder, batch, asked, context, windows)
+        with lanes.rows(windows.row):
+            start, end, kinds = self.heads(encoder, batch, asked, context, windows)
         with full_precision():
             lost, placed = not_found(start, end, begins, ends, windows, len(context.sizes))
             total = lost.sum()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslt import lanes
 from sslt.data.prepare.parts import closed_up, part
 
 
@@ -98,7 +99,7 @@ def passages(question: tuple[Tensor, Tensor], context: Text, processor: Any, ove
     size = torch.minimum(context.sizes[row] - first, room[row])
     start = before + asked_sizes[row] + between  # of the context in its row
     ends = start + size
-    width = min(-(-int(ends.max() + 1) // 8) * 8, p.max_length)
+    width = min(-(-lanes.most(int(ends.max()) + 1) // 8) * 8, p.max_length)
     place = torch.arange(width, device=row.device)
     in_question = (place >= before) & (place < before + asked_sizes[row][:, None])
     in_context = (place >= start[:, None]) & (place < ends[:, None])

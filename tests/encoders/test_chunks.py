@@ -17,6 +17,7 @@ from vector_encoder import VectorEncoder
 from sslt import recomputing
 from sslt.config import build, compose
 from sslt.encoders import chunks
+from sslt.lanes import Lanes
 from sslt.objectives.base import encode_views
 from sslt.objectives.contrastive import NTXent
 from sslt.stages.common import starting_encoder
@@ -102,6 +103,24 @@ def test_tokens_are_not_there():
     assert features.pooled.shape == (3, 8)
     with pytest.raises(TypeError, match="pooled features alone"):
         _ = features.tokens
+
+
+def test_parts_drop_out_what_those_of_the_lanes_do():
+    """One rank that has the rows of two, [V · 6, 4], against each of them by itself, gradient and all."""
+    torch.manual_seed(0)
+    encoder = VectorEncoder(Wide(0.5).double().train(), 8)
+    encoder.chunk_size, x = 2, torch.randn(2, 6, 4, dtype=torch.float64)
+
+    def gradient(held: Lanes, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        held.begin(1, 2)
+        with held.drawing(x.shape[1]):
+            found = chunks.encoded(encoder, {"x": x.flatten(0, 1)}).pooled
+        return found.detach().unflatten(0, (2, -1)), list(torch.autograd.grad(found.tanh().sum(), list(encoder.parameters())))
+
+    pooled, joint = gradient(Lanes(2), x)
+    own = [gradient(Lanes(2, r, 2), x[:, r::2]) for r in (0, 1)]
+    assert all(torch.equal(pooled[:, r::2], own[r][0]) for r in (0, 1))
+    assert all(torch.allclose(a, b + c, rtol=1e-12) for a, b, c in zip(joint, own[0][1], own[1][1], strict=True))
 
 
 TASKS = ["barlow_twins", "byol", "dcl", "deepcluster_v2", "dino", "lejepa", "moco_v2", "moco_v3", "nnclr", "simsiam", "supcon", "swav"]

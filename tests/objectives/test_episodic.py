@@ -18,6 +18,7 @@ from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import Encoder
 from sslt.encoders.conv4 import Conv4
 from sslt.errors import UserError
+from sslt.lanes import Lanes
 from sslt.objectives.episodic import ANIL, MAML, Prototypes
 from sslt.objectives.parts.inner import descend, descend_head
 
@@ -313,3 +314,22 @@ def test_second_derivatives_pass_attention():
         found.append(torch.autograd.grad(loss, list(weights.values())))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", [MAML, ANIL])
+def test_episodes_of_one_rank_drop_out_what_those_of_its_lanes_do(kind):
+    """Two ranks with an episode each, and one that has both: in the inner steps, too."""
+    torch.manual_seed(0)
+    encoder = VectorEncoder(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Tanh()), 4).double().train()
+    method, whole = maml(encoder, kind), batch_of(episodes=3)
+    size = whole["support"][0].numel() + whole["query"][0].numel()
+
+    def of(held: Lanes, own: list[int]) -> float:
+        first = batch_of(episodes=len(own), x=whole["views"]["x"].view(3, size, 3)[own].flatten(0, 1))
+        held.begin(1, 2)
+        with held.drawing(len(own) * size, together=size):
+            return float(method(encoder, first).value.detach()) * len(own)
+
+    both = of(Lanes(2), [0, 1, 2])
+    assert both == pytest.approx(of(Lanes(2, 0, 2), [0, 2]) + of(Lanes(2, 1, 2), [1]), rel=1e-10)
+    assert both != pytest.approx(of(Lanes(1), [0, 1, 2]), rel=1e-4)

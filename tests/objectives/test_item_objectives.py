@@ -12,6 +12,7 @@ from sslt.data.views.base import Plain
 from sslt.data.views.item_views import NONE, Histories
 from sslt.encoders.histories import CausalHistories, MaskedHistories
 from sslt.errors import UserError
+from sslt.lanes import Lanes
 from sslt.objectives.bert4rec import Bert4Rec
 from sslt.objectives.parts.item_losses import drawn_loss, item_loss
 from sslt.objectives.sasrec import Sasrec
@@ -94,6 +95,22 @@ def test_losses_over_drawn_items_are_their_formulas(kind, biased):
             beta = alpha * (0.75 * (1 - 1 / alpha) + 1 / alpha)
             total -= (np.log(p[true] ** beta) + sum(np.log(1 - p[j]) for j in left)) / (k + 1)
     assert float(drawn_loss(kind, states, weight, targets, bias, own, drawn, 0.75)) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("kind", ["sampled", "bce", "gbce"])
+def test_items_drawn_by_one_rank_are_those_of_its_lanes(kind):
+    """Two ranks' losses by their shares are that of one rank with the histories of both."""
+    e = encoder("causal")
+    made, o = Histories(0.0, 0.2, 0.0)(histories([3, 6, 2, 6]), e), objective("causal", e, kind)
+
+    def of(held: Lanes, rows: slice) -> float:
+        part = {k: v[rows] if torch.is_tensor(v) and v.dim() else v for k, v in made.items()}
+        part |= {"inputs": {k: v[rows] for k, v in made["inputs"].items()}, "n_targets": (part["targets"] != NONE).sum()}
+        held.begin(1, 2)
+        with held.drawing(len(part["targets"])), torch.no_grad():
+            return float(o(e, part).value * part["n_targets"])
+
+    assert of(Lanes(2), slice(None)) == pytest.approx(sum(of(Lanes(2, r, 2), slice(r, None, 2)) for r in (0, 1)))
 
 
 def test_all_items_drawn_are_the_full_softmax():

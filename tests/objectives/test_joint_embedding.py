@@ -267,6 +267,8 @@ def test_a_queue_keeps_the_newest():
     assert sorted(queue.rows[:, 0].tolist()) == [2, 3, 4, 5]
     queue.push(torch.arange(12.0).view(6, 2))
     assert sorted(queue.rows[:, 0].tolist()) == [4, 6, 8, 10]
+    queue.push(torch.arange(20, 32.0).view(3, 2, 2))  # two views of three samples: the last two samples stay
+    assert sorted(queue.rows[:, 0].tolist()) == [24, 26, 28, 30]
 
 
 def test_a_queue_is_no_longer_than_there_are_samples():

@@ -1,4 +1,4 @@
-"""Protects every objective on several ranks: two processes with half of the images each make the gradient of one with all of them.
+"""Protects every objective on several ranks: two processes with every other image each make the gradient of one with all of them.
 
 Of everything that a loss draws at random for the joined batch, each rank gets what belongs to its own images. Encoder and heads
 are float64; losses that compute in float32 do so here as well.
@@ -55,7 +55,7 @@ def drawn_together(rank: int | None, v: int) -> Iterator[None]:
         if rank is None or first % N:  # not one for each image
             return draw((first, *rest), **given)
         views = v if first % (v * N) == 0 else 1
-        return draw((2 * first, *rest), **given).unflatten(0, (views, 2, -1))[:, rank].flatten(0, 1)
+        return draw((2 * first, *rest), **given).unflatten(0, (views, -1, 2))[:, :, rank].flatten(0, 1)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand", lambda *size, **given: part(rand, *size, **given))
@@ -76,15 +76,15 @@ def texts_of(vocab_size: int, v: int, rank: int | None) -> dict[str, torch.Tenso
     g = torch.Generator().manual_seed(7)
     tokens = torch.randint(1, vocab_size, (v, 2 * N, 30), generator=g)
     read = torch.rand(tokens.shape, generator=g) < torch.linspace(0.2, 1, 2 * N).view(1, -1, 1)
-    return {"tokens": (tokens * read)[:, slice(None) if rank is None else slice(rank * N, (rank + 1) * N)]}
+    return {"tokens": (tokens * read)[:, slice(rank, None, 1 if rank is None else 2)]}
 
 
 def batch_of(size: int, channels: int, cfg: Any, rank: int | None) -> tuple[dict, int]:
-    """Random images as the task's views come, and how many there are of each; a rank's are those of its half."""
+    """Random images as the task's views come, and how many there are of each; a rank's are every other one."""
     multi = "MultiCrop" in cfg.views["_target_"]
     v = cfg.views.large.n if multi else cfg.views.n
     g = torch.Generator().manual_seed(7)
-    rows = slice(None) if rank is None else slice(rank * N, (rank + 1) * N)
+    rows = slice(rank, None, 1 if rank is None else 2)
     light = torch.linspace(0.5, 2, 2 * N).view(1, -1, 1, 1, 1)  # statistics of a half are not those of the whole
     images = lambda n, s: (torch.randn(n, 2 * N, channels, s, s, generator=g, dtype=torch.float64) * light)[:, rows]  # noqa: E731
     batch: dict = {"views": {"image": images(v, size)}, "label": (torch.arange(2 * N) % 3)[rows], "index": torch.arange(2 * N)[rows]}
@@ -151,6 +151,8 @@ def gradients(case: str, cfg: Any, rank: int | None, mesh: Any = None) -> dict[s
         whole = torch.cat(found) if found else torch.zeros(1, dtype=torch.float64)
         out[name] = distributed.sum_over_ranks(whole) / distributed.world_size()  # of sharded ones each rank has the mean already
     out["kept"] = {k: b.clone() for k, b in objective.named_buffers()}
+    if task == "patch_kmeans":
+        out["kept"]["spare"] = objective.spare[: len(encoder.bank.filters)]
     return out
 
 

@@ -20,6 +20,7 @@ from sslt.encoders.seq2seq import Seq2SeqEncoder
 from sslt.encoders.text import TextEncoder
 from sslt.errors import UserError
 from sslt.evaluation.features import predicted
+from sslt.lanes import Lanes
 from sslt.targets import reading_answers, reading_baselines
 from sslt.targets.base import Rows
 from sslt.targets.extractive_qa import ExtractiveQA
@@ -93,6 +94,29 @@ def test_the_loss_is_that_of_a_plain_loop(here, kind):
             logits = kinds[row].tolist()
             total += np.logaddexp.reduce(logits) - logits[int(batch["answer_kind"][row])]
     assert float(target(encoder, batch).value) == pytest.approx(total / len(samples), rel=1e-4)
+
+
+@pytest.mark.parametrize("most", [None, 2])
+def test_windows_of_one_rank_are_drawn_as_those_of_its_lanes(here, most):
+    """Which windows are read, and what dropout leaves of them: two ranks' losses are that of one with the rows of both."""
+    encoder, target, samples = made(here, max_length=16)
+    target.train_windows = most
+    encoder.train(), target.train()
+    encoder.model.config.hidden_dropout_prob = 0.5
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+
+    def of(held: Lanes, rows: list[int]) -> float:
+        held.begin(1, 2)
+        batch = batch_of(encoder, samples, rows)
+        with held.drawing(len(rows)), torch.no_grad():
+            return float(target(encoder, batch).value * target.units(batch))
+
+    rows = [i for i in range(len(samples)) if i not in (1, 2)]
+    both = of(Lanes(2), rows)
+    assert both == pytest.approx(sum(of(Lanes(2, r, 2), rows[r::2]) for r in (0, 1)), rel=1e-5)
+    assert both != pytest.approx(of(Lanes(1), rows), rel=1e-3)
 
 
 def test_questions_without_a_certain_place_cost_nothing_and_are_answered(here):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from sslt import lanes
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.sources.reading import Cmrc2018, Reading, Squad
@@ -93,6 +94,14 @@ def test_only_windows_that_hold_a_place_as_a_whole_have_it():
     begins, ends = marked(windows, torch.tensor([[[7, 8], [13, 14], [-1, -1]]]))
     held = [sorted(windows.at[k][begins[k]].tolist() + windows.at[k][ends[k]].tolist()) for k in range(len(windows.row))]
     assert held == [[7, 8], [7, 8, 13, 14], [], []]
+
+
+def test_windows_are_as_wide_as_those_of_any_rank(monkeypatch):
+    p = processor(40)
+    own = passages(*given(p, [4], [3]), p, 0.25)
+    monkeypatch.setattr(lanes, "most", lambda size: size + 8)
+    wide = passages(*given(p, [4], [3]), p, 0.25)
+    assert wide.mask.shape[1] == own.mask.shape[1] + 8 and wide.mask.sum() == own.mask.sum() and (wide.at[:, -8:] == -1).all()
 
 
 def random_windows(draw: random.Random, rows: int) -> tuple[Passages, torch.Tensor, torch.Tensor]:

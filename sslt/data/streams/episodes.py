@@ -144,9 +144,10 @@ def split_classes(parts: dict[str, Samples], o: Episodes, name: str) -> dict[str
 class EpisodeStream(Stream):
     """Batches of whole episodes, `per_step` on each rank; an epoch has as many as show each sample once, on average.
 
-    Episodes are numbered over steps and ranks, and each is drawn from (seed, its number): so two ranks with 8 episodes a step
-    see those of one rank with 16. A batch holds the samples' own tensors, `label` [B] counted anew in each episode (0 to way-1),
-    and the rows `support` [E, way, shot] and `query` [E, way, query] of its E episodes, classes in the order of their labels.
+    Episodes are numbered over steps and ranks, which take them by turns, and each is drawn from (seed, its number): so two ranks
+    with 8 episodes a step see those of one rank with 16. A batch holds the samples' own tensors, `label` [B] counted anew in each
+    episode (0 to way-1), and the rows `support` [E, way, shot] and `query` [E, way, query] of its E episodes, classes in the order of
+    their labels.
 
     turns: 4 makes a class turned by a quarter, a half and three quarters classes of their own. Images only.
     """
@@ -168,7 +169,8 @@ class EpisodeStream(Stream):
         self.classes, self.way, self.shot, self.query, self.per_step = classes, way, shot, query, per_step
         self.samples, self.seed, self.rank, self.world, self.turns, self.views = classes.samples, seed, rank, world, turns, views
         self.drop_last = True
-        self.batch_size = per_step * way * (shot + query)
+        self.together = way * (shot + query)
+        self.batch_size = per_step * self.together
         self.length = max(1, len(self.samples) * turns // (self.batch_size * world))
         places = torch.arange(self.batch_size).view(per_step, way, shot + query)
         self._support, self._query = places[:, :, :shot].contiguous(), places[:, :, shot:].contiguous()
@@ -185,11 +187,9 @@ class EpisodeStream(Stream):
         return {**batch, "label": self._label, "support": self._support, "query": self._query}
 
     def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        first = (step * self.world + self.rank) * self.per_step
-        drawn = [
-            self.classes.draw(np.random.default_rng([self.seed, first + i, _TRAIN]), self.way, self.shot + self.query, self.turns)
-            for i in range(self.per_step)
-        ]
+        first, size = step * self.per_step * self.world + self.rank, self.shot + self.query
+        rngs = [np.random.default_rng([self.seed, first + i * self.world, _TRAIN]) for i in range(self.per_step)]
+        drawn = [self.classes.draw(rng, self.way, size, self.turns) for rng in rngs]
         return np.stack([rows for rows, _ in drawn]), np.stack([turned for _, turned in drawn])
 
 

@@ -66,6 +66,8 @@ class Stream:
     longest of the joint batch, so that what is drawn for each of their places does not depend on the number of ranks.
     """
 
+    together = 1  # rows of a batch that stand one behind the other and belong to one lane
+
     def __init__(
         self,
         samples: Samples,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslt import lanes
 from sslt.objectives.base import wide
 from sslt.objectives.parts.vocabulary import vocabulary_loss
 
@@ -27,8 +28,10 @@ def item_loss(
     if kind == "full":
         return vocabulary_loss(states, weight, targets, bias)
     n, total = len(targets), len(weight)
-    size = (negatives,) if kind == "sampled" else (n, negatives)
-    drawn = torch.randint(total, size, device=states.device)
+    if kind == "sampled":
+        drawn = torch.randint(total, (negatives,), generator=lanes.common(states.device), device=states.device)
+    else:
+        drawn = torch.randint(total, (n, negatives), device=states.device)
     return drawn_loss(kind, states, weight, targets, bias, own, drawn, calibration)
 
 

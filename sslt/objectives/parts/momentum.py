@@ -110,9 +110,12 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> None:
-        """Add this rank's rows [B, D], with those of the other ranks, in rank order."""
+        """Add the rows [B, D] or [B, V, D] of this rank's samples, with those of the other ranks.
+
+        Sample by sample in the order of the joint batch: where there is no place for all, the same ones stay on any number of ranks.
+        """
         features, place = self.features, cast(Tensor, self.place)
-        rows = distributed.gather_rows(rows.detach().to(features.dtype))[-len(features) :]
+        rows = distributed.gather_rows(rows.detach().to(features.dtype), by_turns=True).flatten(0, -2)[-len(features) :]
         index = (place + torch.arange(len(rows), device=features.device)) % len(features)
         features[index] = rows
         place.copy_((place + len(rows)) % len(features))

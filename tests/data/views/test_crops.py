@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sslt import lanes
 from sslt.data.prepare.bag_processor import BagProcessor
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.prepare.text_samples import TextSamples
@@ -106,6 +107,17 @@ def test_a_transformers_views_are_texts(transformer):
     assert tokens.shape[1] <= p.max_length and (tokens[:, 0] == p.cls_id).all()
     assert (tokens[torch.arange(len(tokens)), ends - 1] == p.sep_id).all() and ((tokens == p.sep_id).sum(1) == 1).all()
     assert (tokens[~mask] == p.pad_id).all() and (mask.int().diff(dim=1) <= 0).all()
+
+
+def test_views_are_as_wide_as_those_of_any_rank(transformer, monkeypatch):
+    """What is drawn for their tokens (dropout) is then the same on any number of ranks."""
+    kept = torch.tensor([[True, True, False, False]])[None]
+    inputs = {"tokens": torch.tensor([[5, 6, 7, 8]])}
+    own = transformer.pick(inputs, kept)
+    monkeypatch.setattr(lanes, "most", lambda size: size + 8)
+    wide = transformer.pick(inputs, kept)
+    assert wide["tokens"].shape[2] == own["tokens"].shape[2] + 8 and not wide["mask"][..., -8:].any()
+    assert all(torch.equal(wide[k][..., :-8], own[k]) for k in own)
 
 
 def test_same_seed_same_views(bag):
