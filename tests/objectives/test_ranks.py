@@ -126,6 +126,8 @@ def gradients(case: str, cfg: Any, rank: int | None, mesh: Any = None) -> dict[s
     if images:
         pixels = np.random.default_rng(0).integers(0, 255, (2 * N + 64, p.size, p.size, 3), dtype=np.uint8)
         objective.prepare(encoder, ImageSamples(pixels, None, "random"), 2 * N)
+    if task == "patch_kmeans":
+        objective.patches = 5  # so that those for idle filters are of several images
     if task == "swav":
         objective.filled += 1000  # its queue counts as full
     for module in (encoder.double(), objective.double()):
