@@ -51,9 +51,10 @@ class Sasrec(Objective):
         counted = batch["targets"] != NONE
         states, targets = self.states(encoder, batch)[counted], batch["targets"][counted] - FIRST
         weight, bias = encoder.output_layer()
-        own = batch["inputs"]["tokens"][counted.nonzero()[:, 0]] - FIRST if self.kind == "bce" else targets[:, None]
+        rows = counted.nonzero()[:, 0]
+        own = batch["inputs"]["tokens"][rows] - FIRST if self.kind == "bce" else targets[:, None]
         out = None if bias is None else bias[FIRST:]
-        with lanes.rows(counted.nonzero()[:, 0]):
+        with lanes.rows(rows):
             loss = item_loss(self.kind, states, weight[FIRST:], targets, out, own, self.negatives, self.calibration)
         return Loss(loss / batch["n_targets"].clamp(min=1), {})
 
