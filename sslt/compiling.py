@@ -28,7 +28,8 @@ def compiled(encoders: Iterable[Encoder]) -> Iterator[None]:
     """Within, the blocks of `encoders` are compiled when they are first called.
 
     What a block draws at random (dropout) comes from the same generators in another way, so that a run is one with and another without; a
-    resumed run repeats the one it goes on from. Raises `UserError` where no encoder has blocks.
+    resumed run repeats the one it goes on from, on fewer ranks by calling a block for each lane.
+    Raises `UserError` where no encoder has blocks.
     """
     blocks = blocks_of(encoders)
     if not blocks:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_map
 
 from sslt import distributed
+from sslt.modules import without_caches
 
 _SIZES = {"rand", "randn", "randint"}  # how many numbers there are is all that they are told
 _OF_TENSORS = {"rand_like", "randn_like", "randint_like", "bernoulli", "poisson", "multinomial", "normal", "gumbel_softmax"}
@@ -73,8 +74,7 @@ class Lanes:
     def common(self, device: torch.device) -> torch.Generator:
         """See the function of this name."""
         if device not in self._common:
-            state = int(np.random.SeedSequence([*self._step, 0, 0xC0]).generate_state(1, np.uint64)[0])
-            self._common[device] = torch.Generator(device).manual_seed(state)
+            self._common[device] = torch.Generator(device).manual_seed(_number(*self._step, 0, 0xC0))
         return self._common[device]
 
 
@@ -96,7 +96,7 @@ def least(size: int) -> int:
 @contextlib.contextmanager
 def rows(of: Tensor) -> Iterator[None]:
     """Within, the first dimension is no longer of the samples but of N things that belong to them, thing k to the sample `of[k]` [N]."""
-    if _now is None:
+    if _now is None or not len(of):
         yield
         return
     mode = _now
@@ -104,19 +104,13 @@ def rows(of: Tensor) -> Iterator[None]:
         yield
 
 
-def by_lane(n: int, call: Callable[[Any], Tensor]) -> Tensor:
-    """`call(index)` [len(index), ...] of all n rows, views · samples; of one lane's after the other's, each drawing as if they were all."""
-    mode = _now
-    if mode is None or n % mode.rows:
-        return call(slice(None))
-    place = torch.arange(n).view(-1, mode.rows)
-    with apart():
-        parts = mode.each(lambda i: call(place[:, mode.own[i]].flatten()))
-    return mode.joined(parts, len(place))
+def _number(*of: int) -> int:
+    """A number from which generators start, another one for other numbers."""
+    return int(np.random.SeedSequence(of).generate_state(1, np.uint64)[0])
 
 
 def _seed(seed: int, lane: int, step: int, part: int) -> None:
-    state = int(np.random.SeedSequence([seed, lane, step, part]).generate_state(1, np.uint64)[0])
+    state = _number(seed, lane, step, part)
     # torch.manual_seed also visits every absent backend, at half a millisecond a call
     torch.default_generator.manual_seed(state)
     if torch.cuda.is_available():
@@ -151,8 +145,7 @@ def called(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     mode = _now
     if mode is None:
         return func(*args, **kwargs)
-    # a cache of keys and values, which transformers fill whether it is read or not, would have those of one lane before the next one's
-    args, kwargs = tree_map(lambda x: None if hasattr(x, "get_seq_length") else x, (args, kwargs))
+    args, kwargs = without_caches((args, kwargs))
     with apart():
         return mode.of_tensors(func, args, kwargs)
 
@@ -224,17 +217,13 @@ class _ByLane(TorchFunctionMode):
 
     def each(self, call: Callable[[int], Any]) -> list[Any]:
         """What `call` gives for each lane that has rows by its number, drawn from its own state."""
-        found, first = [], None
-        for i in self.own:
-            if i and first is None:
-                first = _State()
-            if i:
-                self.states[i - 1].set()
+        found = [call(0)] if 0 in self.own else []
+        first = _State()
+        for i in sorted(self.own.keys() - {0}):
+            self.states[i - 1].set()
             found.append(call(i))
-            if i:
-                self.states[i - 1] = _State()
-        if first is not None:
-            first.set()
+            self.states[i - 1] = _State()
+        first.set()
         return found
 
     def joined(self, parts: list[Any], views: int) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.utils._pytree import tree_map
 
 T = TypeVar("T")
 
@@ -32,6 +33,12 @@ def replaced(root: nn.Module, other: Callable[[nn.Module], nn.Module]) -> nn.Mod
             if child is not None:
                 parent._modules[name] = taking(child)
     return taking(root)
+
+
+def without_caches(args: Any) -> Any:
+    """What a block is called with, less caches of keys and values: transformers fill them whether they are read or not, and a block that is
+    called twice would do so twice."""
+    return tree_map(lambda x: None if hasattr(x, "get_seq_length") else x, args)
 
 
 @contextlib.contextmanager

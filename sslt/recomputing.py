@@ -21,7 +21,7 @@ from sslt.encoders.base import Encoder, blocks_of
 from sslt.encoders.batch_norm import batch_norms
 from sslt.encoders.inserted import InsertedPrefix
 from sslt.errors import UserError
-from sslt.modules import called
+from sslt.modules import called, without_caches
 
 SETTING = "trainer.activation_checkpointing=true"
 
@@ -49,8 +49,7 @@ def _again(block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
         leaves, form = tree_flatten((args, kwargs))
         if not torch.is_grad_enabled() or not _has_gradient(block, leaves):
             return call(*args, **kwargs)
-        # transformers fill a cache of keys and values whether it is read or not, and would do so twice
-        leaves = [None if hasattr(x, "get_seq_length") else x for x in leaves]
+        leaves = without_caches(leaves)
 
         def run(*given: Any) -> Any:
             again, named = tree_unflatten(list(given), form)

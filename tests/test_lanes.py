@@ -204,6 +204,8 @@ def test_what_belongs_to_rows_is_of_their_lanes():
     with held.drawing(4):
         with lanes.rows(torch.tensor([1, 1])):
             alone = torch.rand(2), torch.rand(3)  # the second is of no thing
+        with lanes.rows(torch.tensor([], dtype=torch.long)):
+            assert torch.rand(0, 2).shape == (0, 2)  # of no row
         found = [*things([0, 1, 1, 2, 3]), torch.rand(4)]
     for lane, of in ((0, [0, 2]), (1, [1, 1, 3])):
         Lanes(2, lane, 2).begin(1, 2)
@@ -220,12 +222,14 @@ def test_parts_of_a_batch_are_of_one_lane_each():
         assert isinstance(lanes.again(), contextlib.nullcontext)  # checkpointing restores what it drew by torch's generators
         return F.dropout(x, 0.5)
 
-    parts = lambda x: lanes.by_lane(len(x), lambda rows: torch.cat([part(p) for p in x[rows].split(3)]))  # noqa: E731
+    def parts(x: Tensor) -> Tensor:
+        return lanes.called(lambda rows: torch.cat([part(p) for p in rows.split(3)]), (x,), {})
+
     assert torch.equal(together(2, ROWS, parts, 2), apart(2, ROWS, parts, 2))
     held = Lanes(2)
     held.begin(1, 2)
     with held.drawing(4):
-        assert torch.equal(lanes.by_lane(3, lambda rows: torch.arange(3)[rows]), torch.arange(3))
+        assert torch.equal(lanes.called(lambda x: x, (torch.arange(3),), {}), torch.arange(3))
 
 
 def test_numbers_of_a_step_that_are_of_no_row():

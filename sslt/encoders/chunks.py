@@ -11,8 +11,6 @@ knows of it: several ranks, accumulation, gradient scaling, clipping.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -32,16 +30,15 @@ class PooledOnly(Features):
 def encoded(encoder: Encoder, inputs: dict[str, Tensor]) -> Features:
     """`encoder(inputs)`; where `encoder.chunk_size` says so, and there are more rows, by so many of them at a time, and pooled alone."""
     size, names = encoder.chunk_size, list(inputs)
-    n = len(inputs[names[0]])
-    if size is None or n <= size:
+    if size is None or len(inputs[names[0]]) <= size:
         return encoder(inputs)
 
     def pooled(*part: Tensor) -> Tensor:
         return encoder(dict(zip(names, part, strict=True))).pooled
 
-    def by_parts(rows: Any) -> Tensor:
-        parts = zip(*(inputs[name][rows].split(size) for name in names), strict=True)
+    def by_parts(*rows: Tensor) -> Tensor:
+        parts = zip(*(x.split(size) for x in rows), strict=True)
         return torch.cat([checkpoint(pooled, *part, use_reentrant=False, preserve_rng_state=True) for part in parts])
 
-    found = lanes.by_lane(n, by_parts)
+    found = lanes.called(by_parts, tuple(inputs.values()), {})
     return PooledOnly(found, found)
