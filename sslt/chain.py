@@ -20,7 +20,7 @@ log = logging.getLogger("sslt")
 STAGES = ("pretrain", "finetune", "evaluate")
 BEFORE = {"finetune": "pretrain", "evaluate": "finetune"}  # which stage one starts from
 BELONGS = {"task": "pretrain", "data": "pretrain", "from": "pretrain", "target": "finetune", "adaptation": "finetune",
-           "encoder": "pretrain", "label_fraction": "finetune", "labels_per_class": "finetune"}  # fmt: skip
+           "encoder": "pretrain", "word_vectors": "pretrain", "label_fraction": "finetune", "labels_per_class": "finetune"}  # fmt: skip
 OWN = ("resume", "cache_dir", "shards", "debug", "hydra")  # of the chain as a whole
 
 

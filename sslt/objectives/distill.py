@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt import distributed, stored
 from sslt.data.base import Samples, many
+from sslt.data.offered import Offered
 from sslt.encoders import inserted
 from sslt.encoders.base import Encoder, Features, fingerprint, pool_mean
 from sslt.encoders.files import read_tensors
@@ -28,8 +30,8 @@ DISTANCES = ("cosine", "mse")
 class Distill(Objective):
     """features · d(map(s), t) + tokens · d(of each token) + pseudo · KL over a queue + logits · τ² KL, of student s and teacher t.
 
-    Reads `views` [V, B, ...], which the teacher sees as well, in its own size and normalisation. Each part is 0 where the student is the
-    teacher: maps to the teacher's width are linear, and start as the identity where widths are equal.
+    Reads `views` [V, B, ...], which the teacher sees as well, in its own size and normalisation or by its own tokenizer. Each part is 0
+    where the student is the teacher: maps to the teacher's width are linear, and start as the identity where widths are equal.
 
     teacher: a run, an encoder folder or a published model; frozen, in eval mode, and no part of what is saved: a checkpoint knows it by
     its fingerprint. trust: packages whose classes it may name.
@@ -249,17 +251,31 @@ def _reader(encoder: Encoder, teacher: Encoder, named: str) -> Callable[[dict[st
     if encoder.modality == "image":
         return _pixels(encoder.processor, teacher.processor, named)
     ours, theirs = encoder.processor, teacher.processor
-    if type(ours) is not type(theirs) or ours.digest != theirs.digest:
-        raise UserError(
-            f"the student reads other words than objective.teacher={named} (another tokenizer): a fresh transformer takes its teacher's, "
-            f"from=null encoder=bert_tiny"
-        )
+    if not _read_alike(ours, theirs):
+        return _other_words(ours, teacher)
     longest = getattr(getattr(getattr(teacher, "model", None), "config", None), "max_position_embeddings", None)
     if longest is not None and ours.max_length > longest:
         raise UserError(f"the teacher reads at most {longest} tokens: set encoder.processor.max_length={longest}")
     theirs.max_length, theirs.windows = ours.max_length, ours.windows
     takes_segments = bool(getattr(teacher, "_segments", 0))
     return lambda inputs: {k: x for k, x in inputs.items() if k != "segments" or takes_segments}
+
+
+def _read_alike(ours: Any, theirs: Any) -> bool:
+    """Whether two processors of texts make the same tokens."""
+    return type(ours) is type(theirs) and ours.digest == theirs.digest
+
+
+def _other_words(ours: Any, teacher: Encoder) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Tokens [N, T] of one tokenizer → what a teacher with another one reads of the same text, of which a view may be a part."""
+
+    def read(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        tokens = inputs["tokens"]
+        texts = [ours.read_out(row) for row in tokens.tolist()]
+        batch = teacher.processor.at_once(Offered("text", texts)).batch(np.arange(len(texts)))
+        return teacher.inputs({name: x.to(tokens.device) for name, x in batch.items()})
+
+    return read
 
 
 def _pixels(ours: Any, theirs: Any, named: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
@@ -291,6 +307,8 @@ def _pixels(ours: Any, theirs: Any, named: str) -> Callable[[dict[str, Tensor]],
 
 
 def _require_tokens(encoder: Encoder, teacher: Encoder) -> None:
+    if encoder.modality == "text" and not _read_alike(encoder.processor, teacher.processor):
+        raise UserError("objective.tokens compares token by token, and the student has another tokenizer than its teacher: set it to 0")
     for who, one in (("the student", encoder), ("the teacher", teacher)):
         if "tokens" not in one.offers:
             raise UserError(f"objective.tokens: {who} ({type(one).__name__}) has no tokens: set objective.tokens=0")

@@ -18,6 +18,7 @@ from sslt import distributed, groups, stored
 from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples, many
+from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.streams.streams import Stream, most_of_a_rank, of_this_rank
 from sslt.encoders import inserted
 from sslt.encoders.base import Encoder
@@ -25,6 +26,7 @@ from sslt.encoders.dropout import set_dropout
 from sslt.encoders.files import read_tensors, write_tensors
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
 from sslt.encoders.windows import set_windows
+from sslt.encoders.word_vectors import check_word_vectors, start_words
 from sslt.errors import UserError
 from sslt.learner import Learner, Term
 from sslt.loggers import log_picture
@@ -50,10 +52,12 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
 
     corpus: what a fresh one is fitted to, where that is more than `source`.
     """
-    start = cfg["from"]
+    start, corpus = cfg["from"], corpus or source
     trust = list(cfg.trust)
+    teacher = None
     if start in (None, "scratch"):
-        encoder = build_encoder(_whole(_sized(cfg, corpus or source), source), corpus or source, _taught_by(cfg, source))
+        teacher = _taught_by(cfg, source)
+        encoder = build_encoder(_whole(_sized(cfg, corpus), source), corpus, teacher)
     elif str(start).startswith("scratch:"):
         encoder = fresh_like(str(start).partition(":")[2], trust)
     else:
@@ -67,6 +71,10 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
         if encoder.adapter is not None:
             log.info("from=%s is an adapter over %s: it is merged into its base", start, encoder.origin)
             inserted.merge(encoder)
+    if cfg.get("word_vectors") is not None:
+        check_word_vectors(start, encoder)
+    if start in (None, "scratch"):
+        _start_words(cfg, encoder, teacher, corpus)
     if encoder.modality != source.modality:
         raise UserError(
             f"from={start} reads {many(encoder.modality)}, but {source.name} holds {many(source.modality)}: choose another data="
@@ -79,13 +87,29 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
 
 
 def _taught_by(cfg: Any, source: Any) -> Encoder | None:
-    """The teacher of `objective.teacher=`, whose words a fresh student of texts has to read; None where there is none."""
+    """The teacher of `objective.teacher=`, by whose tokenizer a fresh student of texts reads where it can; None where there is none."""
     teacher = None if cfg.get("objective") is None else cfg.objective.get("teacher")
     if source.modality != "text" or teacher is None:
         return None
-    found = load_encoder(str(teacher), "text", list(cfg.trust))
-    log.info("the student reads by the tokenizer of its teacher, %s", teacher)
-    return found
+    return load_encoder(str(teacher), "text", list(cfg.trust))
+
+
+def _start_words(cfg: Any, encoder: Encoder, teacher: Encoder | None, source: Any) -> None:
+    """Set the word vectors of a fresh transformer by `word_vectors=`, or by a teacher whose tokenizer it could not take."""
+    start = cfg.get("word_vectors")
+    if start is not None:
+        said_by = load_encoder(str(start), "text", list(cfg.trust))
+        if said_by.modality != "text":
+            raise UserError(f"word_vectors={start} reads {many(said_by.modality)}: name a run of texts, as of +task=crops")
+    elif teacher is None or type(encoder.processor) is not TextProcessor:
+        return
+    elif encoder.processor.digest == teacher.processor.digest:
+        log.info("the student reads by the tokenizer of its teacher, %s", cfg.objective.teacher)
+        return
+    else:
+        start, said_by = cfg.objective.teacher, teacher
+    share = start_words(encoder, said_by, source)
+    log.info("word vectors start from what %s says of each word, for %.0f %% of the vocabulary", start, 100 * share)
 
 
 def _parent_of(start: Any) -> str:

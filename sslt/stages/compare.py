@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 from sslt.processes import perform
 from sslt.runs import Run
 
+SET_HERE = ("from", "word_vectors", "compare")
+
 
 def compare(cfg: Any, run: Run, overrides: list[str]) -> None:
     """Run the baseline in `RUN/scratch`, then print both with the difference."""
@@ -16,11 +18,11 @@ def compare(cfg: Any, run: Run, overrides: list[str]) -> None:
     from sslt.report.end import say_next
     from sslt.report.tables import print_table
 
-    start = str(cfg["from"])
+    start = str(cfg["from"] if cfg.word_vectors is None else cfg.word_vectors)
     baseline = Run(run / "scratch")
-    same = OmegaConf.merge(cfg, {"from": f"scratch:{run.path}", "compare": "baseline", "baseline": False})
+    same = OmegaConf.merge(cfg, {"from": f"scratch:{run.path}", "word_vectors": None, "compare": "baseline", "baseline": False})
     if not baseline.finished:
-        baseline.start("finetune", same, [o for o in overrides if not o.startswith(("from=", "compare="))] + [f"from=scratch:{run.path}"])
+        baseline.start("finetune", same, [o for o in overrides if o.partition("=")[0] not in SET_HERE] + [f"from=scratch:{run.path}"])
         perform("finetune", same, baseline)
         baseline.update(status="finished")
     ours, theirs = run.metrics, baseline.metrics

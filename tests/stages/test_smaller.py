@@ -138,10 +138,45 @@ def test_mistakes(args, says, images, sslt, here, capsys):
     assert not (here / "wrong").exists()
 
 
-def test_bags_are_no_students_of_transformers(texts, sslt, here, capsys):
-    """Words of another tokenizer are refused by name, and so is a head that a teacher lacks."""
-    few = ["trainer.max_steps=2", "trainer.accelerator=cpu", "online_probe.every_n_epochs=0"]
-    sslt("pretrain", "+task=distill", "data=docs", "encoder=bag", f"objective.teacher={texts}", *few, code=2)
+def test_a_bag_and_a_transformer_teach_each_other(texts, sslt, here, capsys):
+    """Tokenizers may differ, tokens then are not compared: the student's text is read out to its teacher. A fresh transformer starts with
+    its teacher's words. Samples of another kind are refused by name.
+    """
+    few = ["trainer.max_steps=2", "trainer.accelerator=cpu", "online_probe.every_n_epochs=0", "batch_size=16"]
+    bag = ["encoder=bag", "encoder.dim=16", "encoder.pairs=64"]
+    sslt("pretrain", "+task=distill", "data=docs", *bag, f"objective.teacher={texts}", *few, "hydra.run.dir=bag")
+    student = [*TINY_TEXT, "online_probe.every_n_epochs=0", "objective.teacher=bag", "data=docs"]
+    capsys.readouterr()
+    sslt("pretrain", "+task=distill", *student, *few, "hydra.run.dir=student")
+    assert "word vectors start from what bag says" in capsys.readouterr().err
+    assert type(load_encoder("student")).__name__ == "TextEncoder"
+    sslt("pretrain", "+task=distill", *student, *few, "objective.tokens=1", code=2)
     assert "another tokenizer" in one_line(capsys)
     sslt("pretrain", "+task=distill", f"objective.teacher={texts}", *few, code=2)
     assert "reads text" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["pretrain", "+task=mlm", "from=words", "word_vectors=words"], "vectors of its own"),
+        (["pretrain", "+task=crops", "data=docs", "word_vectors=words"], "from=RUN"),
+        (["pretrain", "+task=simclr", "data=digits", "word_vectors=words"], "transformer that reads text"),
+        (["finetune", "+target=docs", "from=scratch", *TINY_TEXT, "word_vectors=pictures"], "reads images"),
+    ],
+)
+def test_word_vectors_are_for_fresh_transformers(args, says, texts, images, sslt, here, capsys):
+    """One line, exit code 2, and no folder left."""
+    given = [a.replace("=words", f"={texts}").replace("=pictures", f"={images}") for a in args]
+    sslt(*given, "trainer.max_steps=1", "trainer.accelerator=cpu", "hydra.run.dir=wrong", code=2)
+    assert says in one_line(capsys)
+    assert not (here / "wrong").exists()
+
+
+def test_fine_tuning_starts_with_given_words(texts, sslt, here, capsys):
+    """`word_vectors=` in fine-tuning: the vectors are there before training, and go on by themselves from the run's folder."""
+    given = ["+target=docs", "from=scratch", *TINY_TEXT, "baseline=false", "late_fusion=false", "optimizer.lr=0"]
+    sslt("finetune", *given, f"word_vectors={texts}", "trainer.max_steps=1", "trainer.accelerator=cpu", "hydra.run.dir=tuned")
+    sslt("finetune", *given, "trainer.max_steps=1", "trainer.accelerator=cpu", "hydra.run.dir=plain")
+    table = load_encoder("tuned").token_embeddings.weight
+    assert table.sum(1).abs().max() < 1e-4 < load_encoder("plain").token_embeddings.weight.sum(1).abs().max()

@@ -17,7 +17,7 @@ import numpy as np
 from sslt import stored
 from sslt.data import cache
 from sslt.data.base import Source
-from sslt.data.prepare.text_processor import CHUNK, TRAINING_CHARACTERS, TokenProcessor, content_of, some_texts
+from sslt.data.prepare.text_processor import CHUNK, TRAINING_CHARACTERS, TokenProcessor, content_of, training_texts
 from sslt.errors import UserError
 
 log = logging.getLogger("sslt")
@@ -37,7 +37,12 @@ def words_of(text: str) -> list[str]:
     """The words of a text in lower case, its characters in Unicode's compatible form (NFKC)."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    return _WORD.findall(text.lower())
+    return words_in(text.lower())
+
+
+def words_in(text: str) -> list[str]:
+    """The words of a text as they are written there."""
+    return _WORD.findall(text)
 
 
 class BagProcessor(TokenProcessor):
@@ -72,7 +77,7 @@ class BagProcessor(TokenProcessor):
             raise UserError(f"vocab_size={vocab_size}: give at least 1, a few ten thousand for a language with spaces")
 
         def learn(folder: Path) -> dict[str, Any]:
-            texts = some_texts(source.get("unlabeled").items, TRAINING_CHARACTERS)
+            texts = training_texts(source, TRAINING_CHARACTERS)
             log.info("learning words from %d texts", len(texts))
             counts: Counter[str] = Counter()
             documents: Counter[str] = Counter()
@@ -119,6 +124,9 @@ class BagProcessor(TokenProcessor):
     def decode(self, ids: Sequence[int]) -> str:
         """The words of ids; … for words outside the vocabulary, _ where nothing is read."""
         return " ".join("_" if i == 0 else self._words[i] if i < len(self._words) else "…" for i in ids)
+
+    def read_out(self, ids: Sequence[int]) -> str:
+        return " ".join(word for i in ids if i < len(self._words) and (word := self._words[i]))
 
     @property
     def vocabulary(self) -> list[str]:

@@ -67,6 +67,10 @@ class TokenProcessor(abc.ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """What ids stand for, to be looked at."""
 
+    def read_out(self, ids: Sequence[int]) -> str:
+        """The text of ids as well as they tell, for another tokenizer to read: without marks, perhaps without case and signs."""
+        return self.decode(ids)
+
     def encode_with_places(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[tuple[list[int], list[tuple[int, int]]]]]:
         """Ids as `encode` gives them, and where each stands in its text: (start, end) in characters, end exclusive."""
         raise UserError("this encoder's words do not know their place in a text: choose a transformer, encoder=bert_tiny")
@@ -214,10 +218,7 @@ class TextProcessor(TokenProcessor):
         """
 
         def train(folder: Path) -> dict[str, Any]:
-            if text_shards.are_many(source, "unlabeled"):
-                texts = some_of_stream(source.stream("unlabeled", []), source.text_bytes("unlabeled") or 1, TRAINING_CHARACTERS)
-            else:
-                texts = some_texts(source.get("unlabeled").items, TRAINING_CHARACTERS)
+            texts = training_texts(source, TRAINING_CHARACTERS)
             log.info("training a tokenizer on %d texts", len(texts))
             if tokenizer == "wordpiece":
                 made = train_tokenizer(texts, vocab_size, lowercase)
@@ -258,6 +259,9 @@ class TextProcessor(TokenProcessor):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens among it."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def read_out(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """The text that ids were made of. Raises `UserError` for a tokenizer that loses some of it (`reversible.require_reversible`)."""
@@ -318,6 +322,13 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+
+
+def training_texts(source: Source, characters: int) -> list[str]:
+    """A source's unlabeled (or training) texts, or of very much text a seeded random choice of about so many `characters`."""
+    if text_shards.are_many(source, "unlabeled"):
+        return some_of_stream(source.stream("unlabeled", []), source.text_bytes("unlabeled") or 1, characters)
+    return some_texts(source.get("unlabeled").items, characters)
 
 
 def some_texts(texts: Sequence[Any] | np.ndarray, characters: int) -> list[str]:
