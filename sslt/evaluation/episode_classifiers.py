@@ -15,7 +15,7 @@ from sslt.objectives.base import full_precision
 from sslt.objectives.episodic import AdaptingClassifier, FeatureClassifier, prototype_logits
 from sslt.objectives.parts.inner import Inputs, WithHead
 from sslt.ranges import Count, NonNegative
-from sslt.targets.linear import fit_logistic
+from sslt.targets.linear import fit_each
 
 
 class Centroid(FeatureClassifier):
@@ -46,13 +46,10 @@ class Logistic(FeatureClassifier):
 
     def classify(self, support: Tensor, query: Tensor) -> Tensor:
         support, query = F.normalize(support, dim=-1), F.normalize(query, dim=-1)
-        _, ways, shots, _ = support.shape
-        labels = torch.arange(ways, device=support.device).repeat_interleave(shots)
-        logits = []
-        for x, q in zip(support.flatten(1, 2), query, strict=True):
-            weight, bias = fit_logistic(x, labels, ways, self.l2)
-            logits.append(torch.addmm(bias, q, weight.T))
-        return torch.stack(logits)
+        episodes, ways, shots, _ = support.shape
+        labels = torch.arange(ways, device=support.device).repeat_interleave(shots).expand(episodes, -1)
+        weight, bias = fit_each(support.flatten(1, 2), labels, ways, self.l2)
+        return torch.baddbmm(bias[:, None], query, weight.mT)
 
 
 class FineTune(FeatureClassifier, AdaptingClassifier):

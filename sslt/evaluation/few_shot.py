@@ -10,10 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from sslt.errors import UserError
-from sslt.targets.linear import accuracy, feature_statistics, fit_logistic
+from sslt.targets.linear import accuracy, feature_statistics, fit_each
 
 L2 = 0.1  # fixed, as k labels per class leave none to choose it by; strong, as they are few
 MAX_ITER = 50
+TOGETHER = 1 << 24  # numbers of draws that are fitted at once: 64 MB
 
 log = logging.getLogger("sslt")
 
@@ -56,17 +57,17 @@ def few_shot_probe(
 
     mean, std = feature_statistics(train_x)
     test_x = (test_x.detach().to(train_x.device).float() - mean) / std
-    scores: dict[int, list[float]] = {k: [] for k in possible}
-    for draw in range(draws):
-        ranked = _ranked_by_class(labels, n_classes, np.random.default_rng([seed, draw]), max(possible))
-        for k in possible:
-            index = ranked[:, :k].reshape(-1)
-            support = (train_x[index].detach().float() - mean) / std
-            weight, bias = fit_logistic(support, train_y[index], n_classes, L2, max_iter=MAX_ITER)
-            scores[k].append(accuracy(test_x @ weight.T + bias, test_y))
+    ranked = np.stack([_ranked_by_class(labels, n_classes, np.random.default_rng([seed, i]), max(possible)) for i in range(draws)])
 
     results: dict[str, float] = {}
-    for k, values in scores.items():
+    for k in possible:
+        index = ranked[:, :, :k].reshape(draws, -1)
+        values: list[float] = []
+        together = max(1, TOGETHER // (index.shape[1] * train_x.shape[1]))
+        for rows in np.split(index, range(together, draws, together)):
+            support = (train_x[rows].detach().float() - mean) / std
+            weight, bias = fit_each(support, train_y[rows], n_classes, L2, max_iter=MAX_ITER)
+            values += [accuracy(test_x @ w.T + b, test_y) for w, b in zip(weight, bias, strict=True)]
         results[f"{k}_shot/accuracy"], results[f"{k}_shot/interval"] = mean_interval(values)
     return results
 

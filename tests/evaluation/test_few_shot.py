@@ -51,14 +51,22 @@ def test_draws_are_balanced_and_nested(monkeypatch):
 
     def spy(x, y, *args, **kwargs):
         seen.append((x, y))
-        return torch.zeros(3, 10), torch.zeros(3)
+        return torch.zeros(len(x), 3, 10), torch.zeros(len(x), 3)
 
-    monkeypatch.setattr(few_shot, "fit_logistic", spy)
+    monkeypatch.setattr(few_shot, "fit_each", spy)
     few_shot_probe(*train, *test, 3, shots=(5, 2), draws=2)
-    assert [torch.bincount(y).tolist() for _, y in seen] == [[2] * 3, [5] * 3] * 2
-    small, large = ({tuple(row.tolist()) for row in x} for x, _ in seen[:2])
+    assert [[torch.bincount(y).tolist() for y in each] for _, each in seen] == [[[2] * 3] * 2, [[5] * 3] * 2]
+    (small, other), (large, _) = ([{tuple(row.tolist()) for row in draw} for draw in x] for x, _ in seen)
     assert small < large and len(large) == 15
-    assert {tuple(row.tolist()) for row in seen[2][0]} != small
+    assert other != small
+
+
+def test_draws_that_do_not_fit_together_are_fitted_in_turns(monkeypatch):
+    """However many are fitted at once, each is the same draw, and the numbers are the same."""
+    train, test = _split(300, 0), _split(300, 1)
+    together = few_shot_probe(*train, *test, 3, shots=(1, 5), draws=5)
+    monkeypatch.setattr(few_shot, "TOGETHER", 2 * 15 * train[0].shape[1])
+    assert few_shot_probe(*train, *test, 3, shots=(1, 5), draws=5) == pytest.approx(together, abs=0.005)
 
 
 def test_shots_that_a_class_cannot_give_are_left_out(caplog):

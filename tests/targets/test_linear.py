@@ -8,7 +8,7 @@ import torch
 
 from sslt.errors import UserError
 from sslt.targets import linear
-from sslt.targets.linear import feature_statistics, fit_logistic, linear_probe
+from sslt.targets.linear import feature_statistics, fit_each, fit_logistic, linear_probe
 
 
 def _split(n: int, seed: int, d: int = 12, c: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,6 +32,21 @@ def test_coefficients_agree_with_scikit_learn(l2):
     # Adding a constant to every bias changes nothing, so only differences compare.
     np.testing.assert_allclose(bias - bias.mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=1e-2)
     assert (x @ weight.T + bias).argmax(1).numpy().tolist() == theirs.predict(x.numpy()).tolist()
+
+
+def test_many_problems_at_once_end_where_each_does():
+    """Of one size, with other samples and labels: weights and biases of each are those of scikit-learn, few samples and many."""
+    from sklearn.linear_model import LogisticRegression
+
+    for n in (8, 60):
+        splits = [_split(n, seed) for seed in range(3)]
+        x = torch.stack([(x - x.mean(0)) / x.std(0) for x, _ in splits])
+        y = torch.stack([torch.arange(n).roll(seed) % 4 for seed in range(3)])
+        weight, bias = fit_each(x, y, 4, 0.05)
+        for i in range(3):
+            theirs = LogisticRegression(C=1 / (n * 0.05), tol=1e-8, max_iter=5000).fit(x[i].numpy(), y[i].numpy())
+            np.testing.assert_allclose(weight[i], theirs.coef_, atol=2e-3)
+            np.testing.assert_allclose(bias[i] - bias[i].mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=2e-3)
 
 
 def test_warm_start_ends_at_the_same_optimum():
