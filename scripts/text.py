@@ -9,6 +9,7 @@ Each cell is a pretraining, where it has one, and the command that measures it, 
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,10 @@ from cells import Cells, about, fill, folder, percent
 
 
 class Row(NamedTuple):
-    """A line of a table: a pretraining (empty: none) and what is measured after it by `verb`, from the run that there is."""
+    """A line of a table: a pretraining (empty: none) and what is measured after it by `verb`, from the run that there is.
+
+    BAG in either's settings is the run of the section's `bag`.
+    """
 
     name: str
     pretrain: list[str]
@@ -32,6 +36,7 @@ class Section(NamedTuple):
     metrics: list[str]
     baseline: str
     note: str
+    bag: tuple[str, ...] = ()  # a pretraining of a bag of words that rows start with
 
 
 def imdb(minutes: int) -> list[Row]:
@@ -54,6 +59,23 @@ def items(data: str, minutes: int, few: int, *own: str) -> list[Row]:
         Row("SASRec and item-kNN, weighed on validation", [], "finetune", [*target, "from=scratch", time]),
         Row(f"the same with {few} % of the users, from scratch", [], "finetune", [*target, "from=scratch", share, short]),
         Row(f"the same with {few} % of the users, after SASRec on all histories", sasrec, "finetune", [*target, share, short]),
+    ]
+
+
+def words(minutes: int) -> list[Row]:
+    """A small transformer with and without a bag's words: probes of 500 labels, and fine-tuning with them."""
+    time, probe = f"trainer.max_time=00:{minutes:02}:00", ["data=imdb", "labels_per_class=250"]
+    bert = ["encoder=bert_tiny", "windows=all", "data=imdb", "online_probe.every_n_epochs=0"]
+    tune = ["+target=imdb", "from=scratch", "encoder=bert_tiny", "windows=all", "labels_per_class=250", "late_fusion=false"]
+    first = ["+task=mlm", *bert, "word_vectors=BAG", "trainer.max_steps=1"]
+    return [
+        Row("the bag itself, probe", [], "evaluate", ["from=BAG", *probe]),
+        Row("with its words, after one step, probe", first, "evaluate", probe),
+        Row("with its words, by crops, probe", ["+task=crops", *bert, "word_vectors=BAG", time], "evaluate", probe),
+        Row("with its words, distilled from it, probe", ["+task=distill", *bert, "objective.teacher=BAG", time], "evaluate", probe),
+        Row("with its words, by masked words, probe", ["+task=mlm", *bert, "word_vectors=BAG", time], "evaluate", probe),
+        Row("fresh words, fine-tuned", [], "finetune", tune),
+        Row("with its words, fine-tuned", [], "finetune", [*tune, "word_vectors=BAG"]),
     ]
 
 
@@ -103,11 +125,18 @@ def measure(cells: Cells, name: str, seed: int) -> None:
     for row in SECTIONS[name].rows:
         cell = f"{name}-{seed}-{row.name}"
 
+        def bag(setting: str) -> str:
+            if not setting.endswith("=BAG"):
+                return setting
+            return setting.replace("BAG", str(cells.run(folder(f"{name}-{seed}-bag"), "pretrain", *SECTIONS[name].bag, f"seed={seed}")))
+
         def start(row: Row = row) -> str:
             first = next(r.name for r in SECTIONS[name].rows if r.pretrain == row.pretrain)  # which rows may share
-            return f"from={cells.run(folder(f'{name}-{seed}-{first}-pretrain'), 'pretrain', *row.pretrain, f'seed={seed}')}"
+            settings = [bag(setting) for setting in row.pretrain]
+            return f"from={cells.run(folder(f'{name}-{seed}-{first}-pretrain'), 'pretrain', *settings, f'seed={seed}')}"
 
-        cells.measure(cell, row.verb, *row.args, *([start] if row.pretrain else []), f"seed={seed}")
+        settings = [partial(bag, setting) for setting in row.args]  # asked for where the cell is not known yet
+        cells.measure(cell, row.verb, *settings, *([start] if row.pretrain else []), f"seed={seed}")
 
 
 def section(cells: Cells, name: str) -> list[str]:
@@ -125,6 +154,8 @@ def section(cells: Cells, name: str) -> list[str]:
     row = of.rows[-1]
     commands = [f"`sslt pretrain {' '.join(row.pretrain)}`"] if row.pretrain else []
     commands += [f"`sslt {row.verb} {' '.join([*row.args, *(['from=RUN'] if row.pretrain else [])])}`"]
+    if of.bag:
+        commands = [f"BAG by `sslt pretrain {' '.join(of.bag)}`", *commands]
     return [f"## {of.title}", "", "The last row: " + ", then ".join(commands), "", of.note, *told, "", *rows, ""]
 
 
