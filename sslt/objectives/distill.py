@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -25,13 +26,17 @@ from sslt.objectives.parts.momentum import Queue
 from sslt.ranges import Natural, NonNegative, Positive
 
 DISTANCES = ("cosine", "mse")
+STARTED_ON = 512  # samples that the map to the teacher's features is first solved for
+AT_ONCE = 64
+RIDGE = 0.1  # of the mean variance of the student's features
 
 
 class Distill(Objective):
     """features · d(map(s), t) + tokens · d(of each token) + pseudo · KL over a queue + logits · τ² KL, of student s and teacher t.
 
     Reads `views` [V, B, ...], which the teacher sees as well, in its own size and normalisation or by its own tokenizer. Each part is 0
-    where the student is the teacher: maps to the teacher's width are linear, and start as the identity where widths are equal.
+    where the student is the teacher: maps to the teacher's width are linear, and start as the identity where widths are equal, or else that
+    of pooled features as the best one on a few samples (ridge regression).
 
     teacher: a run, an encoder folder or a published model; frozen, in eval mode, and no part of what is saved: a checkpoint knows it by
     its fingerprint. trust: packages whose classes it may name.
@@ -128,6 +133,29 @@ class Distill(Objective):
             self.queue.fit(len(samples))
         if self.distance == "mse" and batch_size < 2:
             raise UserError("batch_size=1: objective.distance=mse is in units of a batch's variance, so give at least 2")
+        if self.map is not None and encoder.dim != self.teacher.dim:
+            self._start_map(encoder, samples)
+
+    @torch.no_grad()
+    def _start_map(self, encoder: Encoder, samples: Samples) -> None:
+        """Ridge regression of the teacher's features on the student's, of a few samples as they are: by a random map the student would
+        first be taught what only suits that map, and what it knows (words it began with) would be lost."""
+        assert self.map is not None
+        rows, device = np.linspace(0, len(samples) - 1, min(len(samples), STARTED_ON)).astype(np.int64), next(encoder.parameters()).device
+        ours, theirs = [], []
+        twin = copy.deepcopy(encoder).train()  # statistics of batches, which are those of training, move in a copy
+        with torch.random.fork_rng(devices=[]), full_precision():
+            for part in np.array_split(rows, -(-len(rows) // AT_ONCE)):
+                inputs = encoder.inputs({k: x.to(device) for k, x in samples.batch(part).items()})
+                ours.append(twin(inputs).pooled.double())
+                theirs.append(self.teacher(self._adapt(inputs)).pooled.double())
+        x, y = torch.cat(ours), torch.cat(theirs)
+        centred = x - x.mean(0)
+        gram = centred.T @ centred / len(x)
+        gram += RIDGE * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=device)
+        weight = torch.linalg.solve(gram, centred.T @ (y - y.mean(0)) / len(x)).T
+        self.map.weight.copy_(weight)
+        self.map.bias.copy_(y.mean(0) - weight @ x.mean(0))
 
     def leaves_out(self, encoder: Encoder) -> bool:
         return super().leaves_out(encoder) or not any(w for part, w in self.weights.items() if part != "tokens")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tiny_encoders import TinyEncoder, tiny_vit, views
 from torch import nn
 
+from sslt.data.offered import Offered
 from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import Features, fingerprint
 from sslt.encoders.files import write_tensors
@@ -203,3 +204,31 @@ def test_mistakes_are_one_line(tmp_path):
         with pytest.raises(UserError, match=says) as e:
             made(student, wrong.pop("teacher", teacher), **wrong)
         assert "\n" not in str(e.value)
+
+
+def test_the_map_starts_as_the_best_one(tmp_path):
+    """Of widths that differ: what is left of the teacher's variance is far less than a random map leaves, and close to what least squares
+    on the same features do; the student, its statistics and the random numbers that follow stay as they are. Equal widths: the identity.
+    """
+    torch.manual_seed(3)
+    teacher, student = saved(resnet(last=16), tmp_path / "run"), resnet(1, last=24)
+    x = (torch.rand(200, 1, 1, 3) * torch.linspace(0, 1, 16).view(1, 1, 16, 1) * 255).expand(200, 16, 16, 3).to(torch.uint8).numpy()
+    samples = student.processor.at_once(Offered("image", x))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    objective = made(student, teacher, features=1.0, distance="mse")
+    batch = samples.batch(np.arange(200))
+    read = {"views": {"image": student.inputs(batch)["image"][None]}}
+    student.train()
+    left = objective(student, read).value.item()
+    student.load_state_dict(before)
+    state = torch.get_rng_state()
+    objective.prepare(student, samples, 64)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    found = objective(student, read).value.item()
+    assert found < 0.5 and found < 0.5 * left, (left, found)
+
+    alike = resnet(1, last=16)
+    objective = made(alike, teacher, features=1.0)
+    objective.prepare(alike, samples, 64)
+    assert torch.equal(objective.map.weight, torch.eye(16))
