@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sslt import distributed, stored
 from sslt.data.base import Samples, many
 from sslt.data.offered import Offered
+from sslt.data.streams.subsets import some
 from sslt.encoders import inserted
 from sslt.encoders.base import Encoder, Features, fingerprint, pool_mean
 from sslt.encoders.files import read_tensors
@@ -141,12 +142,12 @@ class Distill(Objective):
         """Ridge regression of the teacher's features on the student's, of a few samples as they are: by a random map the student would
         first be taught what only suits that map, and what it knows (words it began with) would be lost."""
         assert self.map is not None
-        rows, device = np.linspace(0, len(samples) - 1, min(len(samples), STARTED_ON)).astype(np.int64), next(encoder.parameters()).device
+        few, device = some(samples, STARTED_ON, seed=0), next(encoder.parameters()).device
         ours, theirs = [], []
         twin = copy.deepcopy(encoder).train()  # statistics of batches, which are those of training, move in a copy
         with torch.random.fork_rng(devices=[]), full_precision():
-            for part in np.array_split(rows, -(-len(rows) // AT_ONCE)):
-                inputs = encoder.inputs({k: x.to(device) for k, x in samples.batch(part).items()})
+            for rows in np.array_split(np.arange(len(few)), -(-len(few) // AT_ONCE)):
+                inputs = encoder.inputs({k: x.to(device) for k, x in few.batch(rows).items()})
                 ours.append(twin(inputs).pooled.double())
                 theirs.append(self.teacher(self._adapt(inputs)).pooled.double())
         x, y = torch.cat(ours), torch.cat(theirs)

@@ -174,9 +174,12 @@ def test_word_vectors_are_for_fresh_transformers(args, says, texts, images, sslt
 
 
 def test_fine_tuning_starts_with_given_words(texts, sslt, here, capsys):
-    """`word_vectors=` in fine-tuning: the vectors are there before training, and go on by themselves from the run's folder."""
-    given = ["+target=docs", "from=scratch", *TINY_TEXT, "baseline=false", "late_fusion=false", "optimizer.lr=0"]
-    sslt("finetune", *given, f"word_vectors={texts}", "trainer.max_steps=1", "trainer.accelerator=cpu", "hydra.run.dir=tuned")
-    sslt("finetune", *given, "trainer.max_steps=1", "trainer.accelerator=cpu", "hydra.run.dir=plain")
-    table = load_encoder("tuned").token_embeddings.weight
-    assert table.sum(1).abs().max() < 1e-4 < load_encoder("plain").token_embeddings.weight.sum(1).abs().max()
+    """The vectors are there before training, whose head starts at the linear probe as from an encoder that learned; they go on by themselves
+    from the run's folder. What it is compared with has neither.
+    """
+    given = ["+target=docs", "from=scratch", *TINY_TEXT, "baseline=false", "late_fusion=false", "optimizer.lr=0", "trainer.max_steps=1"]
+    sslt("finetune", *given, f"word_vectors={texts}", "compare=scratch", "trainer.accelerator=cpu", "hydra.run.dir=tuned")
+    assert capsys.readouterr().err.count("the head starts as the linear probe") == 1
+    table, plain = (load_encoder(name).token_embeddings.weight for name in ("tuned", "tuned/scratch"))
+    assert table.sum(1).abs().max() < 1e-4 < plain.sum(1).abs().max()
+    assert "gain/test/accuracy" in Run(here / "tuned").metrics
