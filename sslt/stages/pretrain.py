@@ -26,6 +26,7 @@ from sslt.stages import common, fitting, weights
 
 log = logging.getLogger("sslt")
 SHORT = 3600.0  # seconds on a CPU for which a shallow recipe is the better use
+WIDE = 256  # samples a step that a GPU is not too large for
 FEW = 2000  # samples, of which deep recipes see every one often within minutes
 # modality → the recipe that learns most within minutes on a CPU, and what was measured (docs/results)
 QUICK = {
@@ -63,7 +64,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     run.update(**objective.made_from())
     encoders = weights.of_objective(cfg, objective, encoder)
     samples = _samples(encoder, source, objective.needs_labels)
-    _say_what_to_expect(cfg, source.modality, len(samples))
+    batch_given = any(o.lstrip("+").startswith("batch_size=") for o in run.info.get("overrides", []))
+    _say_what_to_expect(cfg, source.modality, len(samples), batch_given)
     if cfg.pack:
         samples = packed = samples.packed(encoder.processor.max_length)
         if isinstance(packed, PackedSamples) and objective.holds_out and not {"val", "test"} & set(source.splits()):
@@ -91,9 +93,12 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     return metrics
 
 
-def _say_what_to_expect(cfg: Any, modality: str, n: int) -> None:
-    """Point to the recipe that gives more, where a run on a CPU and more than `FEW` samples has less than `SHORT` or no limit of time."""
+def _say_what_to_expect(cfg: Any, modality: str, n: int, batch_given: bool) -> None:
+    """Point to the recipe that gives more, where a run on a CPU and more than `FEW` samples has less than `SHORT` or no limit of time; and
+    to larger batches on a GPU, where the recipe's own were taken."""
     limit = seconds(cfg.trainer.max_time)
+    if accelerator(cfg.trainer) == "gpu" and not batch_given and int(cfg.batch_size) < WIDE:
+        log.info("batches of %d suit a processor's minutes: batch_size=512, or more, uses this GPU better", cfg.batch_size)
     recipe, measured = QUICK[modality]
     if n > FEW and accelerator(cfg.trainer) == "cpu" and cfg.name != recipe and cfg["from"] is None and (limit is None or limit < SHORT):
         log.info("on a CPU this recipe wants hours; +task=%s wants minutes: %s (docs/results/first.md)", recipe, measured)

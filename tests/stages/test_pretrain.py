@@ -29,13 +29,14 @@ def test_training_texts_are_learned_from_as_well(sslt, here, fractions):
 
 
 def test_what_to_expect_is_said_where_a_shallow_recipe_is_the_better_use(monkeypatch, caplog):
-    """On a CPU within an hour, from fresh weights, on data of some size; not of the recipe itself."""
+    """On a CPU within an hour, from fresh weights, on data of some size; not of the recipe itself. On a GPU larger batches, unless given."""
 
-    def said(n: int = 5000, modality: str = "text", **changed: Any) -> str:
-        cfg = {"name": "mlm", "from": None, "trainer": {"max_time": None, "accelerator": "cpu", "devices": 1}, **changed}
+    def said(n: int = 5000, modality: str = "text", given: bool = False, **changed: Any) -> str:
+        trainer = {"max_time": None, "accelerator": "cpu", "devices": 1}
+        cfg = {"name": "mlm", "from": None, "batch_size": 32, "trainer": trainer, **changed}
         caplog.clear()
         with caplog.at_level("INFO", "sslt"):
-            pretrain._say_what_to_expect(OmegaConf.create(cfg), modality, n)
+            pretrain._say_what_to_expect(OmegaConf.create(cfg), modality, n, given)
         return caplog.text
 
     assert "+task=crops" in said() and "+task=patch_kmeans" in said(modality="image", name="simclr")
@@ -43,4 +44,4 @@ def test_what_to_expect_is_said_where_a_shallow_recipe_is_the_better_use(monkeyp
     for time, told in (("00:00:10:00", True), ("00:02:00:00", False)):
         assert bool(said(trainer={"max_time": time, "accelerator": "cpu", "devices": 1})) == told
     monkeypatch.setattr(pretrain, "accelerator", lambda trainer: "gpu")
-    assert not said()
+    assert "batches of 32" in said() and not said(given=True) and not said(batch_size=256)
