@@ -51,6 +51,7 @@ def work(verb: str, cfg: Any, folder: str, watched: bool = False) -> int:
         except signals.Interrupted as e:
             code, said, number = INTERRUPTED, str(e), e.number
         except BaseException as e:
+            watch.writing = True  # where another rank died, the agent's SIGTERM comes while this one says what it saw
             from sslt import distributed
 
             mend = explained(e, run)

@@ -37,7 +37,7 @@ def test_a_number_of_steps_is_no_warm_up(warmup):
 @pytest.mark.parametrize("bound", ["trainer.max_epochs=2", "trainer.max_steps=10"])
 def test_a_run_ends_annealed_whatever_bounds_it(bound, sslt, here):
     """Epochs and steps use up the same share; the last step's rate is next to nothing."""
-    often = ["trainer.log_every_n_steps=1", "online_probe.every_n_epochs=0"]
+    often = ["trainer.log_every_n_steps=1", "online_probe.every_n_epochs=0", "batch_size=256"]
     sslt("pretrain", "+task=simclr", *TINY_IMAGES, bound, *often, "optimizer.lr=0.01", "hydra.run.dir=run")
     rates = MetricsCSV.read(here / "run" / "metrics.csv")["lr"][1]
     assert len(rates) == 10 and max(rates) == pytest.approx(0.01, rel=0.05) and rates[-1] < 0.001

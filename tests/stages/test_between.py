@@ -9,7 +9,7 @@ from torch import nn
 from sslt.runs import Run
 from sslt.stages.between import Between
 
-PRE = ["pretrain", "+task=simclr", *TINY_IMAGES, "trainer.max_steps=3", "online_probe.every_n_epochs=0"]
+PRE = ["pretrain", "+task=simclr", *TINY_IMAGES, "batch_size=256", "trainer.max_steps=3", "online_probe.every_n_epochs=0"]
 TUNE = ["finetune", "+target=digits", "from=pre", "trainer.precision=32", "trainer.accelerator=cpu", "baseline=false", "labels_per_class=5"]
 TUNE += ["late_fusion=false"]
 
