@@ -29,7 +29,7 @@ def test_training_texts_are_learned_from_as_well(sslt, here, fractions):
 
 
 def test_what_to_expect_is_said_where_a_shallow_recipe_is_the_better_use(monkeypatch, caplog):
-    """On a CPU within an hour, from fresh weights, on data of some size; not of the recipe itself. On a GPU larger batches, unless given."""
+    """On a CPU within an hour, from fresh weights, on data of some size; not of the recipe itself. On a GPU: larger batches."""
 
     def said(n: int = 5000, modality: str = "text", given: bool = False, **changed: Any) -> str:
         trainer = {"max_time": None, "accelerator": "cpu", "devices": 1}

@@ -174,8 +174,8 @@ def test_word_vectors_are_for_fresh_transformers(args, says, texts, images, sslt
 
 
 def test_fine_tuning_starts_with_given_words(texts, sslt, here, capsys):
-    """The vectors are there before training, whose head starts at the linear probe as from an encoder that learned; they go on by themselves
-    from the run's folder. What it is compared with has neither.
+    """The vectors are there before training, whose head starts at the linear probe as from an encoder that learned; the run's folder holds
+    them. What it is compared with has neither.
     """
     given = ["+target=docs", "from=scratch", *TINY_TEXT, "baseline=false", "late_fusion=false", "optimizer.lr=0", "trainer.max_steps=1"]
     sslt("finetune", *given, f"word_vectors={texts}", "compare=scratch", "trainer.accelerator=cpu", "hydra.run.dir=tuned")
