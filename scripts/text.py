@@ -66,16 +66,9 @@ def items(data: str, minutes: int, few: int, *own: str) -> list[Row]:
 def words(minutes: int) -> list[Row]:
     """A small transformer with and without a bag's words: probes of 500 labels, and fine-tuning with them."""
     time, probe = f"trainer.max_time=00:{minutes:02}:00", ["data=imdb", "labels_per_class=250", "baseline=false"]
-    bert = ["encoder=bert_tiny", "windows=all", "data=imdb", "online_probe.every_n_epochs=0"]
-    tune = [
-        "+target=imdb",
-        "from=scratch",
-        "encoder=bert_tiny",
-        "windows=all",
-        "labels_per_class=250",
-        "late_fusion=false",
-        "baseline=false",
-    ]
+    whole = ["encoder=bert_tiny", "windows=all"]
+    bert = [*whole, "data=imdb", "online_probe.every_n_epochs=0"]
+    tune = ["+target=imdb", "from=scratch", *whole, *probe[1:], "late_fusion=false"]
     first = ["+task=mlm", *bert, "word_vectors=BAG", "trainer.max_steps=1"]
     return [
         Row("the bag itself, probe", [], "evaluate", ["from=BAG", *probe]),
@@ -142,13 +135,14 @@ SECTIONS = {
 
 def measure(cells: Cells, name: str, seed: int) -> None:
     """All cells of a section with a seed."""
+
+    def bag(setting: str) -> str:
+        if not setting.endswith("=BAG"):
+            return setting
+        return setting.replace("BAG", str(cells.run(folder(f"{name}-{seed}-bag"), "pretrain", *SECTIONS[name].bag, f"seed={seed}")))
+
     for row in SECTIONS[name].rows:
         cell = f"{name}-{seed}-{row.name}"
-
-        def bag(setting: str) -> str:
-            if not setting.endswith("=BAG"):
-                return setting
-            return setting.replace("BAG", str(cells.run(folder(f"{name}-{seed}-bag"), "pretrain", *SECTIONS[name].bag, f"seed={seed}")))
 
         def start(row: Row = row) -> str:
             first = next(r.name for r in SECTIONS[name].rows if r.pretrain == row.pretrain)  # which rows may share

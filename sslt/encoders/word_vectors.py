@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from sslt.data import cache
-from sslt.data.offered import Offered
 from sslt.data.prepare.bag_processor import BagProcessor, words_in
-from sslt.data.prepare.text_processor import CHUNK, TextProcessor, content_of, training_texts
-from sslt.encoders.base import Encoder, evaluating
+from sslt.data.prepare.text_processor import TextProcessor, content_of, training_texts
+from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 
 log = logging.getLogger("sslt")
@@ -39,12 +39,13 @@ def check_word_vectors(start: str | None, encoder: Encoder) -> None:
         raise UserError(f"word_vectors= is for a transformer that reads text: {way}, or leave it out")
 
 
-def start_words(student: Any, teacher: Encoder, source: Any) -> float:
-    """Set the token embeddings [V, D] of a fresh `student`; returns the share of its vocabulary that `teacher` had something to say of.
+def start_words(student: Any, source: Any, features_of: Callable[[list[str]], Tensor]) -> float:
+    """Set the token embeddings [V, D] of a fresh `student`; returns the share of its vocabulary that something is known of.
 
-    A word's vector is the teacher's feature of the word alone, of unit length, times a / (a + p), p its share of all words of `source`
-    (smooth inverse frequency: Arora et al., 2017); a token's is the mean over the words that it is in, as often as they occur. Their
-    D - 2 principal directions are kept, as Tulkens & van Dongen (2024, Model2Vec) make static vectors of a sentence transformer.
+    features_of: texts → another encoder's features [N, D]. A word's vector is that of the word alone, of unit length, times a / (a + p), p
+    its share of all words of `source` (smooth inverse frequency: Arora et al., 2017); a token's is the mean over the words that it is in,
+    as often as they occur. Their D - 2 principal directions are kept, as Tulkens & van Dongen (2024, Model2Vec) make static vectors of a
+    sentence transformer.
 
     A layer norm makes all vectors equally long, so what one lacks in length goes into one more direction, which all share; and all lie at
     right angles to the vector of ones, which a norm takes away. So the mean over a text's tokens, which the layers of a fresh network
@@ -52,7 +53,7 @@ def start_words(student: Any, teacher: Encoder, source: Any) -> float:
     segments, which a fresh network adds in the same size, are made `ADDED` times as large.
     """
     words, counts = _counted(source)
-    vectors = _said_of(words, teacher)
+    vectors = F.normalize(features_of(words).double(), dim=1).numpy()
     vectors *= (COMMON / (COMMON + counts / counts.sum()))[:, None]
     table = student.token_embeddings.weight
     rows, often = _by_token(words, counts, vectors, student.processor, len(table))
@@ -85,19 +86,6 @@ def _counted(source: Any) -> tuple[list[str], np.ndarray]:
     if not found:
         raise UserError(f"{source.name}: there is no word in its texts, so that word_vectors= has nothing to begin from")
     return list(found), np.array(list(found.values()), np.float64)
-
-
-def _said_of(words: Sequence[str], teacher: Encoder) -> np.ndarray:
-    """The teacher's features of each word as a text, of unit length, float64 [N, D]; zeros where it says nothing of one."""
-    device = next(teacher.parameters()).device
-    samples = teacher.processor.at_once(Offered("text", words))
-    found = []
-    with torch.inference_mode(), evaluating(teacher):
-        for i in range(0, len(words), CHUNK):
-            batch = samples.batch(np.arange(i, min(i + CHUNK, len(words))))
-            found.append(teacher(teacher.inputs({k: x.to(device) for k, x in batch.items()})).pooled.double().cpu().numpy())
-    vectors = np.concatenate(found)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _by_token(

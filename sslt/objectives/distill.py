@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,8 @@ from sslt.data.base import Samples, many
 from sslt.data.offered import Offered
 from sslt.data.streams.subsets import some
 from sslt.encoders import inserted
-from sslt.encoders.base import Encoder, Features, fingerprint, pool_mean
+from sslt.encoders.base import Encoder, Features, evaluating, fingerprint, pool_mean
+from sslt.encoders.batch_norm import batch_statistics
 from sslt.encoders.files import read_tensors
 from sslt.encoders.load import load_encoder
 from sslt.encoders.pixels import square_map
@@ -144,11 +144,10 @@ class Distill(Objective):
         assert self.map is not None
         few, device = some(samples, STARTED_ON, seed=0), next(encoder.parameters()).device
         ours, theirs = [], []
-        twin = copy.deepcopy(encoder).train()  # statistics of batches, which are those of training, move in a copy
-        with torch.random.fork_rng(devices=[]), full_precision():
+        with full_precision(), evaluating(encoder), batch_statistics(encoder):  # a fresh network's running ones say nothing yet
             for rows in np.array_split(np.arange(len(few)), -(-len(few) // AT_ONCE)):
                 inputs = encoder.inputs({k: x.to(device) for k, x in few.batch(rows).items()})
-                ours.append(twin(inputs).pooled.double())
+                ours.append(encoder(inputs).pooled.double())
                 theirs.append(self.teacher(self._adapt(inputs)).pooled.double())
         x, y = torch.cat(ours), torch.cat(theirs)
         centred = x - x.mean(0)

@@ -18,6 +18,7 @@ from sslt import distributed, groups, stored
 from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples, many
+from sslt.data.offered import Offered
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.streams.streams import Stream, most_of_a_rank, of_this_rank
 from sslt.encoders import inserted
@@ -28,6 +29,7 @@ from sslt.encoders.load import build_encoder, fresh_like, load_encoder
 from sslt.encoders.windows import set_windows
 from sslt.encoders.word_vectors import check_word_vectors, start_words
 from sslt.errors import UserError
+from sslt.evaluation.features import encode
 from sslt.learner import Learner, Term
 from sslt.loggers import log_picture
 from sslt.processes import accelerator, image_size
@@ -86,6 +88,11 @@ def starting_encoder(cfg: Any, source: Any, corpus: Any = None) -> Encoder:
     return encoder
 
 
+def starts_fresh(cfg: Any) -> bool:
+    """Whether an encoder starts with nothing that was learned: neither from weights nor with another's words."""
+    return cfg.get("word_vectors") is None and str(cfg["from"] or "scratch").startswith("scratch")
+
+
 def _taught_by(cfg: Any, source: Any) -> Encoder | None:
     """The teacher of `objective.teacher=`, by whose tokenizer a fresh student of texts reads where it can; None where there is none."""
     teacher = None if cfg.get("objective") is None else cfg.objective.get("teacher")
@@ -108,7 +115,11 @@ def _start_words(cfg: Any, encoder: Encoder, teacher: Encoder | None, source: An
         return
     else:
         start, said_by = cfg.objective.teacher, teacher
-    share = start_words(encoder, said_by, source)
+
+    def features_of(words: list[str]) -> torch.Tensor:
+        return encode(said_by, said_by.processor.at_once(Offered("text", words)), device_of(cfg), eval_batch_size(cfg))
+
+    share = start_words(encoder, source, features_of)
     log.info("word vectors start from what %s says of each word, for %.0f %% of the vocabulary", start, 100 * share)
 
 

@@ -76,7 +76,7 @@ def _check(cfg: Any) -> None:
     for part in ("episodes", "shift"):
         if cfg[part] is not None and searched_around(cfg.optimizer.lr) is not None:
             raise UserError(f"{RATE}=auto chooses by the loss on validation samples, which +{part}= has no use for: give a number")
-    if cfg.compare == "scratch" and cfg.word_vectors is None and str(cfg["from"]).startswith("scratch"):
+    if cfg.compare == "scratch" and common.starts_fresh(cfg):
         raise UserError("compare=scratch compares a start from weights with fresh ones: give from=RUN")
     if cfg.report not in ("last", "best"):
         raise UserError(f"report={cfg.report}: 'last' reports the last epoch's weights, 'best' those of the best epoch on validation")

@@ -140,8 +140,7 @@ def plan(cfg: Any, task: Task) -> Plan:
     fixed = encoder.fixed and isinstance(task.adaptation, Full) and alone
     frozen = (task.adaptation.frozen and alone) or fixed
     fuses = cfg.late_fusion and target.fuses and (fixed or not frozen) and task.domains is None
-    knows = cfg.get("word_vectors") is not None or not str(cfg["from"] or "scratch").startswith("scratch")
-    started = knows and task.domains is None and target.reads == "pooled"
+    started = not common.starts_fresh(cfg) and task.domains is None and target.reads == "pooled"
     made = Plan(
         target, encoder, splits, build(cfg.views), frozen, False, fuses, common.device_of(cfg), common.eval_batch_size(cfg)
     )  # fmt: skip

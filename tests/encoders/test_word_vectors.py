@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from conftest import working_in
 from torch.nn import functional as F
 
 from sslt.config import build, compose
@@ -16,6 +18,7 @@ from sslt.encoders.base import Encoder, evaluating
 from sslt.encoders.load import build_encoder
 from sslt.encoders.word_vectors import COMMON, start_words
 from sslt.errors import UserError
+from sslt.evaluation.features import encode
 
 NARROW = ["encoder.config.hidden_size=64", "encoder.processor.vocab_size=3000"]
 FAMILIES: dict[str, tuple[list[str], float]] = {  # settings, and how far likenesses are the bag's
@@ -26,8 +29,15 @@ FAMILIES: dict[str, tuple[list[str], float]] = {  # settings, and how far likene
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _place(tmp_path_factory, cache):
+    """A cache that is not the user's, for the fixtures below, too."""
+    with working_in(tmp_path_factory.mktemp("words"), cache):
+        yield
+
+
 @pytest.fixture(scope="module")
-def docs(cache):
+def docs():
     return build(compose("pretrain", ["+task=crops"]).data)
 
 
@@ -43,6 +53,10 @@ def fresh(name: str, docs) -> Encoder:
     encoder = build_encoder(compose("pretrain", ["+task=crops", f"encoder={name}", *FAMILIES[name][0]]).encoder, docs).eval()
     encoder.processor.max_length, encoder.processor.windows = 128, 1
     return encoder
+
+
+def features_by(bag: Encoder) -> Callable[[list[str]], torch.Tensor]:
+    return lambda words: encode(bag, bag.processor.at_once(Offered("text", words)), torch.device("cpu"), 1000)
 
 
 def likeness(encoder: Encoder, texts: list[str]) -> torch.Tensor:
@@ -71,14 +85,14 @@ def test_texts_are_alike_as_the_bag_has_it(name, docs, bag, texts):
     theirs = likeness(bag, texts)
     before = agreement(likeness(encoder, texts), theirs)
     size = encoder.token_embeddings.weight.std().item()
-    share = start_words(encoder, bag, docs)
+    share = start_words(encoder, docs, features_by(bag))
     after = agreement(likeness(encoder, texts), theirs)
     assert share > 0.7
     assert before < 0.25 and after > FAMILIES[name][1], (before, after)
     assert encoder.token_embeddings.weight.std().item() == pytest.approx(size, rel=0.1)
 
 
-def test_vectors_are_the_bags(tmp_path, cache):
+def test_vectors_are_the_bags(tmp_path):
     """Each word a token: inner products of their vectors are those of the bag's unit vectors, each as long as the word's smooth inverse
     frequency over the 99th percentile of these, and what is left to length 1 in one direction that all share; reckoned word by word.
     """
@@ -94,7 +108,7 @@ def test_vectors_are_the_bags(tmp_path, cache):
     encoder = build_encoder(compose("pretrain", ["+task=mlm", *of, "encoder.config.hidden_size=32"]).encoder, source)
     tokens = [next(encoder.processor.encode([word]))[0] for word in words]
     assert all(len(ids) == 1 for ids in tokens)
-    start_words(encoder, bag, source)
+    start_words(encoder, source, features_by(bag))
 
     counts = Counter(word for text in source.get("unlabeled").items for word in text.split())
     total = sum(counts.values())
@@ -113,7 +127,7 @@ def test_unknown_tokens_differ(docs, bag):
     """Tokens of no word (marks, signs) have vectors of their own, and padding keeps the one it had."""
     encoder = fresh("bert_tiny", docs)
     padding = encoder.token_embeddings.weight[encoder.processor.pad_id].clone()
-    start_words(encoder, bag, docs)
+    start_words(encoder, docs, features_by(bag))
     table = F.normalize(encoder.token_embeddings.weight.detach(), dim=1)
     signs = [row[0] for row in next(encoder.processor.encode([".", ",", "(", ")"]))]
     cosines = table[signs] @ table[signs].T
@@ -126,4 +140,4 @@ def test_a_source_without_words(bag, docs, tmp_path):
     (tmp_path / "signs.txt").write_text("".join(f"{'-' * (i % 9 + 1)} . {'+' * (i % 7 + 1)}\n" for i in range(400)))
     source = build(compose("pretrain", ["+task=mlm", "data=text_lines", f"data.path={tmp_path / 'signs.txt'}"]).data)
     with pytest.raises(UserError, match="no word in its texts"):
-        start_words(fresh("bert_tiny", docs), bag, source)
+        start_words(fresh("bert_tiny", docs), source, features_by(bag))
