@@ -87,6 +87,8 @@ MISTAKES = [
     (["finetune", "+target=digits"], "from=…"),
     (["finetune", "+target=digits", "from=nowhere/at/all"], "no such folder"),
     (["finetune", "+target=digits", "from=resnet81"], "no timm model"),
+    (["pretrain", "+task=mlm", "word_vectors=nowhere/at/all"], "word_vectors=nowhere/at/all: there"),
+    (["pretrain", "+task=distill", "objective.teacher=nowhere/at/all"], "objective.teacher=nowhere/at/all: there"),
     (["finetune", "+target=text_csv", "from=scratch", "data.path=nothing.csv"], "nothing.csv"),
     (["finetune", "+target=digits", "from=scratch", "label_fraction=2"], "label_fraction"),
     (["finetune", "+target=digits", "from=scratch", "adaptation=partial", "adaptation.blocks=99"], "blocks"),

@@ -74,48 +74,54 @@ def _try(encoder: Encoder) -> None:
 
 
 def load_encoder(
-    what: str, modality: str | None = None, trust: list[str] | None = None, max_length: int | None = None, base: str | None = None
+    what: str,
+    modality: str | None = None,
+    trust: list[str] | None = None,
+    max_length: int | None = None,
+    base: str | None = None,
+    key: str = "from",
 ) -> Encoder:
     """The encoder of a run folder, an encoder folder, a Hugging Face or timm folder, or a model name.
 
-    base: where the base of an adapter is now, if it is not where it was. Raises `UserError` if `what` is none of these.
+    base: where the base of an adapter is now, if it is not where it was. key: the setting that named it.
+    Raises `UserError`, which names the setting, if `what` is none of these.
     """
-    encoder = _load(what, modality, trust, max_length, base)
+    encoder = _load(what, modality, trust, max_length, base, key)
     if encoder.adapter is None:
         path = stored.located(what)
         encoder.origin = str(path.resolve()) if stored.is_folder(path) else what
     return encoder
 
 
-def _load(what: str, modality: str | None, trust: list[str] | None, max_length: int | None, base: str | None) -> Encoder:
+def _load(what: str, modality: str | None, trust: list[str] | None, max_length: int | None, base: str | None, key: str) -> Encoder:
     path = stored.located(what)
     if stored.is_file(path / RUN_FILE):
         if not stored.is_file(path / "encoder" / FILE):
-            raise UserError(f"from={what} {_without_encoder(Run(path), what)}")
+            raise UserError(f"{key}={what} {_without_encoder(Run(path), what, key)}")
         path = path / "encoder"
     if stored.is_file(path / FILE):
         return _own(path, trust or [], base=base)
     if stored.is_folder(path):
-        return _foreign(path, max_length)
+        return _foreign(path, max_length, key)
     if stored.is_file(path):
         refuse_pickled(path)
-        raise UserError(f"from={what} is a file: give the folder that it is in, with the config of the network")
+        raise UserError(f"{key}={what} is a file: give the folder that it is in, with the config of the network")
     if what.startswith((".", "/", "~")) or what.count("/") > 1 or not what.isprintable():
-        raise UserError(f"from={what[:200]}: there is no such folder (`sslt list runs` shows your runs)")
+        raise UserError(f"{key}={what[:200]}: there is no such folder (`sslt list runs` shows your runs)")
     if modality == "text":
-        return _published_text(what, max_length)
+        return _published_text(what, max_length, key)
     if modality == "image":
-        return _published_image(what)
-    raise UserError(f"from={what} is no folder; to take a published model by name, say which data it is for: data=…")
+        return _published_image(what, key)
+    raise UserError(f"{key}={what} is no folder; to take a published model by name, say which data it is for: data=…")
 
 
-def _without_encoder(run: Run, what: str) -> str:
+def _without_encoder(run: Run, what: str, key: str) -> str:
     """Why a run folder holds no encoder, and what to name instead."""
     info = run.info
     if info.get("verb") == "run":
-        return f"is a chain: name the stage whose encoder is meant, from={what}/finetune or from={what}/pretrain"
+        return f"is a chain: name the stage whose encoder is meant, {key}={what}/finetune or {key}={what}/pretrain"
     if info.get("status") == "finished":
-        return f"is a `sslt {info.get('verb')}` run, which makes no encoder: name the run it measured, from={info.get('from')}"
+        return f"is a `sslt {info.get('verb')}` run, which makes no encoder: name the run it measured, {key}={info.get('from')}"
     return f"has no encoder yet (its status is '{info.get('status')}'): end it first with {groups.quoted(f'resume={what}')}"
 
 
@@ -199,11 +205,11 @@ def _refuse_adapter(path: Path, base: Path) -> None:
             )
 
 
-def _foreign(path: Path, max_length: int | None) -> Encoder:
+def _foreign(path: Path, max_length: int | None, key: str) -> Encoder:
     file = path / "config.json"
     about = stored.json_object(file) if stored.is_file(file) else {}
     if "model_type" in about:
-        return _published_text(str(path), max_length)
+        return _published_text(str(path), max_length, key)
     if "architecture" in about:
         check_folder(path)
         p = stored.value(about, "pretrained_cfg", dict, file) if "pretrained_cfg" in about else about
@@ -216,10 +222,10 @@ def _foreign(path: Path, max_length: int | None) -> Encoder:
             encoder.args |= {"name": stored.value(about, "architecture", str, file), "args": own}
             return encoder
     refuse_pickled(path)
-    raise UserError(f"from={path} is no run, no encoder and no Hugging Face or timm folder (no {RUN_FILE}, {FILE} or config.json in it)")
+    raise UserError(f"{key}={path} is no run, no encoder and no Hugging Face or timm folder (no {RUN_FILE}, {FILE} or config.json in it)")
 
 
-def _published_image(name: str) -> Encoder:
+def _published_image(name: str, key: str = "from") -> Encoder:
     import timm
 
     if name.startswith("torchvision/"):
@@ -228,7 +234,7 @@ def _published_image(name: str) -> Encoder:
     from sslt.errors import nearest
 
     if not timm.is_model(bare):
-        raise UserError(f"from={name} is no folder and no timm model{nearest(bare, timm.list_models())}")
+        raise UserError(f"{key}={name} is no folder and no timm model{nearest(bare, timm.list_models())}")
     p = timm.get_pretrained_cfg(bare)
     cfg = p.to_dict() if p is not None else {}
     channels, size, _ = cfg.get("input_size", (3, 224, 224))
@@ -258,7 +264,7 @@ def _image() -> Any:
     return ImageEncoder
 
 
-def _published_text(name: str, max_length: int | None) -> Encoder:
+def _published_text(name: str, max_length: int | None, key: str) -> Encoder:
     from sslt.encoders.published import published_text
 
-    return published_text(name, max_length)
+    return published_text(name, max_length, key)

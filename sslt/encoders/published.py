@@ -20,11 +20,12 @@ _NOT_CONFIG = ("architectures", "dtype", "torch_dtype", "transformers_version", 
 _HEADS = ("ForMaskedLM", "ForPreTraining", "WithLMHeadModel")  # classes whose weights have the head of a masked language model
 
 
-def published_text(name: str, max_length: int | None = None) -> TextEncoder:
+def published_text(name: str, max_length: int | None = None, key: str = "from") -> TextEncoder:
     """The encoder in a Hugging Face folder or of a hub id; nothing of it is executed (no remote code, safetensors before pickle).
 
     A decoder beside the encoder, the head that writes the next word and that of a masked language model come along. max_length: of a
-    window (None: 128, or less where the model has fewer positions). Raises `UserError` where no model can be read there.
+    window (None: 128, or less where the model has fewer positions). key: the setting that named it.
+    Raises `UserError` where no model can be read there.
     """
     place = Path(name)
     if place.is_dir():
@@ -37,7 +38,7 @@ def published_text(name: str, max_length: int | None = None) -> TextEncoder:
             tokenizer, model, kind = _read(name, weights_only=True)
         except (OSError, ValueError) as e:
             raise UserError(
-                f"from={name}: no Hugging Face model can be read there ({first_line(e)}). "
+                f"{key}={name}: no Hugging Face model can be read there ({first_line(e)}). "
                 f"Offline, copy the model's folder here and give its path"
             ) from e
     c = model.config

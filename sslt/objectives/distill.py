@@ -235,7 +235,7 @@ def _map(ours: int, theirs: int) -> nn.Linear:
 
 
 def _loaded(teacher: str, modality: str, trust: list[str]) -> Encoder:
-    found = load_encoder(teacher, modality, trust)
+    found = load_encoder(teacher, modality, trust, key="objective.teacher")
     if found.adapter is not None:
         inserted.merge(found)
     if found.modality != modality:

@@ -98,14 +98,14 @@ def _taught_by(cfg: Any, source: Any) -> Encoder | None:
     teacher = None if cfg.get("objective") is None else cfg.objective.get("teacher")
     if source.modality != "text" or teacher is None:
         return None
-    return load_encoder(str(teacher), "text", list(cfg.trust))
+    return load_encoder(str(teacher), "text", list(cfg.trust), key="objective.teacher")
 
 
 def _start_words(cfg: Any, encoder: Encoder, teacher: Encoder | None, source: Any) -> None:
     """Set the word vectors of a fresh transformer by `word_vectors=`, or by a teacher whose tokenizer it could not take."""
     start = cfg.get("word_vectors")
     if start is not None:
-        said_by = load_encoder(str(start), "text", list(cfg.trust))
+        said_by = load_encoder(str(start), "text", list(cfg.trust), key="word_vectors")
         if said_by.modality != "text":
             raise UserError(f"word_vectors={start} reads {many(said_by.modality)}: name a run of texts, as of +task=crops")
     elif teacher is None or type(encoder.processor) is not TextProcessor:
