@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sslt.encoders.image import STEMS
 from sslt.runs import Run
 from sslt.scales import of_part
 
@@ -53,12 +54,13 @@ def _usage(encoder: Any) -> str:
         return "    transformers.AutoModel.from_pretrained(FOLDER); transformers.AutoTokenizer.from_pretrained(FOLDER)"
     if str(encoder.args.get("name", "")).startswith("torchvision/"):
         return "Weights: `model.safetensors`, in torchvision's names without the classifier."
-    if encoder.args.get("stem") == "small":
-        channels, args = encoder.processor.channels, encoder.args["args"]
+    if stem := STEMS.get(str(encoder.args.get("stem"))):
+        channels, args, side, stride = encoder.processor.channels, encoder.args["args"], stem["kernel_size"], stem["stride"]
         return (
-            "The weights carry timm's names. The stem is a 3×3 convolution of stride 1 without pooling, which timm's model gets by\n\n"
+            f"The weights carry timm's names. The stem is a {side}×{side} convolution of stride {stride} without pooling, which timm's model "
+            "gets by\n\n"
             f"    model = timm.create_model({encoder.args['name']!r}, num_classes=0, in_chans={channels}, **{args!r})\n"
-            f"    model.conv1 = torch.nn.Conv2d({channels}, model.conv1.out_channels, 3, 1, 1, bias=False)\n"
+            f"    model.conv1 = torch.nn.Conv2d({channels}, model.conv1.out_channels, {side}, {stride}, 1, bias=False)\n"
             "    model.maxpool = torch.nn.Identity()\n"
             "    model.load_state_dict(safetensors.torch.load_file('model.safetensors'))"
         )

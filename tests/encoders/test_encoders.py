@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,13 +34,24 @@ def text_encoder(here):
     return build_encoder(cfg.encoder, build(cfg.data)).eval()
 
 
-@pytest.mark.parametrize("stem", ["small", "standard"])
+@pytest.mark.parametrize("stem", ["small", "half", "standard"])
 def test_an_image_encoder_comes_back(stem, tmp_path):
     before = image_encoder(stem)
     before.save(tmp_path)
     after = load_encoder(str(tmp_path)).eval()
     assert torch.equal(before(images()).pooled, after(images()).pooled)
     assert fingerprint(before) == fingerprint(after) != fingerprint(fresh_like(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("size", "stem", "first"), [(8, "small", 8), (23, "small", 23), (24, "half", 12), (47, "half", 23), (48, "standard", 12)]
+)
+def test_a_small_resnet_starts_at_about_16_pixels(size, stem, first):
+    """By the size of the images its stem is chosen, and written down with the encoder."""
+    source = SimpleNamespace(modality="image", image_shape=(size, 3))
+    encoder = build_encoder(compose("pretrain", ["+task=simclr", "encoder.args.channels=[4,4,4,4]"]).encoder, source).eval()
+    assert encoder.args["stem"] == stem
+    assert encoder.model.maxpool(encoder.model.conv1(torch.zeros(1, 3, size, size))).shape[-1] == first
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_a_card(tmp_path):
         ({"name": "torchvision/resnet18", "stem": "small"}, "in torchvision's names"),
         ({"name": "resnet18", "stem": "standard"}, "timm.create_model"),
         ({"name": "resnet18", "stem": "small", "args": {"layers": [1]}}, "in_chans=1, **{'layers': [1]})"),
+        ({"name": "resnet18", "stem": "half", "args": {}}, "out_channels, 4, 2, 1, bias=False)"),
         ({"hidden": 3}, "load_encoder"),
     ],
 )
