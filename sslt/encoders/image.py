@@ -19,7 +19,7 @@ from sslt.errors import UserError, nearest
 from sslt.stored import first_line
 
 log = logging.getLogger("sslt")
-STEMS = {"small": {"kernel_size": 3, "stride": 1}, "half": {"kernel_size": 4, "stride": 2}}  # of ResNets, without pooling
+STEMS = {"small": (3, 1), "half": (4, 2)}  # side and stride of the first convolution of a ResNet, without pooling
 LEVELS = 4  # of a pyramid (C2 to C5 of Lin et al., 2017): finer ones cost most of the work and hold little
 
 
@@ -258,6 +258,6 @@ def _own_stem(model: Any, name: str, stem: str) -> None:
     conv = getattr(model, "conv1", None)
     if not isinstance(conv, nn.Conv2d) or not hasattr(model, "maxpool"):
         raise UserError(f"encoder.stem={stem} is for ResNets; {name} has another stem: set encoder.stem=standard")
-    model.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, **STEMS[stem], padding=1, bias=False)
+    model.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, *STEMS[stem], padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()

@@ -55,10 +55,10 @@ def _usage(encoder: Any) -> str:
     if str(encoder.args.get("name", "")).startswith("torchvision/"):
         return "Weights: `model.safetensors`, in torchvision's names without the classifier."
     if stem := STEMS.get(str(encoder.args.get("stem"))):
-        channels, args, side, stride = encoder.processor.channels, encoder.args["args"], stem["kernel_size"], stem["stride"]
+        channels, args, (side, stride) = encoder.processor.channels, encoder.args["args"], stem
         return (
-            f"The weights carry timm's names. The stem is a {side}×{side} convolution of stride {stride} without pooling, which timm's model "
-            "gets by\n\n"
+            f"The weights carry timm's names. The stem is a {side}×{side} convolution of stride {stride} without pooling, which timm's "
+            "model gets by\n\n"
             f"    model = timm.create_model({encoder.args['name']!r}, num_classes=0, in_chans={channels}, **{args!r})\n"
             f"    model.conv1 = torch.nn.Conv2d({channels}, model.conv1.out_channels, {side}, {stride}, 1, bias=False)\n"
             "    model.maxpool = torch.nn.Identity()\n"

@@ -13,6 +13,7 @@ from tiny_encoders import TinyEncoder, tiny_vit, views
 
 from sslt.encoders.base import evaluating
 from sslt.errors import UserError
+from sslt.objectives.parts.decoders import to_maps
 from sslt.objectives.reconstruction import MASKS, NOISES, ContrastiveAutoencoder, Denoising, Inpainting, hidden_region, region_error
 
 CPU = torch.device("cpu")
@@ -201,13 +202,12 @@ def test_values_that_cannot_be(make, message):
         make(TinyEncoder())
 
 
-@pytest.mark.parametrize("size", [20, 24])
-def test_sizes_that_no_doubling_reaches(size):
-    """A map of 3 or 5 a quarter of the side does; a ViT's whole number of patches that is no power of two does not."""
-    assert Inpainting(TinyEncoder(size), "centre", 0.25, 0, 1.0, 4) is not None
-    encoder = TinyEncoder(size + 2)
-    with pytest.raises(UserError, match=r"encoder\.processor\.size"):
-        Inpainting(encoder, "centre", 0.25, 0, 1.0, 4)
+@pytest.mark.parametrize("size", [20, 22, 26])
+def test_images_of_any_size_are_drawn(size):
+    """Also where the encoder's maps, doubled, are not of that size."""
+    encoder, objective = TinyEncoder(size), Inpainting(TinyEncoder(size), "centre", 0.25, 0, 1.0, 4)
+    drawn = objective.decoder(to_maps(encoder({"image": torch.zeros(2, 3, size, size)}).tokens))
+    assert drawn.shape == (2, 3, size, size)
 
 
 @pytest.mark.parametrize(

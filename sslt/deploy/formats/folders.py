@@ -61,8 +61,8 @@ class Timm(Format):
         _refuse_pruned(encoder, self)
         if encoder.args["stem"] != "standard":
             raise UserError(
-                f"{encoder.args['name']} has a stem for small images (encoder.stem={encoder.args['stem']}), which timm's has not: format=onnx, "
-                f"torch or safetensors holds it"
+                f"{encoder.args['name']} has a stem for small images (encoder.stem={encoder.args['stem']}), which timm's has not: "
+                f"format=onnx, torch or safetensors holds it"
             )
         head = linear_head(model, self)
         classes = 0 if head is None else head.out_features

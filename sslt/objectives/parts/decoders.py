@@ -6,30 +6,22 @@ import math
 
 from torch import Tensor, nn
 
-from sslt.errors import UserError
-
 
 class ConvDecoder(nn.Module):
     """Maps of features [B, dim, grid, grid] → images [B, channels, size, size], doubling the side step by step.
 
     Each step is nearest-neighbour upsampling and a 3×3 convolution, which leaves no chequerboard (Odena et al., 2016), with
-    BatchNorm and ReLU; the last convolution is bare. width: channels of the last step; those before have twice as many each,
-    at most 8 × width. size must be grid · 2^k.
+    BatchNorm and ReLU; the last convolution is bare. Sides are size, its half, a quarter, …, rounded up, so that any size can be drawn.
+    width: channels of the last step; those before have twice as many each, at most 8 × width.
     """
 
     def __init__(self, dim: int, grid: int, size: int, channels: int, width: int):
         super().__init__()
-        steps = math.log2(size / grid)
-        if steps != int(steps) or steps < 0:
-            raise UserError(
-                f"images of {size} pixels cannot be drawn from {grid}×{grid} features by doubling: "
-                f"set encoder.processor.size to {grid} times a power of two"
-            )
         parts: list[nn.Module] = []
-        for i in range(int(steps), 0, -1):
-            out = width * min(2 ** (i - 1), 8)
+        for i in reversed(range(math.ceil(math.log2(size / grid)))):
+            out = width * min(2**i, 8)
             parts += [
-                nn.Upsample(scale_factor=2),
+                nn.Upsample(math.ceil(size / 2**i)),
                 nn.Conv2d(dim, out, 3, padding=1, bias=False),
                 nn.BatchNorm2d(out),
                 nn.ReLU(inplace=True),

@@ -1,4 +1,4 @@
-"""Protects decoders: from which grid they draw, how wide they are on the way, and the sizes they cannot draw."""
+"""Protects decoders: from which grid they draw, how wide they are on the way, and that any size can be drawn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from sslt.errors import UserError
 from sslt.objectives.parts.decoders import ConvDecoder, VectorDecoder, to_maps
 
 
@@ -24,10 +23,18 @@ def test_maps_are_doubled_until_they_are_images(grid, size, expected):
     assert decoder(torch.randn(2, 10, grid, grid)).shape == (2, 3, size, size)
 
 
-@pytest.mark.parametrize(("grid", "size"), [(4, 24), (5, 32), (8, 4)])
-def test_sizes_that_doubling_does_not_reach(grid, size):
-    with pytest.raises(UserError, match=f"set encoder.processor.size to {grid} times a power of two".replace(".", r"\.")):
-        ConvDecoder(10, grid, size, 3, 8)
+@pytest.mark.parametrize(
+    ("grid", "size", "sides"), [(4, 24, [6, 12, 24]), (5, 32, [8, 16, 32]), (2, 28, [4, 7, 14, 28]), (3, 40, [5, 10, 20, 40])]
+)
+def test_sizes_that_doubling_alone_does_not_reach(grid, size, sides):
+    """The sides on the way are those of the image, halved and rounded up."""
+    decoder = ConvDecoder(10, grid, size, 3, 8)
+    found, x = [], torch.randn(2, 10, grid, grid)
+    for layer in decoder.layers:
+        x = layer(x)
+        if isinstance(layer, nn.Upsample):
+            found.append(x.shape[-1])
+    assert found == sides and x.shape == (2, 3, size, size)
 
 
 @pytest.mark.parametrize(("size", "grid", "start"), [(32, 4, 64), (28, 7, 32), (8, 4, 16), (4, 4, 8), (12, 3, 32), (5, 5, 8), (96, 3, 64)])
