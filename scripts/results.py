@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 from cells import SEEDS, Cells, about, parser, percent
 from sets import SETS, Set, find
 
-# modality → recipe → settings; the minutes are those of the set
+# modality → recipe → settings; the minutes are those of the set where it says none
 RECIPES = {
     "text": {"crops": ["+task=crops"]},
     "image": {"patches": ["+task=patch_kmeans"], "simclr": ["+task=simclr"]},
 }
+LONGER = {"cifar10": {"simclr_35": ["+task=simclr", "trainer.max_time=00:35:00"]}}
 ARMS = {"probe": ["adaptation=probe"], "full": []}
 
 
@@ -56,8 +57,16 @@ def regimes(name: str) -> list[Regime]:
     return OTHER_REGIMES.get(name, REGIMES)
 
 
-def minutes(of: Set) -> str:
-    return f"trainer.max_time=00:{int(of.minutes):02}:{int(of.minutes * 60) % 60:02}"
+def recipes(name: str) -> list[str]:
+    """The ways to pretrain on a set."""
+    return [*RECIPES[SETS[name][0]], *LONGER.get(name, {})]
+
+
+def pretraining(name: str, of: Set, recipe: str) -> list[str]:
+    """The settings of `sslt pretrain`."""
+    longer = LONGER.get(name, {}).get(recipe)
+    time = f"trainer.max_time=00:{int(of.minutes):02}:{int(of.minutes * 60) % 60:02}"
+    return [*longer[:1], *of.corpus, *longer[1:]] if longer else [*RECIPES[of.modality][recipe], *of.corpus, time]
 
 
 def measure(cells: Cells, name: str, of: Set, recipe: str, seed: int, only: list[str], arms: list[str]) -> None:
@@ -65,7 +74,7 @@ def measure(cells: Cells, name: str, of: Set, recipe: str, seed: int, only: list
     start = f"{name}-{recipe}-{seed}"
 
     def pretrained() -> str:
-        command = ["pretrain", *RECIPES[of.modality][recipe], *of.corpus, minutes(of), f"seed={seed}"]
+        command = ["pretrain", *pretraining(name, of, recipe), f"seed={seed}"]
         cells.measure(start, *command)
         return str(cells.run(start, *command))
 
@@ -94,8 +103,9 @@ def chosen(cells: Cells, start: str, regime: str) -> list[float]:
 def first(cells: Cells, name: str, of: Set, recipe: str) -> list[str]:
     """The section of a set and a recipe in first.md."""
     start = f"{name}-{recipe}"
-    data = [setting.replace(str(cells.root), "runs/results") for setting in of.corpus]  # where files that had to be made are by default
-    lines = [f"### {name}, {recipe}", "", f"`{' '.join(['sslt pretrain', *RECIPES[of.modality][recipe], *data, minutes(of)])}`", ""]
+    # files that had to be made are there by default
+    settings = [setting.replace(str(cells.root), "runs/results") for setting in pretraining(name, of, recipe)]
+    lines = [f"### {name}, {recipe}", "", f"`{' '.join(['sslt pretrain', *settings])}`", ""]
     lines += [NOTES[name, recipe], ""] if (name, recipe) in NOTES else []
     probed = {k: cells.values(f"{start}-[0-9]-evaluate", k) for k in (
         "untrained/knn/accuracy", "knn/accuracy", "untrained/linear/accuracy", "linear/accuracy", "baseline/accuracy")}  # fmt: skip
@@ -133,7 +143,7 @@ def rules(cells: Cells, names: list[str]) -> list[str]:
     lines = ["| set, start | labels | full - probe | full - scratch | full - cheap baseline |", "|---|---|---|---|---|"]
     tally: dict[str, list[float]] = {"probe": [], "scratch": [], "baseline": []}
     for name in names:
-        for recipe in RECIPES[SETS[name][0]]:
+        for recipe in recipes(name):
             for regime in regimes(name):
                 start = f"{name}-{recipe}-[0-9]-{regime.name}"
                 full = cells.values(f"{start}-full")
@@ -194,7 +204,7 @@ def write(cells: Cells, out: Path, sets: dict[str, Set]) -> None:
     measured = [n for n in sets if cells.values(f"{n}-.*", "test/accuracy")]
     text = ["# First results: what pretraining is worth", "", how + BESIDE]
     for name in measured:
-        for recipe in RECIPES[SETS[name][0]]:
+        for recipe in recipes(name):
             if cells.values(f"{name}-{recipe}-.*", "test/accuracy"):
                 text += [*first(cells, name, sets[name], recipe), ""]
     (out / "first.md").write_text("\n".join(text))
@@ -211,7 +221,7 @@ def main() -> None:
     for seed in SEEDS[: args.seeds]:
         for name in args.only.split(",") if args.only else SETS:
             of = sets[name]
-            for recipe in RECIPES[of.modality]:
+            for recipe in recipes(name):
                 if not args.recipes or recipe in args.recipes.split(","):
                     measure(cells, name, of, recipe, seed, list(filter(None, args.regimes.split(","))), args.arms.split(","))
                     write(cells, args.out, sets)
