@@ -92,7 +92,7 @@ def _over_batches(
     rank, world = distributed.rank(), distributed.world_size()
     rows: list[Tensor] = []
     parts: list[Any] = []
-    told, done = time.monotonic(), 0
+    far, done = HowFar("features of", len(samples), "samples"), 0
 
     def of(index: np.ndarray, key: tuple[int, ...] = ()) -> Any:
         return compute({k: v.to(device, non_blocking=True) for k, v in widened(samples.batch(index), key, samples.padding).items()})
@@ -105,15 +105,26 @@ def _over_batches(
             if signals.leave():
                 break
             done += len(index)
-            if rank == 0 and time.monotonic() - told > SILENT:
-                log.info("features of %s of %s samples", f"{done:,}", f"{len(samples):,}")
-                told = time.monotonic()
+            far.tell(done)
             if i % world == rank:
                 parts.append(of(index) if alike is None else alike.compute(encoder, partial(of, key=key), key, index))
                 rows.append(torch.from_numpy(np.ascontiguousarray(index)))
     if signals.may_leave() and any(distributed.any_rank([signals.leave()])):
         raise signals.Left
     return parts, rows
+
+
+class HowFar:
+    """Says on the first rank how far a pass over `n` things is, every `SILENT` seconds."""
+
+    def __init__(self, doing: str, n: int, things: str):
+        self.doing, self.n, self.things, self._told = doing, n, things, time.monotonic()
+
+    def tell(self, done: int) -> None:
+        """`done` of them are done."""
+        if distributed.rank() == 0 and time.monotonic() - self._told > SILENT:
+            log.info("%s %s of %s %s", self.doing, f"{done:,}", f"{self.n:,}", self.things)
+            self._told = time.monotonic()
 
 
 def encode(

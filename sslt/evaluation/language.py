@@ -15,7 +15,7 @@ from sslt.data.prepare.reversible import is_reversible
 from sslt.data.prepare.text_samples import PackedSamples
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
-from sslt.evaluation.features import MEASURED
+from sslt.evaluation.features import MEASURED, HowFar
 from sslt.objectives.parts.vocabulary import IGNORED, vocabulary_scores
 
 HELD = 0.05  # of the packed rows of a text without splits, its last ones
@@ -79,10 +79,12 @@ def _nats(encoder: Encoder, stream: np.ndarray, device: torch.device, batch: int
     padded[: len(stream)] = stream
     grid = torch.from_numpy(padded).view(rows, step)
     total = torch.zeros((), dtype=torch.float64, device=device)
+    far = HowFar("perplexity of", rows, "rows")
     encoder.to(device)
     with evaluating(encoder), precision.autocast(device, MEASURED):
         weight, bias = encoder.output_layer()
         for i, targets in enumerate(grid.split(batch)):
+            far.tell(i * batch)
             if i % distributed.world_size() != distributed.rank():
                 continue
             targets = targets.to(device)

@@ -81,6 +81,18 @@ def test_features_stand_in_the_order_of_the_samples(batch_size):
     assert encoder.training and encoder.dropout.training and encoder.passes == -(-7 // batch_size)
 
 
+def test_a_long_pass_says_how_far_it_is(monkeypatch, caplog):
+    """Now and then on the first rank, and not of a short one."""
+    far = features.HowFar("features of", 12000, "samples")
+    with caplog.at_level("INFO", "sslt"):
+        far.tell(1500)
+        monkeypatch.setattr(features, "SILENT", -1.0)
+        far.tell(3000)
+        monkeypatch.setattr(features.distributed, "rank", lambda: 1)
+        far.tell(4500)
+    assert caplog.messages == ["features of 3,000 of 12,000 samples"]
+
+
 def test_answers_stand_in_the_order_of_the_samples():
     """As features do, with the head's dropout off as well."""
     encoder, target, samples = Words(), head().train(), texts()

@@ -14,6 +14,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "encoders"))
 from writers import writer
 
+from sslt.evaluation import features
 from sslt.evaluation.language import bigram_perplexity, divided, language_metrics
 
 
@@ -32,6 +33,15 @@ def test_every_token_counts_once():
     assert found["eval/perplexity"] == pytest.approx(math.exp(nats / 30), rel=1e-5)
     written = len(encoder.processor.decode_text(stream.tolist()).encode())
     assert found["eval/bits_per_byte"] == pytest.approx(nats / math.log(2) / written, rel=1e-5)
+
+
+def test_it_says_how_far_it_is(monkeypatch, caplog):
+    """Batch by batch, where it takes long."""
+    monkeypatch.setattr(features, "SILENT", -1.0)
+    encoder = writer("gpt2", length=8)
+    with caplog.at_level("INFO", "sslt"):
+        language_metrics(encoder, np.arange(5, 30), np.arange(5, 30), torch.device("cpu"), 2)
+    assert caplog.messages == ["perplexity of 0 of 4 rows", "perplexity of 2 of 4 rows"]
 
 
 def test_bigrams():
