@@ -21,7 +21,7 @@ RECIPES = {
     "text": {"crops": ["+task=crops"]},
     "image": {"patches": ["+task=patch_kmeans"], "simclr": ["+task=simclr"]},
 }
-LONGER = {"cifar10": {"simclr_35": ["+task=simclr", "trainer.max_time=00:35:00"]}}
+LONGER = {"cifar10": {"simclr_20": ["+task=simclr", "trainer.max_time=00:20:00"]}}
 ARMS = {"probe": ["adaptation=probe"], "full": []}
 
 
