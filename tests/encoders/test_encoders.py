@@ -54,6 +54,15 @@ def test_a_small_resnet_starts_at_about_16_pixels(size, stem, first):
     assert encoder.model.maxpool(encoder.model.conv1(torch.zeros(1, 3, size, size))).shape[-1] == first
 
 
+def test_a_fresh_small_resnet_looks_at_every_pixel():
+    """Its blocks are the identity at first, and shortcuts that leave pixels out would hide them."""
+    source = SimpleNamespace(modality="image", image_shape=(8, 3))
+    encoder = build_encoder(compose("pretrain", ["+task=simclr"]).encoder, source).eval()
+    x = torch.randn(1, 3, 8, 8, requires_grad=True)
+    encoder({"image": x}).pooled.square().sum().backward()
+    assert (x.grad != 0).all()
+
+
 @pytest.mark.parametrize(
     ("name", "args", "fixed"), [("resnet18", None, False), ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 2}, True)]
 )
