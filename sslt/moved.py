@@ -25,6 +25,8 @@ MODULES = {
     "sslt.data.views": "sslt.data.views.base",
     "sslt.objectives.classification": "sslt.targets.classification",
 }
+# former name of a class → present one, where the rest of its module has stayed
+CLASSES = {f"sslt.data.sources.texts.{name}": f"sslt.data.sources.running_text.{name}" for name in ("TextFiles", "TextLines")}
 # former setting → present one, at the top of a saved config.yaml
 SETTINGS = {"words": "late_fusion"}
 # present class → settings it did not have, and what it did without them
@@ -62,4 +64,5 @@ def up_to_date(plain: Any) -> Any:
 def present(target: str) -> str:
     """The present name of a class; its own, where it has not moved."""
     module, _, name = target.rpartition(".")
-    return f"{MODULES[module]}.{name}" if module in MODULES else target
+    target = f"{MODULES[module]}.{name}" if module in MODULES else target
+    return CLASSES.get(target, target)

@@ -26,6 +26,7 @@ CLASSES = {
     "data.multi_crop": ["MultiCrop"],
     "data.omniglot": ["Omniglot"],
     "data.sampling": ["Proportional", "RoundRobin", "Together"],
+    "data.sources.texts": ["TextFiles", "TextLines"],
     "data.text_sets": ["AgNews", "Imdb"],
     "data.text_views": ["Crops", "MaskTokens"],
     "data.texts": ["HuggingFaceText", "TextFiles", "TextLines", "TextTable"],

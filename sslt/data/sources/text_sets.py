@@ -14,7 +14,8 @@ from sslt import stored
 from sslt.data import cache
 from sslt.data.base import Raw, Source, check_on_error
 from sslt.data.sources import disk, tables
-from sslt.data.sources.texts import content_digest, read_or_refuse
+from sslt.data.sources.running_text import read_or_refuse
+from sslt.data.sources.texts import content_digest
 from sslt.errors import UserError
 
 FORMAT = 1

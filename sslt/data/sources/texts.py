@@ -1,4 +1,4 @@
-"""Sources of text: tables, plain text files, and data sets in the layouts they are distributed in."""
+"""Sources of text in tables, and what sources share that are files: their digest, their names, their splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from sslt.data.answers import Class, Labels, Number, Space
 from sslt.data.base import SPLITS, Raw, Source, check_on_error
 from sslt.data.sources import disk, hub, tables
 from sslt.data.sources.answer_columns import AnswerColumns
-from sslt.data.sources.docs import iter_documents, split_documents
 from sslt.data.sources.tables import Table
 from sslt.errors import UserError
 
@@ -348,110 +347,3 @@ class HuggingFaceText(TableSource):
     def fingerprint(self) -> str:
         content = [(s, [content_digest(t.files) for t in ts]) for s, ts in self.tables.items()]
         return cache.digest("HuggingFaceText", FORMAT, content, self.text, self.label, self.on_error, *self._told())
-
-
-class TextFiles(Source):
-    """Running text without labels: a file, all .txt and .md files under a folder, or a glob; .xz and .gz too.
-
-    Cut at blank lines into documents of about 1,000 characters. Raises `UserError` where there is no file.
-    """
-
-    modality = "text"
-
-    def __init__(self, path: str, on_error: str):
-        self.path, self.on_error = stored.located(path), check_on_error(on_error)
-        self.name = name_of(self.path)
-
-    @functools.cached_property
-    def files(self) -> list[Path]:
-        if self.path.is_dir():
-            found = [f for f in disk.walk(self.path) if disk.suffix(f) in (".txt", ".md")]
-        else:
-            found = [self.path] if self.path.exists() else disk.matching(self.path)
-        if not found:
-            raise UserError(f"{self.path}: no such file, or no .txt or .md files (.xz and .gz too) in it")
-        return sorted(found, key=lambda f: f.as_posix())
-
-    @property
-    def classes(self) -> None:
-        return None
-
-    def own_splits(self) -> tuple[str, ...]:
-        return ("unlabeled",)
-
-    def fingerprint(self) -> str:
-        return cache.digest("TextFiles", FORMAT, content_digest(self.files), self.on_error)
-
-    def read(self, split: str) -> Raw:
-        documents: list[str] = []
-        skipped: list[str] = []
-        for file in self.files:
-            if (text := read_or_refuse(file, self.on_error, skipped)) is not None:
-                documents += split_documents(text)
-        if not documents:
-            raise UserError(f"{self.path}: the files hold no text")
-        return Raw(documents, None, skipped)
-
-    def text_bytes(self, split: str) -> int:
-        return unpacked_bytes(self.files)
-
-    def stream(self, split: str, skipped: list[str]) -> Iterator[str]:
-        for file in self.files:
-            try:
-                empty = True
-                with disk.reading(file), disk.open_text(file) as f:
-                    for document in iter_documents(disk.lines(f, file)):
-                        empty = False
-                        yield document
-            except UserError as e:
-                tables.refuse(str(e), self.on_error, skipped)
-                continue
-            if empty:
-                tables.refuse(f"{file}: empty file", self.on_error, skipped)
-
-
-def read_or_refuse(file: Path, on_error: str, skipped: list[str]) -> str | None:
-    """A file's text, or None (and a note in `skipped`) where it is unreadable or empty and `on_error` is "skip"."""
-    try:
-        text = disk.read_text(file)
-    except UserError as e:
-        tables.refuse(str(e), on_error, skipped)
-        return None
-    if text.strip():
-        return text
-    tables.refuse(f"{file}: empty file", on_error, skipped)
-    return None
-
-
-class TextLines(Source):
-    """One text a line, without labels, in a text file (.xz and .gz too): what `sslt predict` reads. Empty lines are kept."""
-
-    modality = "text"
-
-    def __init__(self, path: str):
-        self.path = stored.located(path)
-        self.name = name_of(self.path)
-
-    @property
-    def classes(self) -> None:
-        return None
-
-    def own_splits(self) -> tuple[str, ...]:
-        return ("unlabeled",)
-
-    def fingerprint(self) -> str:
-        return cache.digest("TextLines", FORMAT, content_digest([self.path]))
-
-    def read(self, split: str) -> Raw:
-        rows = disk.read_text(self.path).splitlines()
-        if not rows:
-            raise UserError(f"{self.path}: the file is empty")
-        return Raw(rows)
-
-    def text_bytes(self, split: str) -> int:
-        return unpacked_bytes([self.path])
-
-    def stream(self, split: str, skipped: list[str]) -> Iterator[str]:
-        with disk.reading(self.path), disk.open_text(self.path) as f:
-            for line in disk.lines(f, self.path):
-                yield from line.splitlines()

@@ -15,7 +15,8 @@ from sslt.data.prepare import text_shards
 from sslt.data.prepare.text_processor import TextProcessor, some_of_stream
 from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.sources.docs import iter_documents, split_documents
-from sslt.data.sources.texts import TextFiles, TextLines, TextTable
+from sslt.data.sources.running_text import TextFiles, TextLines
+from sslt.data.sources.texts import TextTable
 from sslt.data.streams.streams import Stream
 from sslt.errors import UserError
 

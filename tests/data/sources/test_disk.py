@@ -18,7 +18,8 @@ from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.data.sources import disk, parquet
 from sslt.data.sources.image_files import Unreadable, decode, read_idx
 from sslt.data.sources.images import Arrays, HuggingFaceImages, ImageFolder
-from sslt.data.sources.texts import TextFiles, TextLines, TextTable
+from sslt.data.sources.running_text import TextFiles, TextLines
+from sslt.data.sources.texts import TextTable
 from sslt.errors import UserError
 
 

@@ -236,35 +236,6 @@ def test_label_names():
     assert [label_name(v, ["n", "p"]) for v in (0, 1, -1, 2)] == ["n", "p", None, None]
 
 
-def test_text_files(tmp_path):
-    """Running text becomes documents of about 1,000 characters; none of the text is lost."""
-    paragraphs = [f"Paragraph {i}. " + "word " * 30 for i in range(40)]
-    write(tmp_path / "a" / "book.txt.xz", "\n \n".join(paragraphs))
-    write(tmp_path / "a" / "b" / "note.md", "A note.\r\n\r\nMore.")
-    write(tmp_path / "a" / "table.csv", "not,this")
-    source = texts.TextFiles(str(tmp_path / "a"), "fail")
-    items = source.get("unlabeled").items
-    assert items[0] == "A note.\n\nMore." and len(items) == 7
-    assert " ".join(" ".join(items[1:]).split()) == " ".join(" ".join(paragraphs).split())
-    assert all(990 <= len(item) <= 1500 for item in items[1:-1])
-    assert texts.TextFiles(str(tmp_path / "**" / "*.md"), "fail").get("unlabeled").items == items[:1]
-    write(tmp_path / "a" / "bad.txt", "é" * 9, "latin-1")
-    with pytest.raises(UserError, match=r"bad\.txt: not UTF-8"):
-        texts.TextFiles(str(tmp_path / "a"), "fail").get("unlabeled")
-    assert len(texts.TextFiles(str(tmp_path / "a"), "skip").get("unlabeled").skipped) == 1
-    with pytest.raises(UserError, match="no such file"):
-        texts.TextFiles(str(tmp_path / "z"), "fail").get("unlabeled")
-
-
-def test_split_documents_without_blank_lines():
-    """Very long paragraphs are cut at line ends, and a short rest joins the document before."""
-    lines = [f"line {i}" for i in range(3000)]
-    documents = docs.split_documents("\n".join(lines))
-    assert "\n".join("\n\n".join(documents).split()) == "\n".join("\n".join(lines).split())
-    assert all(990 <= len(d) < 1400 for d in documents[:-1])
-    assert docs.split_documents(" \n ") == []
-
-
 def test_imdb_folder_and_tables(tmp_path):
     """Both layouts of IMDB give the same samples, with line breaks for <br />."""
     for split, where in (("train", "aclImdb"), ("test", "aclImdb")):
