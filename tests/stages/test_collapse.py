@@ -25,7 +25,7 @@ def test_a_collapse_is_told_while_training(sslt, own_code, capsys):
     (own_code / "mylab.py").write_text(MODULE)
     (own_code / "mine" / "objective").mkdir(parents=True)
     (own_code / "mine" / "objective" / "nothing.yaml").write_text("_target_: mylab.Nothing\n")
-    common = [*TINY_IMAGES, "batch_size=64", "trainer.max_epochs=3", "optimizer.lr=0.02", "schedule.warmup=0"]
+    common = [*TINY_IMAGES, "batch_size=64", "trainer.max_epochs=6", "optimizer.lr=0.05", "schedule.warmup=0"]
     sslt("pretrain", "+task=simclr", *common, "hydra.run.dir=good")
     assert "collaps" not in capsys.readouterr().err
     sslt("pretrain", "+task=simclr", "objective=nothing", "--config-dir", "mine", *common, "hydra.run.dir=bad")
@@ -58,7 +58,7 @@ def test_a_word_of_the_objective_hides_no_collapse(sslt, own_code, capsys):
     (own_code / "myother.py").write_text(COMPLAINS)
     (own_code / "mine" / "objective").mkdir(parents=True)
     (own_code / "mine" / "objective" / "complains.yaml").write_text("_target_: myother.Complains\n")
-    common = [*TINY_IMAGES, "batch_size=64", "trainer.max_epochs=3", "optimizer.lr=0.02", "schedule.warmup=0"]
+    common = [*TINY_IMAGES, "batch_size=64", "trainer.max_epochs=6", "optimizer.lr=0.05", "schedule.warmup=0"]
     sslt("pretrain", "+task=simclr", "objective=complains", "--config-dir", "mine", *common)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: step ")]
     assert len(said) == 2 and "complains" in said[0] and "collaps" in said[1]
