@@ -22,7 +22,8 @@ def test_the_best_epochs_weights_are_reported(sslt, here):
         sslt(*args, "optimizer.lr=0.5", "schedule=constant", "schedule.warmup=1.0", "report=best", f"seed={seed}", f"hydra.run.dir={run}")
         scores = MetricsCSV.read(run / "metrics.csv")["val/accuracy"][1]
         assert len(scores) == 5
-        if scores[-1] < max(scores):
+        if scores[-1] < max(scores) - 0.05:
             break
-    assert scores[-1] < max(scores), "the case is one where it matters"
-    assert run.metrics["val/accuracy"] == pytest.approx(scores[int(np.argmax(scores))])
+    assert scores[-1] < max(scores) - 0.05, "the case is one where it matters"
+    # epochs are watched in bfloat16 where the processor has it, and what is reported is measured in float32
+    assert run.metrics["val/accuracy"] == pytest.approx(scores[int(np.argmax(scores))], abs=0.02)
