@@ -166,7 +166,10 @@ def rules(cells: Cells, names: list[str]) -> list[str]:
 
 
 # what the numbers do not say
-NOTES = {}
+NOTES = {
+    ("cifar10", "simclr"): "Six epochs, of one core. Fine-tuned with 10 % of the labels and with all, this network is ahead of patches, "
+    "whose features are ahead as they are (linear 71.1, kNN 71.2): here deep overtakes shallow. From scratch it nearly does so, too.",
+}
 HOW = """Made by `python scripts/results.py --data DIR`; {about}.
 Every cell is a command with its defaults. Three seeds unless a cell says otherwise, each with a pretraining and a draw of labels of its
 own; mean ± 95 % interval (Student's t, so wide with three). The last weights are reported, on the test split, read once. Labels come by

@@ -30,7 +30,10 @@ WIDE = 256  # samples a step that a GPU is not too large for
 FEW = 2000  # samples, of which deep recipes see every one often within minutes
 # modality → the recipe that learns most within minutes on a CPU, and what was measured (docs/results)
 QUICK = {
-    "image": ("patch_kmeans", "after a minute on CIFAR-10 kNN has 71 % by it, after ten minutes of SimCLR 58 %"),
+    "image": (
+        "patch_kmeans",
+        "after a minute on CIFAR-10 kNN has 71 % by it, after ten of SimCLR 58 %; fine-tuned on 4,500 labels they have 66 and 69 %",
+    ),
     "text": ("crops", "after three minutes on IMDB a linear probe has 89 % by it, after fifteen of masked words 69 %"),
     "items": ("sasrec", "it learns from every item of a history at once"),
 }
