@@ -21,6 +21,7 @@ RECIPES = {
     "text": {"crops": ["+task=crops"]},
     "image": {"patches": ["+task=patch_kmeans"], "simclr": ["+task=simclr"]},
 }
+# set → more of them
 LONGER = {"cifar10": {"simclr_20": ["+task=simclr", "trainer.max_time=00:20:00"]}}
 ARMS = {"probe": ["adaptation=probe"], "full": []}
 
@@ -168,7 +169,7 @@ def rules(cells: Cells, names: list[str]) -> list[str]:
 # what the numbers do not say
 NOTES = {
     ("cifar10", "simclr"): "Six epochs, of one core. Fine-tuned with 10 % of the labels and with all, this network is ahead of patches, "
-    "whose features are ahead as they are (linear 71.1, kNN 71.2): here deep overtakes shallow. From scratch it nearly does so, too.",
+    "whose features are ahead as they are (linear 71.1, kNN 71.2): here deep overtakes shallow, and from scratch it is not far behind.",
 }
 HOW = """Made by `python scripts/results.py --data DIR`; {about}.
 Every cell is a command with its defaults. Three seeds unless a cell says otherwise, each with a pretraining and a draw of labels of its
