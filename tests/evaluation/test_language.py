@@ -39,6 +39,7 @@ def test_it_says_how_far_it_is(monkeypatch, caplog):
     """Batch by batch, where it takes long."""
     monkeypatch.setattr(features, "SILENT", -1.0)
     encoder = writer("gpt2", length=8)
+    caplog.clear()  # of what was said of its vocabulary
     with caplog.at_level("INFO", "sslt"):
         language_metrics(encoder, np.arange(5, 30), np.arange(5, 30), torch.device("cpu"), 2)
     assert caplog.messages == ["perplexity of 0 of 4 rows", "perplexity of 2 of 4 rows"]
