@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 from cells import SEEDS, Cells, about, parser, percent
 from sets import SETS, Set, find
 
-# modality → recipe → settings; the minutes are those of the set where it says none
+# modality → recipe → settings; the minutes are those of the set
 RECIPES = {
     "text": {"crops": ["+task=crops"]},
     "image": {"patches": ["+task=patch_kmeans"], "simclr": ["+task=simclr"]},
 }
-# set → more of them
-LONGER = {"cifar10": {"simclr_20": ["+task=simclr", "trainer.max_time=00:20:00"]}}
+# set → recipe → which of these it is, for how many minutes
+LONGER = {"cifar10": {"simclr_20": ("simclr", 20)}}
 ARMS = {"probe": ["adaptation=probe"], "full": []}
 
 
@@ -65,9 +65,9 @@ def recipes(name: str) -> list[str]:
 
 def pretraining(name: str, of: Set, recipe: str) -> list[str]:
     """The settings of `sslt pretrain`."""
-    longer = LONGER.get(name, {}).get(recipe)
-    time = f"trainer.max_time=00:{int(of.minutes):02}:{int(of.minutes * 60) % 60:02}"
-    return [*longer[:1], *of.corpus, *longer[1:]] if longer else [*RECIPES[of.modality][recipe], *of.corpus, time]
+    base, minutes = LONGER.get(name, {}).get(recipe, (recipe, of.minutes))
+    time = f"trainer.max_time=00:{int(minutes):02}:{int(minutes * 60) % 60:02}"
+    return [*RECIPES[of.modality][base], *of.corpus, time]
 
 
 def measure(cells: Cells, name: str, of: Set, recipe: str, seed: int, only: list[str], arms: list[str]) -> None:

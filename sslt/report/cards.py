@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sslt.encoders.image import STEMS
 from sslt.runs import Run
 from sslt.scales import of_part
 
@@ -54,8 +53,10 @@ def _usage(encoder: Any) -> str:
         return "    transformers.AutoModel.from_pretrained(FOLDER); transformers.AutoTokenizer.from_pretrained(FOLDER)"
     if str(encoder.args.get("name", "")).startswith("torchvision/"):
         return "Weights: `model.safetensors`, in torchvision's names without the classifier."
-    if stem := STEMS.get(str(encoder.args.get("stem"))):
-        channels, args, (side, stride) = encoder.processor.channels, encoder.args["args"], stem
+    if encoder.args.get("stem", "standard") != "standard":
+        from sslt.encoders.image import STEMS  # whose encoder is there already
+
+        channels, args, (side, stride) = encoder.processor.channels, encoder.args["args"], STEMS[encoder.args["stem"]]
         return (
             f"The weights carry timm's names. The stem is a {side}×{side} convolution of stride {stride} without pooling, which timm's "
             "model gets by\n\n"

@@ -42,7 +42,7 @@ CASES = {
     "near the start": ["finetune", *TUNE, *VIT, "adaptation=l2sp", "adaptation.strength=0.1"],
 }
 STOPPED = "contrast"  # the one that is also stopped and gone on with
-AT = 3
+AT = 2  # steps after which a signal comes; ranks agree on it after the third or fourth, were it later perhaps not before the last
 
 
 def command(args: list[str], folder: Path, rank: int) -> None:
@@ -121,11 +121,10 @@ def test_copies_go_on_with_shards(runs):
 def test_one_process_goes_on_with_shards(runs, sslt, monkeypatch):
     """With steps of as many samples, and afterwards no parts are left over."""
     monkeypatch.chdir(runs)
-    left = read(Path("alone/checkpoints") / LAST)["global_step"] < 6  # ranks agree to stop now and then: it may have been the last step
     sslt("pretrain", "resume=alone", "trainer.devices=1")
     run = Run("alone")
     assert run.finished and run.metrics["train/steps"] == 6
-    assert read(Path("alone/checkpoints") / LAST)["step_size"] == ([1, 1, 32] if left else [2, 1, 16])
+    assert read(Path("alone/checkpoints") / LAST)["step_size"] == [1, 1, 32]
 
 
 def test_no_rank_wrote_all(runs):

@@ -17,17 +17,32 @@ from sslt.errors import UserError
 FORMAT = 1
 
 
-class TextFiles(Source):
+class RunningText(Source):
+    """Texts of a path, without labels."""
+
+    modality = "text"
+
+    def __init__(self, path: str):
+        self.path = stored.located(path)
+        self.name = name_of(self.path)
+
+    @property
+    def classes(self) -> None:
+        return None
+
+    def own_splits(self) -> tuple[str, ...]:
+        return ("unlabeled",)
+
+
+class TextFiles(RunningText):
     """Running text without labels: a file, all .txt and .md files under a folder, or a glob; .xz and .gz too.
 
     Cut at blank lines into documents of about 1,000 characters. Raises `UserError` where there is no file.
     """
 
-    modality = "text"
-
     def __init__(self, path: str, on_error: str):
-        self.path, self.on_error = stored.located(path), check_on_error(on_error)
-        self.name = name_of(self.path)
+        super().__init__(path)
+        self.on_error = check_on_error(on_error)
 
     @functools.cached_property
     def files(self) -> list[Path]:
@@ -38,13 +53,6 @@ class TextFiles(Source):
         if not found:
             raise UserError(f"{self.path}: no such file, or no .txt or .md files (.xz and .gz too) in it")
         return sorted(found, key=lambda f: f.as_posix())
-
-    @property
-    def classes(self) -> None:
-        return None
-
-    def own_splits(self) -> tuple[str, ...]:
-        return ("unlabeled",)
 
     def fingerprint(self) -> str:
         return cache.digest("TextFiles", FORMAT, content_digest(self.files), self.on_error)
@@ -90,21 +98,8 @@ def read_or_refuse(file: Path, on_error: str, skipped: list[str]) -> str | None:
     return None
 
 
-class TextLines(Source):
+class TextLines(RunningText):
     """One text a line, without labels, in a text file (.xz and .gz too): what `sslt predict` reads. Empty lines are kept."""
-
-    modality = "text"
-
-    def __init__(self, path: str):
-        self.path = stored.located(path)
-        self.name = name_of(self.path)
-
-    @property
-    def classes(self) -> None:
-        return None
-
-    def own_splits(self) -> tuple[str, ...]:
-        return ("unlabeled",)
 
     def fingerprint(self) -> str:
         return cache.digest("TextLines", FORMAT, content_digest([self.path]))
