@@ -106,6 +106,35 @@ def test_small_convolutions(case, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("case", "as_product"), [((2, 3, 16, 32, 8), True), ((1, 3, 16, 16, 2), True), ((1, 3, 16, 16, 4), False), ((2, 3, 16, 16, 16), False)]
+)
+def test_small_convolutions_without_amx(case, as_product, monkeypatch):
+    """Gradients of weights alone, where a stride ends at 4 × 4 or a map is 2 × 2; the rest is bit for bit."""
+    calls = []
+    own = cpu_kernels.weight_gradient
+    monkeypatch.setattr(cpu_kernels, "weight_gradient", lambda *args: calls.append(args) or own(*args))
+    expected = convolve(*case)
+    with cpu_kernels.small_convolutions_as_products(cpu_kernels.with_avx512):
+        found = convolve(*case)
+    assert bool(calls) == as_product
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        assert torch.equal(a, b)
+    assert (found[2] - expected[2]).norm() <= 0.01 * expected[2].norm()
+    assert as_product or torch.equal(found[2], expected[2])
+
+
+@pytest.mark.parametrize(("processor", "rule"), [("amx_tile", "with_amx"), ("avx512_bf16", "with_avx512"), (None, None)])
+def test_the_processor_decides(processor, rule, monkeypatch):
+    """Which convolutions are replaced goes by what was measured on such processors: none on others."""
+    chosen = []
+    for name in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name == processor)
+    monkeypatch.setattr(cpu_kernels, "small_convolutions_as_products", lambda r: chosen.append(r) or contextlib.nullcontext())
+    with cpu_kernels.replaced("cpu", "bf16-mixed"):
+        assert chosen == ([getattr(cpu_kernels, rule)] if rule else [])
+
+
 @pytest.mark.parametrize("other", [{"groups": 16}, {"last": False}, {"size": 32}])
 def test_other_convolutions_are_torchs_own(other):
     """Groups, channels first and large maps: bit for bit what they are without."""
@@ -151,7 +180,7 @@ def test_they_can_be_left_out(monkeypatch):
 def test_another_torch_trains_without_them(monkeypatch, caplog):
     """Where private parts of torch are gone, a run goes on with torch's own kernels and says so; nothing half-replaced is left behind."""
 
-    def gone() -> contextlib.AbstractContextManager[None]:
+    def gone(rule: object) -> contextlib.AbstractContextManager[None]:
         raise AttributeError("module 'torch._C' has no attribute 'DispatchKey'")
 
     own, own_grads = attend(20)

@@ -49,10 +49,11 @@ def data_settings(node: Any, config_dir: str | None = None) -> tuple[str, list[s
     assert isinstance(plain, dict)
     found: tuple[str, list[str]] | None = None
     for option in groups.options("data", config_dir):
-        usual = OmegaConf.to_container(OmegaConf.create(groups.own_values("data", option, config_dir)), resolve=True)
-        assert isinstance(usual, dict)
-        if usual.get("_target_") != plain["_target_"]:
+        own = groups.own_values("data", option, config_dir)
+        if own.get("_target_") != plain["_target_"]:
             continue
+        usual = OmegaConf.to_container(OmegaConf.create(own), resolve=True)
+        assert isinstance(usual, dict)
         other = [f"data.{key!s}={groups.written(value)}" for key, value in plain.items() if key not in usual or usual[key] != value]
         if found is None or len(other) < len(found[1]):
             found = option, other
