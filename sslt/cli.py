@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sslt import groups, guide, handing, places
+from sslt import groups, guide, handing, machine, places
 from sslt.errors import INTERRUPTED, RankLost, UserError, nearest, printable
 from sslt.stored import is_text
 
@@ -36,6 +36,8 @@ _ALONE = ("--multirun", "--run", "--cfg", "--info")  # what Hydra does instead o
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 2 the user's mistake, 130 interrupted (resumable), 75 the same and a scheduler is to
     start it again, 1 a defect."""
+    if argv is None:  # the process is this command's
+        machine.collect_rarely()
     args = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: _in_place(args), args)
 

@@ -9,7 +9,7 @@ import os
 import warnings
 from typing import Any
 
-from sslt import ends, handing, heartbeat
+from sslt import ends, handing, heartbeat, machine
 from sslt.errors import UserError, cause
 from sslt.runs import Run, now
 
@@ -72,6 +72,8 @@ def stage(verb: str, cfg: Any, run: Run) -> None:
 
     from sslt import distributed
 
+    own = importlib.import_module(f"sslt.stages.{verb}")
+    machine.collect_as_usual()
     joined = distributed.init(accelerator(cfg.trainer))
     torch.manual_seed(int(cfg.seed))
     if accelerator(cfg.trainer) == "gpu":
@@ -82,7 +84,7 @@ def stage(verb: str, cfg: Any, run: Run) -> None:
         with heartbeat.beating(distributed.own_store, seconds, lambda node: _silent(run, node, seconds)):
             if "strategy" in cfg.trainer:
                 keep_steps(cfg, run)
-            importlib.import_module(f"sslt.stages.{verb}").main(cfg, run)
+            own.main(cfg, run)
             distributed.barrier()
     finally:
         if joined:

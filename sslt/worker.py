@@ -14,6 +14,9 @@ from typing import Any
 def main() -> int:
     from omegaconf import OmegaConf
 
+    from sslt import machine
+
+    machine.collect_rarely()
     del os.environ["SSLT_PATH"]
     verb, config, folder = json.loads(os.environ.pop("SSLT_RUN"))
     return work(verb, OmegaConf.load(config), folder, watched=True)

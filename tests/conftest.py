@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -78,6 +79,15 @@ def _quick_pictures() -> Iterator[None]:
     quick_pictures.blank()
     yield
     quick_pictures.truly()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _collected_before() -> Iterator[None]:
+    """What importing sslt and all tests has made is there to stay: garbage is looked for in what comes after."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

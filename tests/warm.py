@@ -5,6 +5,7 @@ Nothing of torch is computed here: processes with its threads must not be forked
 
 from __future__ import annotations
 
+import gc
 import io
 
 import hydra._internal.hydra
@@ -23,3 +24,4 @@ hydra._internal.hydra.Hydra.get_mode = lambda self, config_name, overrides: None
 figure = matplotlib.figure.Figure()
 figure.subplots().set_title("fonts")
 figure.savefig(io.BytesIO())
+gc.freeze()  # else every process goes over all of it, and has pages of its own by that

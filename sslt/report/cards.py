@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from sslt.runs import Run
@@ -51,12 +52,13 @@ def _usage(encoder: Any) -> str:
         return f'Linear layers are kept in fewer bits ({kind}): `sslt.encoders.load.load_encoder("FOLDER")` needs `sslt[quantize]`.'
     if "model_type" in encoder.args:
         return "    transformers.AutoModel.from_pretrained(FOLDER); transformers.AutoTokenizer.from_pretrained(FOLDER)"
-    if str(encoder.args.get("name", "")).startswith("torchvision/"):
+    image = sys.modules.get("sslt.encoders.image")  # where the encoder is one of these it is there already
+    if image is None or not isinstance(encoder, image.ImageEncoder):
+        return '    sslt.encoders.load.load_encoder("FOLDER")'
+    if encoder.args["name"].startswith("torchvision/"):
         return "Weights: `model.safetensors`, in torchvision's names without the classifier."
-    if encoder.args.get("stem", "standard") != "standard":
-        from sslt.encoders.image import STEMS  # whose encoder is there already
-
-        channels, args, (side, stride) = encoder.processor.channels, encoder.args["args"], STEMS[encoder.args["stem"]]
+    if encoder.args["stem"] != "standard":
+        channels, args, (side, stride) = encoder.processor.channels, encoder.args["args"], image.STEMS[encoder.args["stem"]]
         return (
             f"The weights carry timm's names. The stem is a {side}×{side} convolution of stride {stride} without pooling, which timm's "
             "model gets by\n\n"
@@ -65,6 +67,4 @@ def _usage(encoder: Any) -> str:
             "    model.maxpool = torch.nn.Identity()\n"
             "    model.load_state_dict(safetensors.torch.load_file('model.safetensors'))"
         )
-    if "stem" not in encoder.args:
-        return '    sslt.encoders.load.load_encoder("FOLDER")'
     return '    timm.create_model("local-dir:FOLDER", pretrained=True)'
