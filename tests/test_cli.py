@@ -33,6 +33,13 @@ def test_overview_help_and_lists_need_no_heavy_import(here):
     assert "sslt pretrain" in out and "+task=" in out and "simclr" in out
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "export", "serve", "bench", "merge"])
+def test_what_trains_nothing_does_not_wait_for_lightning(verb):
+    """Lightning, with torchmetrics and all that this imports, takes seconds."""
+    code = f"import sys, sslt.stages.{verb}; print([m for m in ('pytorch_lightning', 'torchmetrics') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_console_script_composes_without_torch(here):
     """`--cfg job` prints the config and does not import torch."""
     done = console("pretrain", "+task=simclr", "optimizer.lr=0.5", "--cfg", "job")

@@ -1,4 +1,4 @@
-"""Protects what a process takes of its machine: a command's own process collects garbage seldom until its libraries are there, then as ever."""
+"""Protects what a process takes of its machine: a command's own looks for garbage seldom until its libraries are there, then as ever."""
 
 from __future__ import annotations
 

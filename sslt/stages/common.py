@@ -8,14 +8,13 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
 from sslt import distributed, groups, stored
-from sslt.callbacks.probes import Validation
 from sslt.config import build
 from sslt.data.base import Samples, many
 from sslt.data.offered import Offered
@@ -30,12 +29,15 @@ from sslt.encoders.windows import set_windows
 from sslt.encoders.word_vectors import check_word_vectors, start_words
 from sslt.errors import UserError
 from sslt.evaluation.features import encode
-from sslt.learner import Learner, Term
 from sslt.loggers import log_picture
 from sslt.processes import accelerator, image_size
 from sslt.runs import Run, run_of
 from sslt.scales import of_part
 from sslt.targets.base import Target, other_answers
+
+if TYPE_CHECKING:  # Lightning takes two seconds to import, which what trains nothing need not wait for
+    from sslt.callbacks.probes import Validation
+    from sslt.learner import Learner, Term
 
 log = logging.getLogger("sslt")
 for _name in ("pytorch_lightning", "lightning_fabric"):  # they set their own level when imported

@@ -23,7 +23,7 @@ from sslt.evaluation.features import predicted
 from sslt.report.answers import row_names, write_answers
 from sslt.report.end import say_next
 from sslt.runs import Run, run_of
-from sslt.stages import common, episodes, labels, measure
+from sslt.stages import common, labels, measure
 from sslt.targets import heads
 from sslt.targets.base import Target
 from sslt.targets.classification import Classification
@@ -41,6 +41,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     if cfg.episodes is not None:
         if cfg.corruption is not None or cfg.test_time is not None:
             raise UserError("+episodes= measures an encoder as it is on data as they are: leave out +corruption= and +test_time=")
+        from sslt.stages import episodes  # with what trains by them, and so Lightning
+
         return episodes.evaluate(cfg, run, encoder, source)
     common.refuse_new_answers(source)
     device, remarks = common.device_of(cfg), []

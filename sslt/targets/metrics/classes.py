@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -53,12 +54,8 @@ def classification_metrics(logits: Tensor, labels: Tensor, classes: list[str]) -
 
 def confusion_matrix(pred: Tensor, labels: Tensor, n_classes: int) -> np.ndarray:
     """Counts [C, C] (int64) of predicted indices `pred` [N] against `labels` [N]: rows true, columns predicted."""
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-    pred, labels = pred.detach().cpu().long(), labels.detach().cpu().long()
-    if n_classes == 1:  # torchmetrics knows no problem of a single class
-        return np.array([[len(labels)]], dtype=np.int64)
-    return multiclass_confusion_matrix(pred, labels, num_classes=n_classes).numpy().astype(np.int64)
+    pairs = labels.detach().cpu().long() * n_classes + pred.detach().cpu().long()
+    return torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes).numpy()
 
 
 class CalibrationBins(NamedTuple):
