@@ -25,7 +25,7 @@ _KEPT = re.compile(
     r"(test|val|baseline|majority|knn|linear|untrained/knn|untrained/linear)/"
     r"(accuracy|f1|map|miou|spearman|exact_match|rougeL|bleu|chrf|hr@10|ndcg@10|perplexity)|baseline/method"
     r"|(eval|bigrams)/(perplexity|bits_per_byte)|(popularity|item-knn)/\S+|best_sentence/\S+"
-    r"|val/\w+_accuracy|train/(labels|steps|seconds|epochs|interpolated)"
+    r"|val/\w+_accuracy|train/(labels|steps|seconds|epochs|interpolated|peak_memory_bytes)|model/(moving_parameters|stored_bytes)|error"
 )
 Argument = str | Callable[[], str]  # what is only made where a cell that needs it has to be run
 
@@ -90,10 +90,15 @@ class Cells:
             (folder / "error.txt").write_text(str(run.info.get("error") or " ".join(said)))
         return run
 
-    def measure(self, name: str, verb: str, *args: Argument) -> dict[str, Any]:
-        """What a command measures; arguments that are functions are called where it has to be run."""
-        given = (a if isinstance(a, str) else a() for a in args)
-        return self.keep(name, lambda: read_json(self.run(folder(name), verb, *given) / "metrics.json"))
+    def measure(self, name: str, verb: str, *args: Argument, **how: bool) -> dict[str, Any]:
+        """What a command measures; arguments that are functions are called where it has to be run. how: see `run`."""
+
+        def measured() -> dict[str, Any]:
+            run = self.run(folder(name), verb, *(a if isinstance(a, str) else a() for a in args), **how)
+            refused = run / "error.txt"
+            return {"error": refused.read_text()} if refused.exists() else read_json(run / "metrics.json")
+
+        return self.keep(name, measured)
 
     def keep(self, name: str, measured: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `measured` gives, which is only called where the cell `name` is not there yet."""

@@ -2,13 +2,14 @@
 
     python scripts/transfer.py --data DIR [--root FOLDER] [--only modes,digits,text,episodes,joint]
 
-Each cell is one `sslt` command in a run folder below --root; what is finished is not run again. The document is written from the
-run folders after every cell.
+Each cell is one `sslt` command in a run folder below --root; what is finished is not run again. The document is written after every cell:
+sections of which something is measured anew, the others as they were.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from sslt.runs import Run, read_json
 
 PRETRAIN = {
     "cifar10": ["+task=simclr", "data=cifar10", "trainer.max_time=00:10:00"],
-    "imdb": ["+task=mlm", "data=imdb", "encoder=modernbert_tiny", "trainer.max_time=00:15:00"],
+    "imdb": ["+task=crops", "data=imdb", "trainer.max_time=00:10:00"],
 }
 MODES = {
     "full": ["adaptation=full"],
@@ -38,12 +39,11 @@ MODES = {
     "prompt": ["adaptation=prompt"],
 }
 TARGETS = {
-    "imdb": ["labels_per_class=1250", "trainer.max_steps=250", "val_every_n_epochs=0"],
-    "cifar10": ["label_fraction=0.1", "batch_size=128", "trainer.max_steps=180", "val_every_n_epochs=0", "views.scale=[0.4,1.0]"],
+    "cifar10, 1 %": ["+target=cifar10", "label_fraction=0.01"],
+    "cifar10, 10 %": ["+target=cifar10", "label_fraction=0.1"],
+    "imdb, 2,500 labels": ["+target=imdb", "labels_per_class=1250"],
 }
-# learning rates usual for each kind, not tuned
-RATES = {"full": 5e-4, "light": 5e-3}
-LIGHT = ("probe", "BitFit", "LoRA", "AdaLoRA", "adapter", "IA3", "prefix", "prompt")
+ALONE = ["late_fusion=false", "baseline=false"]  # modes are compared by what they make of the encoder
 SHIFTS = ("source_only", "mmd", "coral", "dann", "cdan", "target_supervised")
 # name → source, target, labels per class of the source, samples of the target: the 2,000/1,800 protocol
 DIGITS = {"mnist-usps": ("mnist", "usps", 200, 1800), "usps-mnist": ("usps", "mnist", 180, 2000)}
@@ -63,13 +63,13 @@ SHOTS = (1, 5)
 
 def modes(cells: Cells) -> Iterator[str]:
     """Every adaptation, from the pretrained encoder of each target."""
-    for data, settings in TARGETS.items():
-        start = cells.run(f"{data}-pretrain", "pretrain", *PRETRAIN[data]).path
-        for name, chosen in MODES.items():
-            for seed in SEEDS:
-                rate = RATES["light" if name in LIGHT else "full"]
-                args = [f"+target={data}", f"from={start}", *settings, *chosen, f"optimizer.lr={rate}", f"seed={seed}"]
-                cells.run(f"modes-{data}-{slug(name)}-{seed}", "finetune", *args, may_fail=True, alone=True)
+    for target, settings in TARGETS.items():
+        data = settings[0].partition("=")[2]
+        start = lambda data=data: f"from={cells.run(f'{data}-pretrain', 'pretrain', *PRETRAIN[data]).path}"  # noqa: E731
+        for seed in SEEDS:
+            for name, chosen in MODES.items():
+                args = [*settings, start, *ALONE, *chosen, f"seed={seed}"]
+                cells.measure(f"modes, {target}, {name}, {seed}", "finetune", *args, may_fail=True, alone=True)
                 yield "modes"
 
 
@@ -170,48 +170,62 @@ def mean(values: list[float]) -> float:
 
 
 # -------------------------------------------------------------------- the document
-def write(root: Path, out: Path) -> None:
-    """Write a section for everything of which something is measured."""
-    text = f"""# Ways to carry an encoder over
+def write(cells: Cells, out: Path) -> None:
+    """Write a section for everything of which something is measured; those of which nothing is here stay as they are."""
+    head = """# Ways to carry an encoder over
 
-Made by `python scripts/transfer.py --data DIR`; {about()}. Three seeds unless a cell says otherwise; mean ± 95 % interval (Student's t).
+Made by `python scripts/transfer.py --data DIR`. Three seeds unless a cell says otherwise; mean ± 95 % interval (Student's t).
 The last checkpoint is reported, on the test split; under a shift the epoch is picked without target labels, and the oracle, which reads
 them at every validation, decides nothing.
 """
-    sections = [
-        *(_modes(root, data) for data in TARGETS),
-        *(_digits(root, name) for name in DIGITS),
-        _text(root),
-        _episodes(root),
-        _joint(root),
+    made = [
+        *(_modes(cells, target) for target in TARGETS),
+        *(_digits(cells.root, name) for name in DIGITS),
+        _text(cells.root),
+        _episodes(cells.root),
+        _joint(cells.root),
     ]
+    sections = {text.splitlines()[0]: text for text in (old.strip() for old in _old(out))}
+    new = {text.splitlines()[0]: text for text in made if text}
+    first = {title: text for title, text in new.items() if title.startswith("## Modes")}  # what comes first, where it is new
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text + "".join(f"\n{section}\n" for section in sections if section))
+    out.write_text(head + "".join(f"\n{section}\n" for section in {**first, **sections, **new}.values()))
 
 
-def _modes(root: Path, data: str) -> str:
-    rows = []
+def _old(out: Path) -> list[str]:
+    """The sections of a document, with their titles."""
+    return [f"## {text}" for text in out.read_text().split("\n## ")[1:]] if out.exists() else []
+
+
+def _modes(cells: Cells, target: str) -> str:
+    rows, refused = [], []
     for name, chosen in MODES.items():
-        pattern = f"modes-{data}-{slug(name)}-*"
-        get = lambda key, pattern=pattern: numbers(root, pattern, key)  # noqa: E731
-        errors = sorted(root.glob(f"{pattern}/error.txt"))
-        if errors and not get("test/accuracy"):
-            rows.append(f"| {name} | refused: {errors[0].read_text().partition(': ')[2]} | | | | |")
+        of = re.escape(f"modes, {target}, {name}, ")
+        get = lambda key, of=of: cells.values(rf"{of}\d", key)  # noqa: E731
+        if get("error"):
+            refused.append(f"{name}: {get('error')[0].partition(': ')[2] or get('error')[0]}")
         elif get("test/accuracy"):
             moving, stored = (mean(get(k)) for k in ("model/moving_parameters", "model/stored_bytes"))
-            memory = mean(numbers(root, pattern.replace("*", str(SEEDS[0])), "train/peak_memory_bytes"))
-            seconds = mean(get("train/seconds"))
-            cells = [percent(get("test/accuracy")), f"{moving:,.0f}", f"{stored / 1e6:.2f}", f"{seconds:.0f}", f"{memory / 1e6:,.0f}"]
-            rows.append(f"| {name} (`{shlex.join(chosen)}`) | {' | '.join(cells)} |")
+            memory, steps = mean(cells.values(f"{of}{SEEDS[0]}", "train/peak_memory_bytes")), mean(get("train/steps"))
+            row = [
+                percent(get("test/accuracy")),
+                f"{moving:,.0f}",
+                f"{stored / 1e6:.2f}",
+                f"{steps:.0f}",
+                f"{mean(get('train/seconds')):.0f}",
+            ]
+            rows.append(f"| {name} (`{shlex.join(chosen)}`) | {' | '.join([*row, f'{memory / 1e6:,.0f}'])} |")
     if not rows:
         return ""
-    head = "| adaptation | test accuracy | moving parameters | stored, MB | seconds | peak memory, MB |\n|---|---|---|---|---|---|\n"
-    rates = f"Learning rates, usual ones and not tuned: {RATES['full']} where whole layers move, {RATES['light']} for {', '.join(LIGHT)}."
-    rates += f" Memory is that of the process, with seed {SEEDS[0]}. What ends near the probe may want another rate."
-    commands = [["pretrain", *PRETRAIN[data]], ["finetune", f"+target={data}", "from=RUN", *TARGETS[data]]]
+    settings = TARGETS[target]
+    commands = [["pretrain", *PRETRAIN[settings[0].partition("=")[2]]], ["finetune", *settings, "from=RUN", *ALONE]]
     first, then = (f"`sslt {shlex.join(command)}`" for command in commands)
-    what = f"{then}, where RUN is the encoder of [earlier.md](earlier.md), {first}."
-    return f"## Modes: {data}\n\n{what} {rates}\n\n{head}" + "\n".join(rows)
+    text = (
+        f"## Modes: {target}\n\n{then}, with RUN by {first}; {about()}. All else is the default. Memory is that of the process, with seed "
+    )
+    text += f"{SEEDS[0]}.\n\n| adaptation | test accuracy | moving parameters | stored, MB | steps | seconds | peak memory, MB |\n"
+    text += "|---|---|---|---|---|---|---|\n" + "\n".join(rows)
+    return text + ("\n\nRefused: " + "; ".join(refused) + "." if refused else "")
 
 
 def _digits(root: Path, name: str) -> str:
@@ -295,12 +309,13 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of data sets (data.root)")
     parser.add_argument("--root", default="runs/results", help="where the run folders go")
     parser.add_argument("--out", default="docs/results/transfer.md")
+    parser.add_argument("--kept", default="docs/results/transfer.jsonl", help="what was measured of modes")
     parser.add_argument("--only", default=",".join(PARTS))
     args = parser.parse_args()
-    cells = Cells(Path(args.root), args.data)
+    cells = Cells(Path(args.root), args.data, Path(args.kept))
     for part in args.only.split(","):
         for _ in PARTS[part](cells):
-            write(cells.root, Path(args.out))
+            write(cells, Path(args.out))
 
 
 if __name__ == "__main__":

@@ -385,3 +385,42 @@ def test_commands_of_the_tables_of_texts_compose(monkeypatch, tmp_path):
             if row.pretrain:
                 compose("pretrain", row.pretrain)
             compose(row.verb, [*row.args, *(["from=RUN"] if row.pretrain else [])])
+
+
+def test_a_document_of_transfer_keeps_what_is_not_measured_anew(monkeypatch, tmp_path):
+    """Modes become their section; what was refused stands below; sections of other days stay, in their order."""
+    import transfer
+    from cells import Cells
+
+    out = tmp_path / "transfer.md"
+    out.write_text("# Ways\n\n## New domain: a\n\nolder\n\n## Modes: imdb, 2,500 labels\n\nolder modes\n\n## Episodes: Omniglot\n\nolder\n")
+    numbers = {
+        "model/moving_parameters": 10,
+        "model/stored_bytes": 2e6,
+        "train/steps": 3,
+        "train/seconds": 4,
+        "train/peak_memory_bytes": 5e6,
+    }
+    cells = Cells(tmp_path / "runs", str(tmp_path))
+
+    def ran(name: str, verb: str, *args: str, may_fail: bool, alone: bool) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        if "adaptation=lora" in args:
+            (folder / "error.txt").write_text("adaptation=lora: none here")
+        else:
+            (folder / "metrics.json").write_text(json.dumps(numbers))
+        assert may_fail and alone and "from=start" in args
+        return folder
+
+    monkeypatch.setattr(cells, "run", ran)
+    for mode in ("full", "LoRA"):
+        args = [lambda: "from=start", *transfer.MODES[mode]]
+        cells.measure(f"modes, imdb, 2,500 labels, {mode}, 0", "finetune", *args, may_fail=True, alone=True)
+    transfer.write(cells, out)
+    text = out.read_text()
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles == ["## Modes: imdb, 2,500 labels", "## New domain: a", "## Episodes: Omniglot"] and "older modes" not in text
+    assert "| full (`adaptation=full`) | 50.0 (1 seed) | 10 | 2.00 | 3 | 4 | 5 |" in text and "Refused: LoRA: none here." in text
+    transfer.write(cells, out)
+    assert out.read_text() == text
