@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
-from sslt.data.answers import Class, Labels, Number
+from sslt.data.answers import Class, Labels, Map, Number, Tags
 from sslt.data.prepare.bag_processor import VOCABULARY
 from sslt.data.prepare.parts import part_names
 from sslt.data.sources.pairs import SIDES
@@ -20,10 +20,12 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.lexicon import Lexicon
 from sslt.runs import versions
 from sslt.targets.base import Target
+from sslt.targets.map_pictures import palette
 from sslt.targets.pairs import Pairs
 
 ABOUT = "export.json"
 LEXICON = "lexicon.npz"
+INSIDE = "inside_words.npy"
 FORMAT = 1
 PACKAGES = ("sslt", "torch", "numpy", "onnx", "onnxruntime", "onnxscript")
 
@@ -70,6 +72,10 @@ def _answers(target: Target | None) -> dict[str, Any]:
         found["thresholds"] = cast(Tensor, target.thresholds).tolist()
     elif target.answer is Number:
         found |= {"mean": float(cast(Tensor, target.mean)), "std": float(cast(Tensor, target.std))}
+    elif target.answer is Tags:
+        found |= {"cuts_words": bool(target.cuts_words), "inside_words": INSIDE}
+    elif target.answer is Map:
+        found["colours"] = palette(len(target.space["classes"])).tolist()
     return json.loads(json.dumps(found))
 
 
@@ -89,8 +95,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def write_beside(folder: Path, encoder: Encoder, lexicon: Lexicon | None) -> None:
-    """What makes inputs of texts (a tokenizer, a vocabulary), and the scores of words as arrays."""
+def write_beside(folder: Path, encoder: Encoder, target: Target | None, lexicon: Lexicon | None) -> None:
+    """What makes inputs of texts (a tokenizer, a vocabulary) and spans of tags, and the scores of words as arrays."""
     p = encoder.processor
     if hasattr(p, "tokenizer"):
         backend = p.tokenizer.backend_tokenizer
@@ -100,6 +106,8 @@ def write_beside(folder: Path, encoder: Encoder, lexicon: Lexicon | None) -> Non
     elif hasattr(p, "documents"):
         p.save(folder)
         assert (folder / VOCABULARY).is_file()
+    if target is not None and target.answer is Tags:
+        np.save(folder / INSIDE, cast(Tensor, target.entries).cpu().numpy())
     if lexicon is not None:
         names = ("terms", "idf", "table", "bias", "parts", "starts")
         np.savez(folder / LEXICON, **{name: getattr(lexicon, name).detach().cpu().numpy() for name in names})
@@ -114,4 +122,4 @@ def columns(node: Any, parts: list[str]) -> dict[str, Any]:
 
 def can_be_read_alone(target: Target | None) -> bool:
     """Whether `standalone.py` makes answers of the outputs."""
-    return target is None or isinstance(target, Pairs) or target.answer in (Class, Labels, Number)
+    return target is None or isinstance(target, Pairs) or target.answer in (Class, Labels, Number, Tags, Map)

@@ -1,22 +1,23 @@
 """Answers of an exported model: python predict.py FILE_OR_FOLDER. Needs onnxruntime, numpy, pillow for pictures, tokenizers for texts.
 
 --column=NAME says which column of a table is the text, once for each part where a sample has several; else it is the one that the model
-was trained with, or one of the usual names.
+was trained with, or one of the usual names. --maps=FOLDER says where a model that has a class for every pixel writes them, as pictures.
 
 Reads the folder that it lies in: export.json says what the graph takes and what its numbers mean. Copy what you need of it: `Pictures`,
-`Texts` and `Words` make inputs, `Lexicon` adds the scores of words, `Answers` reads the outputs.
+`Texts` and `Words` make inputs, `Lexicon` adds the scores of words, `answers` reads the outputs, located.py those that have a place.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import re
 import sys
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,46 @@ class Model:
             found["logits"] = found["logits"] + self.lexicon.scores(inputs)
         return found
 
-    def rows(self, items: list[Any], batch_size: int = 32) -> list[dict[str, Any]]:
-        """What is answered to pictures (files, or uint8 [H, W, C] each) or texts (of several parts tuples), a row each."""
+    def rows(self, items: list[Any], batch_size: int = 32, maps: Path | None = None, first: int = 0) -> list[dict[str, Any]]:
+        """What is answered to pictures (files, or uint8 [H, W, C] each) or texts (of several parts tuples), a row each.
+
+        maps: a folder for those of pixels, whose names begin with the number `first`.
+        """
         reader, found = READERS[self.about["samples"]["kind"]](self.folder, self.about["samples"]), []
+        kind = self.about["answers"]["kind"]
+        rows: Callable[..., list[dict[str, Any]]] = self._spans if kind == "tags" else self._maps if kind == "map" else self._plain
         for i in range(0, len(items), batch_size):
-            made = [reader.one(item) for item in items[i : i + batch_size]]
-            found += answers(self.about["answers"], self.outputs(reader.together(made)))
+            found += rows(reader, items[i : i + batch_size], first + i, maps)
         return found
+
+    def _plain(self, reader: Any, items: list[Any], *_: Any) -> list[dict[str, Any]]:
+        return answers(self.about["answers"], self.outputs(reader.together([reader.one(item) for item in items])))
+
+    def _spans(self, reader: Texts, items: list[str], *_: Any) -> list[dict[str, Any]]:
+        located = beside("located")
+        spans, inputs = located.Spans(self.folder, self.about["answers"]), reader.together([reader.one(item) for item in items])
+        first, found, rows = int(self.about["samples"]["cls"] is not None), self.outputs(inputs)["tags"], []
+        for text, tags, ids in zip(items, found, inputs["input_ids"], strict=True):
+            places = located.whole_characters(reader.tokenizer.encode(text, add_special_tokens=False).offsets, text)
+            own = slice(first, first + min(len(places), self.about["samples"]["max_length"] - first - 1))
+            rows.append(spans.row(text, tags[own], places[: own.stop - first], ids[own]))
+        return rows
+
+    def _maps(self, reader: Pictures, items: list[Any], done: int, folder: Path | None) -> list[dict[str, Any]]:
+        maps = beside("located").Maps(self.about["answers"], folder)
+        pictures = [reader.pixels(item) for item in items]
+        scores = self.outputs(reader.together([reader.one(x) for x in pictures]))["scores"]
+        sides = [np.array(x.shape[:2]) for x in pictures]
+        return [maps.row(done + i, s, n, reader.seen(n)) for i, (s, n) in enumerate(zip(scores, sides, strict=True))]
+
+
+def beside(name: str) -> Any:
+    """The module in the file NAME.py that lies in the folder of this one."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # ---------------------------------------------------------------- pictures
@@ -81,7 +115,7 @@ class Pictures:
 
     def one(self, item: Any) -> np.ndarray:
         """A file, or pixels uint8 [H, W, C] of 1 or 3 channels."""
-        x = item if isinstance(item, np.ndarray) else read(Path(item))
+        x = self.pixels(item)
         if x.shape[2] == 3 and self.channels == 1:  # grey by ITU-R 601
             x = ((x.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32) + 32768) >> 16).astype(np.uint8)[..., None]
         first, kept, scaled, start = self.laid(np.array(x.shape[:2]))
@@ -91,6 +125,15 @@ class Pictures:
         around = [(max(-int(s), 0), max(self.size - int(e), 0)) for s, e in zip(start, end, strict=True)]
         x = np.pad(x[max(start[0], 0) :, max(start[1], 0) :], (*around, (0, 0)))[: self.size, : self.size]
         return np.repeat(x, self.channels // x.shape[2], axis=2)
+
+    def pixels(self, item: Any) -> np.ndarray:
+        return item if isinstance(item, np.ndarray) else read(Path(item))
+
+    def seen(self, sides: np.ndarray) -> np.ndarray:
+        """Of a picture of (height, width) the top, bottom, left and right edge of what the model sees, as shares."""
+        first, kept, scaled, start = self.laid(sides)
+        edges = np.stack([start, start + self.size], 1) * (kept / scaled)[:, None] + first[:, None]
+        return (edges / sides[:, None]).ravel()
 
     def laid(self, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Of (height, width) how much is kept and from where on, to what it is scaled, and from where on that is taken."""
@@ -330,7 +373,7 @@ def answers(about: dict[str, Any], outputs: dict[str, np.ndarray]) -> list[dict[
         shares_of /= shares_of.sum(1, keepdims=True)
         found = [{"prediction": names[i], "score": round(float(p.max()), 4)} for i, p in zip(logits.argmax(1), shares_of, strict=True)]
     else:
-        raise SystemExit(f"answers of kind '{kind}' are read by sslt alone: sslt predict from=THE_EXPORTED_RUN input=…")
+        raise ValueError(f"answers of kind '{kind}' are read by sslt alone: sslt predict from=THE_EXPORTED_RUN input=…")
     if len(names) <= 20:
         for row, each in zip(found, shares_of.tolist(), strict=True):
             row["scores"] = {c: round(p, 4) for c, p in zip(names, each, strict=True)}
@@ -408,8 +451,8 @@ def objects(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
-    own = [a.partition("=")[2] for a in arguments if a.startswith("--column=")]
-    files = [a for a in arguments if not a.startswith("--column=")]
+    own, folders = ([a.partition("=")[2] for a in arguments if a.startswith(f"--{name}=")] for name in ("column", "maps"))
+    files = [a for a in arguments if not a.startswith(("--column=", "--maps="))]
     if not files or files[0].startswith("-"):
         asked = files[:1] in (["-h"], ["--help"])
         print(__doc__, file=sys.stdout if asked else sys.stderr)
@@ -419,9 +462,15 @@ def main(arguments: list[str]) -> int:
         samples, columns = model.about["samples"], model.about.get("columns", {})
         if own and len(own) != max(len(samples.get("parts", ())), 1):
             raise ValueError(f"--column: a sample has {max(len(samples.get('parts', ())), 1)} texts, and so many columns, not {len(own)}")
+        if folders and model.about["answers"]["kind"] != "map":
+            raise ValueError("--maps: this model has no class for every pixel")
+        maps, done = Path(folders[-1]) if folders else None, 0
+        if maps is not None and maps.is_dir() and any(maps.iterdir()):
+            raise ValueError(f"--maps={maps}: there are files in this folder already; name another")
         for argument in files:
             items, names = items_of(Path(argument), samples, {**columns, **({"own": own} if own else {})})
-            for i, row in enumerate(model.rows(items)):
+            rows, done = model.rows(items, maps=maps, first=done), done + len(items)
+            for i, row in enumerate(rows):
                 print(json.dumps({"row": i, **({"name": names[i]} if names else {}), **row}, ensure_ascii=False))
     except ImportError as e:
         print(f"{e}: pip install {'pillow' if e.name == 'PIL' else e.name}", file=sys.stderr)

@@ -13,6 +13,7 @@ from sslt.data.answers import Class, Labels, Number
 from sslt.data.prepare.bag_processor import BagProcessor
 from sslt.data.prepare.image_processor import resize
 from sslt.data.prepare.parts import one_row
+from sslt.data.prepare.reversible import train_reversible
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.prepare.tokenizers import train_tokenizer
@@ -128,7 +129,7 @@ def test_what_cannot_be_read_is_said_in_a_line(tmp_path, monkeypatch, capsys, ki
 
     class Model(standalone.Model):
         def __init__(self, folder):
-            self.folder, self.about = tmp_path, {"samples": about, "columns": {"own": ["text"]}}
+            self.folder, self.about = tmp_path, {"samples": about, "answers": {"kind": "class"}, "columns": {"own": ["text"]}}
 
     monkeypatch.setattr(standalone, "Model", Model)
     assert standalone.main([str(tmp_path / name)]) == 1
@@ -248,3 +249,78 @@ def test_answers_are_the_rows_of_the_targets():
     ]
     for target, outputs, about in cases:
         assert standalone.answers(about, {k: x.numpy() for k, x in outputs.items()}) == target.rows(target.read(outputs, {}))
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_maps_are_those_of_the_target(fit, tmp_path):
+    """Pixel by pixel in the picture's own size, cut or padded or stretched, and the files that are written of them."""
+    from types import SimpleNamespace as Of
+
+    from sslt.data import frames
+    from sslt.data.prepare.image_processor import NARROWEST
+    from sslt.deploy import located
+    from sslt.targets.map_heads import in_own_size
+    from sslt.targets.map_pictures import described, palette, write_maps
+
+    space, rng = {"classes": ["none", "left", "right"]}, np.random.default_rng(0)
+    about, maps = {"kind": "map", **space, "colours": palette(3).tolist()}, []
+    reader = standalone.Pictures(None, {"size": 16, "channels": 3, "fit": fit})
+    sizes = np.array([(16, 16), (9, 30), (41, 12), (1, 5), (3, 200)])
+    scores = torch.from_numpy(rng.normal(size=(len(sizes), 3, 4, 4)).astype(np.float32))
+    seen = torch.from_numpy(frames.fitted(sizes, 16, fit, NARROWEST))
+    wanted = in_own_size(scores, {"seen": seen, "size": torch.from_numpy(sizes)}, space)
+    reading = located.Maps(about, tmp_path / "ours")
+    for i, sides in enumerate(sizes):
+        assert np.allclose(reader.seen(sides), seen[i])
+        maps.append(reading.row(i, scores[i].numpy(), sides, reader.seen(sides)))
+        ours = np.asarray(Image.open(tmp_path / "ours" / maps[-1]["prediction"]))
+        assert np.array_equal(ours, wanted.row(i)), (fit, sides)
+    assert maps == described(wanted) and located.Maps(about, None).row(0, scores[0].numpy(), sizes[0], seen[0].numpy()) == {
+        "shares": maps[0]["shares"]
+    }
+    for name in write_maps(tmp_path / "theirs", wanted):
+        assert (tmp_path / "theirs" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
+    session = Of(run=lambda names, given: [scores.numpy()[: len(given["image"])]])
+    model = standalone.Model.__new__(standalone.Model)
+    model.folder, model.session, model.lexicon = tmp_path, session, None
+    model.about = {"samples": {"kind": "image", "size": 16, "channels": 3, "fit": fit}, "answers": about, "outputs": [{"name": "scores"}]}
+    pictures = [rng.integers(0, 256, (*sides, 3), dtype=np.uint8) for sides in sizes]
+    assert model.rows(pictures, maps=tmp_path / "more") == described(wanted)
+    assert (tmp_path / "more" / "00002.png").read_bytes() == (tmp_path / "ours" / "00002.png").read_bytes()
+
+
+SPANS = ["Ada Lovelace met Zoë in Rome.", "", "New York, New York!", "ſtraße ünder naïve नमस्ते दुनिया", "  spaced   out  ", "w " * 40]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+@pytest.mark.parametrize("cuts_words", [False, True])
+def test_spans_are_those_of_the_target(kind, cuts_words, tmp_path):
+    """Of texts that fit and one that is cut, whatever tags are likely; by tokenizers that mark where words begin, and where they go on."""
+    from sslt.deploy import located
+    from sslt.targets import bio
+
+    texts = SPANS * 20
+    processor = TextProcessor(
+        train_tokenizer(texts, 90, False) if kind == "wordpiece" else train_reversible(kind, texts, 300, False, 0), 24
+    )
+    entries = processor.inside_words()
+    np.save(tmp_path / "inside_words.npy", entries)
+    reader, rng = reader_of(processor, tmp_path), np.random.default_rng(0)
+    first, types = int(processor.special[0] is not None), ["x", "y"]
+    spans = located.Spans(tmp_path, {"types": types, "cuts_words": cuts_words, "inside_words": "inside_words.npy"})
+    placed = [where for chunk in processor.encode_with_places(SPANS) for _, where in chunk]
+    for _ in range(20):
+        for text, where in zip(SPANS, placed, strict=True):
+            ids = reader.together([reader.one(text)])["input_ids"][0]
+            own = slice(first, first + min(len(where), processor.max_length - first - 1))
+            found = torch.from_numpy(rng.normal(size=(len(ids), 5))).log_softmax(1)
+            places = torch.full((1, len(ids), 2), -1)
+            ours = located.whole_characters(where, text)
+            places[0, own] = torch.from_numpy(ours[: own.stop - first])
+            whole = bio.continuing(places, torch.from_numpy(ids)[None], torch.from_numpy(entries)) & (not cuts_words)
+            (rows, sure) = bio.decode(found[None], places, whole)
+            wanted = [
+                {"start": a, "end": b, "type": types[t], "score": round(p, 4), "text": text[a:b]}
+                for (a, b, t), p in zip(rows[0].tolist(), sure[0].ravel().tolist(), strict=True)
+            ]
+            assert spans.row(text, found[own].numpy(), ours[: own.stop - first], ids[own]) == {"prediction": wanted}, text

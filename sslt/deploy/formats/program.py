@@ -60,7 +60,7 @@ def write_described(model: Model, folder: Path, about: dict[str, Any], file: str
     target, lexicon = divided(model.target)
     graph = graph_of(model.encoder, target, model.batch)
     found = {**described(graph, model.encoder, target, model.batch, lexicon), "file": file, **about}
-    write_beside(folder, model.encoder, lexicon)
+    write_beside(folder, model.encoder, target, lexicon)
     write_json(folder / ABOUT, found)
     return graph, found
 
