@@ -41,9 +41,10 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def alone(run: Path, files: Path) -> list[dict]:
+def alone(run: Path, files: Path, *flags: str) -> list[dict]:
     """What predict.py says in a process that has neither sslt nor torch."""
-    done = subprocess.run([sys.executable, "-c", BLOCKED, run / "model" / "predict.py", files], capture_output=True, text=True, cwd="/")
+    command = [sys.executable, "-c", BLOCKED, run / "model" / "predict.py", *flags, files]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=run.parent if flags else "/")
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -113,6 +114,44 @@ def test_texts(sslt, here, capsys):
     assert Run(here / "hf").metrics["left_out/accuracy"] == pytest.approx(
         Run(here / "tuned").metrics["test/accuracy"] - Run(here / "hf").metrics["test/accuracy"], abs=1e-6
     )
+
+
+def test_tags(sslt, here):
+    """Spans of short texts and of one that is cut, as `sslt predict` says them; the type and words of each."""
+    import test_tagging_stage as tagging
+
+    (here / "set").mkdir()
+    for name, numbers in (("train", range(48)), ("test", range(48, 60))):
+        (here / "set" / f"{name}.jsonl").write_text("".join(json.dumps(tagging.row(i)) + "\n" for i in numbers))
+    own = ["+target=text_tags", "data.path=set", *TINY_TEXT, "encoder.processor.vocab_size=200", "batch_size=16", "windows=1"]
+    short = ["optimizer.lr=0.01", "trainer.max_steps=50", "late_fusion=false", "baseline=false"]
+    sslt("finetune", *own, "from=scratch", *short, "hydra.run.dir=tuned")
+    sslt("export", "from=tuned", CPU, "hydra.run.dir=out")
+    (here / "lines.txt").write_text("\n".join(str(tagging.row(i)["text"]) for i in range(60, 72)) + "\nnobody\n")
+    sslt("predict", "from=tuned", "input=lines.txt", CPU, "hydra.run.dir=said")
+    told, wanted = alone(here / "out", here / "lines.txt"), rows(here / "said" / "predictions.jsonl")
+    assert [r["prediction"] for r in told] == [r["prediction"] for r in wanted] and sum(len(r["prediction"]) for r in told) >= 12
+    assert {s["type"] for r in told for s in r["prediction"]} == {"person", "place"}
+
+
+def test_maps(sslt, here):
+    """A picture's own size, pixel by pixel; into a folder that has nothing in it yet."""
+    from test_every_target_whole import CASES, SHORT
+
+    sslt("finetune", *CASES["segmentation"](here), *SHORT, "trainer.max_steps=20", "baseline=false", "hydra.run.dir=tuned")
+    sslt("export", "from=tuned", CPU, "hydra.run.dir=out")
+    rng = np.random.default_rng(0)
+    (here / "photos").mkdir()
+    for i, shape in enumerate([(8, 8, 3), (30, 11, 3), (9, 40, 3), (64, 64, 3)]):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(here / "photos" / f"{i}.png")
+    for run in ("tuned", "out"):
+        sslt("predict", f"from={run}", "input=photos", CPU, f"hydra.run.dir=said_{run}")
+    told, wanted = alone(here / "out", here / "photos", "--maps=maps"), rows(here / "said_tuned" / "predictions.jsonl")
+    assert [r["shares"] for r in told] == [r["shares"] for r in wanted] and any(len(r["shares"]) > 1 for r in told)
+    for row, other in zip(told, wanted, strict=True):
+        assert (here / "maps" / row["prediction"]).read_bytes() == (here / "said_tuned" / other["prediction"]).read_bytes()
+    again = subprocess.run([sys.executable, here / "out/model/predict.py", "--maps=maps", "photos"], capture_output=True, text=True)
+    assert again.returncode == 1 and again.stderr == "--maps=maps: there are files in this folder already; name another\n"
 
 
 def test_features(sslt, here):
