@@ -15,6 +15,8 @@ from sslt.targets.baselines import Rows
 
 def test_majority_and_difference_are_known():
     assert baselines.majority(np.array([0, 1, 1, 2]), np.array([1, 0, 1, 1, 2])) == pytest.approx(0.6)
+    assert baselines.majority(np.array([0, 0, 1]), np.array([1, 1, 1, 0])) == pytest.approx(0.25)
+    assert baselines.majority(np.array([0, 1, 2, 0, 1, 2]), np.array([1, 2, 2, 2])) == pytest.approx(0.75)  # as many labels of each
     a, b = np.array([True] * 60 + [False] * 40), np.array([True] * 50 + [False] * 50)
     mean, low, high = baselines.difference(a, b)
     half = 1.96 * np.std(a.astype(float) - b, ddof=1) / 10
