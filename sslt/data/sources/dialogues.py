@@ -281,8 +281,10 @@ class Sgd(DialogueSource):
             return []
         new = [n for n in self._services[split] if n not in self._services["train"]]
         named = f"{', '.join(new[:5])}{', …' if len(new) > 5 else ''}"
-        return [f"sgd: {len(new)} of the {len(self._services[split])} services in {split} are none of train ({named}): they count as missed"
-                ] if new else []  # fmt: skip
+        found = f"sgd: {len(new)} of the {len(self._services[split])} services in {split} are none of train ({named}): they count as missed"
+        bare = {_NUMBER.sub("", n) for n in self._services["train"]}
+        known = sum(_NUMBER.sub("", n) in bare for n in new) if self.services == "names" else 0
+        return [found + (f"; {known} of them under another number, which data.services=domains leaves out" if known else "")] if new else []
 
     def fingerprint(self) -> str:
         content = [(s, content_digest(fs)) for s, fs in self.files.items()]

@@ -155,7 +155,8 @@ def test_schema_guided_dialogue(official, tmp_path):
     assert labels.answer is Labels and labels.classes == ["Events_1", "Hotels_1", "Hotels_2", "Trains_1"]
     test = labels.read("test")
     assert test.answers.values.tolist() == [[0, 0, 1, 0], [0, 0, 1, 1]] * 2 and test.items[0].startswith("test 0 0\ntest 0 1\n")
-    assert test.remarks == ["sgd: 2 of the 2 services in test are none of train (Hotels_2, Trains_1): they count as missed"]
+    told = "sgd: 2 of the 2 services in test are none of train (Hotels_2, Trains_1): they count as missed"
+    assert test.remarks == [f"{told}; 1 of them under another number, which data.services=domains leaves out"]
     domains = source("sgd", root=str(tmp_path), answer="labels", services="domains")
     assert domains.classes == ["Events", "Hotels", "Trains"] and len(domains.get("unlabeled")) == 4
     with pytest.raises(UserError, match=r"data\.answer=label: give texts or labels; did you mean 'labels'"):
