@@ -7,7 +7,7 @@ the target's (`Fit`); description and regularisation are chosen on validation, a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sslt.data.streams.subsets import some
-from sslt.targets import baselines
+from sslt.targets import baselines, linear
 from sslt.targets.base import Rows
+from sslt.targets.metrics.multilabel import mean_average_precision
 
 STRENGTHS = (0.1, 0.5, 2.0, 8.0)  # of texts' linear models, the weaker the more regularised: C, or 1 / alpha; unit rows want little
 MOST_FITS = 100  # of these, over answers and strengths: each takes about a second
@@ -62,8 +63,7 @@ def strongest(fit: Fit, modality: str, train: Rows, val: Rows | None, test: Rows
 def _on_texts(fit: Fit, train: Rows, val: Rows | None) -> Iterator[tuple[str, Scores]]:
     name, vectors, _ = baselines.tf_idf(list(train.one_each))
     x, y = vectors(train.one_each), np.asarray(train.answers.values)
-    few = y[:1].size * len(STRENGTHS) <= MOST_FITS
-    for strength in STRENGTHS if val is not None and few else STRENGTHS[2:3]:
+    for strength in strengths(y[:1].size, val is not None):
         scores = fit.texts(x, y, strength)
         yield name, lambda items, scores=scores: scores(vectors(items))  # type: ignore[misc]
 
@@ -78,16 +78,33 @@ def _on_images(fit: Fit, train: Rows, val: Rows | None) -> Iterator[tuple[str, S
         yield describe.name, lambda rows, d=describe, w=weight, b=bias: (d.of(rows) @ w.T + b).double().numpy()  # type: ignore[misc]
 
 
-def logistic_of_each(x: Any, y: np.ndarray, strength: float) -> Scores:
-    """Logits [M, C] of scikit-learn's logistic regression of each label of `y` bool [N, C]; of one on all rows, or on none, its share."""
+def each_label(x: Any, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [D, C] and biases [C] of scikit-learn's logistic regression of each label of `y` bool [N, C] on rows [N, D].
+
+    Of a label that is on all rows, or on none, its share.
+    """
     from sklearn.linear_model import LogisticRegression
 
     n, counts = len(y), y.sum(0)
-    models = [LogisticRegression(C=strength, solver="liblinear").fit(x, y[:, c]) if 0 < counts[c] < n else None for c in range(len(counts))]
-    usual = np.log((counts + 0.5) / (n - counts + 0.5))
+    weights, bias = np.zeros((x.shape[1], y.shape[1])), np.log((counts + 0.5) / (n - counts + 0.5))
+    for c in np.flatnonzero((counts > 0) & (counts < n)):
+        model = LogisticRegression(C=strength, solver="liblinear").fit(x, y[:, c])
+        weights[:, c], bias[c] = model.coef_[0], model.intercept_[0]
+    return weights, bias
 
-    def scores(rows: Any) -> np.ndarray:
-        each = [np.full(rows.shape[0], u) if m is None else m.decision_function(rows) for m, u in zip(models, usual, strict=True)]
-        return np.stack(each, 1)
 
-    return scores
+def logistic_of_each(x: Any, y: np.ndarray, strength: float) -> Scores:
+    """Logits [M, C] of `each_label`."""
+    weights, bias = each_label(x, y, strength)
+    return lambda rows: rows @ weights + bias
+
+
+def strengths(answers: int, chosen: bool) -> tuple[float, ...]:
+    """Of texts' linear models of so many answers those that are tried; where nothing can be chosen, or they are many, a middle one."""
+    return STRENGTHS if chosen and answers * len(STRENGTHS) <= MOST_FITS else STRENGTHS[2:3]
+
+
+def one_against_rest(x: Tensor, y: Tensor, val: tuple[Tensor, Tensor] | None, l2: Sequence[float]) -> tuple[Tensor, Tensor, float]:
+    """`linear.probe_weights` of each label of `y` [N, C] against the rest, by the mean average precision."""
+    score = lambda scores, truth: mean_average_precision(scores.cpu().numpy(), truth.cpu().numpy())  # noqa: E731
+    return linear.probe_weights(x, y, val, y.shape[1], l2, score)

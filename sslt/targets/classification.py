@@ -87,4 +87,4 @@ class Classification(OfClasses):
         softening.soften(self.head, encoder, batches, lambda b: Class.moved(b)["label"], partial(F.cross_entropy, reduction="sum"))
 
     def fuse(self, encoder: Encoder, predictions: Class, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:
-        return fusion.add(encoder, self.head, self.beside, logits_of(predictions), train, val, device)
+        return fusion.add(fusion.CLASSES, encoder, self.head, self.beside, logits_of(predictions), train, val, device)

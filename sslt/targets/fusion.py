@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,44 +26,68 @@ from sslt.encoders.descriptions import Described
 from sslt.encoders.lexicon import PARTS, TRIPLES, Lexicon, Terms
 from sslt.encoders.side import SideModel
 from sslt.targets.baselines import L2, MOST_IMAGES, best_linear
+from sslt.targets.cheap_scores import each_label, one_against_rest, strengths
 from sslt.targets.linear import accuracy, probe_weights
+from sslt.targets.metrics.multilabel import mean_average_precision
 
 log = logging.getLogger("sslt")
 BATCH = 256
 MOST_WORDS = 1_200_000  # of training text in which parts of words are counted in seconds
 RARE = 2000  # texts from which on a term has to occur twice
 LETTERS = 2.0  # a word on average: below, words are characters, and triples of them are words
+Held = tuple[Any, Tensor] | None  # features or sparse rows of validation, and their truth
+
+
+class Kind(NamedTuple):
+    """What is told of samples, and how scores [N, C] of it are fitted and judged.
+
+    score: the name of what `measured` gives of scores and truth, the higher the better, a share; `trials`: of how many it is one. loss:
+    of both, summed. words: (sparse rows, truth, Held, C) → table [terms, C] and bias [C]. dense: the same of features, also of strengths.
+    """
+
+    score: str
+    truth: Callable[[Samples], Tensor]
+    measured: Callable[[Tensor, Tensor], float]
+    trials: Callable[[Tensor], int]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    words: Callable[[Any, Tensor, Held, int], tuple[np.ndarray, np.ndarray]]
+    dense: Callable[..., tuple[Tensor, Tensor, float]]
 
 
 def add(
-    encoder: Encoder, head: nn.Linear, beside: nn.ModuleList, own: Tensor, train: Samples, val: Samples | None, device: torch.device
-) -> dict[str, float]:
+    kind: Kind, encoder: Encoder, head: nn.Linear, beside: nn.ModuleList, own: Tensor, train: Samples, val: Samples | None,
+    device: torch.device,
+) -> dict[str, float]:  # fmt: skip
     """Solve for side models on `train` and put them `beside` the head, with the weights that are best on `val`.
 
-    own: the classifier's logits on `val`, or on `train` without. Without `val` all count alike, by the spread of their logits on `train`.
-    Where all together are worse than the encoder alone by more than chance, nothing changes. Returns what was weighed:
-    `val/encoder_accuracy`, and `val/words_accuracy` and the like.
+    own: the head's logits on `val`, or on `train` without. Without `val` all count alike, by the spread of their logits on `train`.
+    Where all together are worse by more than chance than one of them, that one answers alone; nothing changes where it is the encoder.
+    Returns what was weighed: `val/encoder_accuracy`, and `val/words_accuracy` and the like.
     """
     if not encoder.side_models:
         return {}
     encoder.to("cpu")
-    solved = [SOLVERS[name](encoder, train, val, head.out_features) for name in encoder.side_models]
+    solved = [SOLVERS[name](kind, encoder, train, val, head.out_features) for name in encoder.side_models]
     encoder.to(device)
     names, found = ["encoder", *(model.name for model, _ in solved)], {}
     scores = [own, *(s for _, s in solved)]
     if val is None:
         scales = [1.0, *(float(own.std() / s.std().clamp(min=1e-6)) for s in scores[1:])]
     else:
-        labels = labels_of(val)
-        scales = weigh(scores, labels)
-        found = {f"val/{name}_accuracy": accuracy(s, labels) for name, s in zip(names, scores, strict=True)}
-        together = accuracy(torch.stack([a * s for a, s in zip(scales, scores, strict=True)]).sum(0), labels)
-        others = ", ".join(f"{model.title} {100 * found[f'val/{model.name}_accuracy']:.1f} %" for model, _ in solved)
+        truth = kind.truth(val)
+        scales = weigh(scores, truth, kind.loss)
+        found = {f"val/{name}_{kind.score}": kind.measured(s, truth) for name, s in zip(names, scores, strict=True)}
+        together = kind.measured(torch.stack([a * s for a, s in zip(scales, scores, strict=True)]).sum(0), truth)
+        others = ", ".join(f"{model.title} {100 * found[f'val/{model.name}_{kind.score}']:.1f} %" for model, _ in solved)
+        each = list(found.values())
+        best = max(range(len(each)), key=each.__getitem__)
         log.info("on validation the encoder has %.1f %%, %s, all together %.1f %% (late_fusion=false: the encoder alone)",
-                 100 * found["val/encoder_accuracy"], others, 100 * together)  # fmt: skip
-        alone = found["val/encoder_accuracy"]
-        if together < alone - math.sqrt(alone * (1 - alone) / len(labels)):  # by more than a standard error
-            return found
+                 100 * each[0], others, 100 * together)  # fmt: skip
+        if together < each[best] - math.sqrt(each[best] * (1 - each[best]) / max(kind.trials(truth), 1)):  # by more than a standard error
+            if best == 0:
+                return found
+            log.info("%s alone is better than all together by more than chance: it answers alone", solved[best - 1][0].title)
+            scales = [float(k == best) for k in range(len(scales))]
     with torch.no_grad():
         for p in head.parameters():
             p.mul_(scales[0])
@@ -73,28 +97,28 @@ def add(
     return found
 
 
-def _words(encoder: Encoder, train: Samples, val: Samples | None, n_classes: int) -> tuple[SideModel, Tensor]:
+def _words(kind: Kind, encoder: Encoder, train: Samples, val: Samples | None, n_classes: int) -> tuple[SideModel, Tensor]:
     """A lexicon of the words that the encoder reads, and its scores on `val`, or on `train` without."""
     lexicon = Lexicon.beside(encoder, {"third": third_kind(encoder, train), "outputs": n_classes})
     x = _learn(lexicon, encoder, train)
-    held = None if val is None else (_matrix(lexicon, encoder, val), labels_of(val))
-    table, bias = _solve(x, labels_of(train), held, n_classes)
+    held = None if val is None else (_matrix(lexicon, encoder, val), kind.truth(val))
+    table, bias = kind.words(x, kind.truth(train), held, n_classes)
     lexicon.table, lexicon.bias = torch.from_numpy(table).float(), torch.from_numpy(bias).float()
     return lexicon, torch.from_numpy((x if held is None else held[0]) @ table).float() + lexicon.bias
 
 
-def _described(name: str, encoder: Encoder, train: Samples, val: Samples | None, n_classes: int) -> tuple[SideModel, Tensor]:
+def _described(name: str, kind: Kind, encoder: Encoder, train: Samples, val: Samples | None, n_classes: int) -> tuple[SideModel, Tensor]:
     """Logistic regression on a description of at most `MOST_IMAGES` images, and its scores on `val`, or on `train` without."""
     train, model = some(train, MOST_IMAGES, 0), Described(encoder.processor, n_classes, name)
     model.describe.learn(train)
     x = model.describe.of(train)
-    held = None if val is None else (model.describe.of(val), labels_of(val))
-    model.weight, model.bias, _ = probe_weights(x, labels_of(train), held, n_classes, L2 if held else L2[1:2])
+    held = None if val is None else (model.describe.of(val), kind.truth(val))
+    model.weight, model.bias, _ = kind.dense(x, kind.truth(train), held, n_classes, L2 if held else L2[1:2])
     return model, F.linear(x if held is None else held[0], model.weight, model.bias)
 
 
 # by the names that encoders give in `side_models`
-SOLVERS: dict[str, Callable[[Encoder, Samples, Samples | None, int], tuple[SideModel, Tensor]]] = {
+SOLVERS: dict[str, Callable[[Kind, Encoder, Samples, Samples | None, int], tuple[SideModel, Tensor]]] = {
     "words": _words,
     "gradients": partial(_described, "gradients"),
     "patches": partial(_described, "patches"),
@@ -150,7 +174,7 @@ def _rows(lexicon: Lexicon, counted: Iterable[tuple[np.ndarray, Terms]], n: int)
     return csr_matrix(parts, shape=(n, len(lexicon.terms)), dtype=np.float32)
 
 
-def _solve(x: Any, y: Tensor, held: tuple[Any, Tensor] | None, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _solve(x: Any, y: Tensor, held: Held, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Table [terms, C] and bias [C] of the linear model whose strength is best on `held`; a class without labels scores low."""
     _, model = best_linear(x, y.numpy(), None if held is None else (held[0], held[1].numpy()), n_classes)
     coefficients, intercepts = model.coef_, model.intercept_
@@ -161,21 +185,46 @@ def _solve(x: Any, y: Tensor, held: tuple[Any, Tensor] | None, n_classes: int) -
     return table, bias
 
 
-def weigh(scores: Sequence[Tensor], labels: Tensor) -> list[float]:
-    """Weights a_k > 0 under which softmax(Σ a_k · scores_k), logits [N, C] each, gives the labels [N] the highest likelihood.
+def _solve_each(x: Any, y: Tensor, held: Held, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Table and bias of logistic regression of each label, of the strength that is best on `held`."""
+    best: tuple[float, np.ndarray, np.ndarray] | None = None
+    for strength in strengths(n_classes, held is not None):
+        table, bias = each_label(x, y.numpy(), strength)
+        score = math.nan if held is None else mean_average_precision(held[0] @ table + bias, held[1].numpy())
+        if best is None or score > best[0]:
+            best = score, table, bias
+    assert best is not None
+    return best[1], best[2]
+
+
+def weigh(scores: Sequence[Tensor], truth: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
+    """Weights a_k > 0 under which Σ a_k · scores_k, logits [N, C] each, has the least loss of the truth: the highest likelihood.
 
     Their logarithms have a normal prior of deviation 1 around 0, for validation splits of a few rows.
     """
     with torch.inference_mode(False):
-        x = torch.stack(list(scores)).clone()
+        x, truth = torch.stack(list(scores)).clone(), truth.clone()
         logs = torch.zeros(len(scores), device=x.device, requires_grad=True)
         optimizer = torch.optim.LBFGS([logs], max_iter=50, line_search_fn="strong_wolfe")
 
-        def loss() -> Tensor:
+        def value() -> Tensor:
             optimizer.zero_grad()
-            value = F.cross_entropy(torch.tensordot(logs.exp(), x, 1), labels, reduction="sum") + logs.square().sum() / 2
-            value.backward()
-            return value
+            found = loss(torch.tensordot(logs.exp(), x, 1), truth) + logs.square().sum() / 2
+            found.backward()
+            return found
 
-        optimizer.step(loss)  # type: ignore[arg-type]
+        optimizer.step(value)  # type: ignore[arg-type]
     return logs.exp().tolist()
+
+
+def _labels(samples: Samples) -> Tensor:
+    """Which labels there are, float [N, C]."""
+    assert samples.answers is not None
+    return torch.from_numpy(np.asarray(samples.answers.values)).float()
+
+
+CLASSES = Kind("accuracy", labels_of, accuracy, len, partial(F.cross_entropy, reduction="sum"), _solve, probe_weights)
+LABELS = Kind(
+    "map", _labels, lambda scores, truth: mean_average_precision(scores.cpu().numpy(), truth.cpu().numpy()), lambda truth: int(truth.sum()),
+    partial(F.binary_cross_entropy_with_logits, reduction="sum"), _solve_each, lambda x, y, held, _, l2: one_against_rest(x, y, held, l2),
+)  # fmt: skip

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt.data.answers import Labels, Space
-from sslt.data.base import Source
+from sslt.data.base import Samples, Source
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, encode_views, wide
 from sslt.ranges import Share
-from sslt.targets import cheap_scores, linear, softening
+from sslt.targets import cheap_scores, fusion, linear, softening
 from sslt.targets.base import Cheap, Rows, Target, as_tensors
 from sslt.targets.metrics.multilabel import best_thresholds, mean_average_precision, multilabel_metrics
 
@@ -33,10 +33,11 @@ class Multilabel(Target[Labels]):
 
     Reads `views` [V, B, ...] and `labels` [B, C]. dropout: on the features. A label is given where its logit is above its threshold, which
     is the one of the best F1 on validation (Lewis et al., 2004, "SCut") and goes with the head; 0, a probability of one half, without.
+    beside: models whose scores are added to the head's where it answers, and that training does not see (late fusion).
     """
 
     answer = Labels
-    only_pooled = True
+    fuses = only_pooled = True
     primary = "map"
     watched = ("f1", "micro_f1")
     calibrates = True
@@ -49,6 +50,7 @@ class Multilabel(Target[Labels]):
         nn.init.zeros_(self.head.bias)
         self.thresholds: Tensor
         self.register_buffer("thresholds", torch.zeros(len(space["classes"])))
+        self.beside = nn.ModuleList()
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         logits = wide(self.head(self.dropout(encode_views(encoder, batch).pooled)))
@@ -57,8 +59,9 @@ class Multilabel(Target[Labels]):
     # ---------------------------------------------------------------- answers
     def outputs(self, encoder: Encoder, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`logits` [B, C]."""
-        pooled = encoder(encoder.inputs(batch)).pooled
-        return {"logits": self.head(pooled.to(self.head.weight.dtype)).float()}
+        inputs = encoder.inputs(batch)
+        logits = self.head(encoder(inputs).pooled.to(self.head.weight.dtype))
+        return {"logits": (logits + sum(model(encoder, inputs) for model in self.beside)).float()}
 
     def read(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> Labels:
         logits = outputs["logits"].cpu().numpy()
@@ -113,7 +116,7 @@ class Multilabel(Target[Labels]):
     def solve(self, train: tuple[Tensor, Labels], val: tuple[Tensor, Labels] | None) -> bool:
         """Set the head to logistic regression of each label against the rest, of the strength with the best `map` on `val`."""
         (x, y), held = as_tensors(train), val and as_tensors(val)
-        weight, bias, l2 = _one_against_rest(x, y, held, linear.L2_GRID if held else WITHOUT_VALIDATION)
+        weight, bias, l2 = cheap_scores.one_against_rest(x, y, held, linear.L2_GRID if held else WITHOUT_VALIDATION)
         with torch.no_grad():
             self.head.weight.copy_(weight)
             self.head.bias.copy_(bias)
@@ -124,9 +127,13 @@ class Multilabel(Target[Labels]):
         loss = partial(F.binary_cross_entropy_with_logits, reduction="sum")
         softening.soften(self.head, encoder, batches, lambda b: Labels.moved(b)["labels"].float(), loss)
 
+    def fuse(self, encoder: Encoder, predictions: Labels, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:
+        own = torch.from_numpy(_logits(predictions))
+        return fusion.add(fusion.LABELS, encoder, self.head, self.beside, own, train, val, device)
+
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
         fit = cheap_scores.Fit(
-            "logistic regression of each label", cheap_scores.logistic_of_each, _one_against_rest, mean_average_precision
+            "logistic regression of each label", cheap_scores.logistic_of_each, cheap_scores.one_against_rest, mean_average_precision
         )
         best = cheap_scores.strongest(fit, modality, train, val, test)
         least = 0.0 if val is None or best.val_scores is None else best_thresholds(best.val_scores, np.asarray(val.answers.values))
@@ -135,10 +142,6 @@ class Multilabel(Target[Labels]):
     def trivial(self, train: Labels, test: Labels) -> dict[str, float]:
         """Every row scored alike: a label's average precision is then its share of the rows."""
         return {"prevalence/map": mean_average_precision(np.zeros(test.values.shape), test.values)}
-
-
-def _one_against_rest(x: Tensor, y: Tensor, val: tuple[Tensor, Tensor] | None, strengths: Any) -> tuple[Tensor, Tensor, float]:
-    return linear.probe_weights(x, y, val, y.shape[1], strengths, lambda s, t: mean_average_precision(s.cpu().numpy(), t.cpu().numpy()))
 
 
 def _logits(predictions: Labels) -> np.ndarray:

@@ -60,7 +60,7 @@ def beside(
             labels.append((true[text], text))
     both = [torch.cat([part[text] for part, (_, text) in zip(parts, labels, strict=True)])
             for parts in ([h.own for h in held], [h.others for h in held])]  # fmt: skip
-    weights = fusion.weigh(both, torch.cat([true for true, _ in labels]))
+    weights = fusion.weigh(both, torch.cat([true for true, _ in labels]), fusion.CLASSES.loss)
     tried = {BOTH: tuple(weights), LINEAR: (0.0, 1.0), ENCODER: (1.0, 0.0)}
     f1 = {}
     for name, shares in tried.items():

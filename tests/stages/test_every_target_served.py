@@ -25,7 +25,7 @@ from sslt.stages.predict import parts_of_run
 from sslt.targets import heads
 
 CPU, LIMITS = torch.device("cpu"), Limits(1 << 20, 64, 10_000, 10_000, 30.0)
-FUSED = ("classification", "tagging", "pairs")  # late fusion stands beside these
+FUSED = ("classification", "multilabel", "tagging", "pairs")  # late fusion stands beside these
 
 
 def as_sent(item: Any, kind: str) -> Any:

@@ -23,13 +23,14 @@ def test_weights_are_the_most_likely_ones():
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (1000,))
     good, bad = F.one_hot(labels, 3) * 1.5 + torch.randn(1000, 3), torch.randn(1000, 3)
-    a, b = fusion.weigh([good, bad], labels)
+    loss = fusion.CLASSES.loss
+    a, b = fusion.weigh([good, bad], labels, loss)
     grid = torch.linspace(-4, 2, 61).exp()
     losses = torch.tensor([[F.cross_entropy(x * good + y * bad, labels, reduction="sum") + (x.log() ** 2 + y.log() ** 2) / 2 for y in grid]
                            for x in grid])  # fmt: skip
     i, j = np.unravel_index(int(losses.argmin()), losses.shape)
     assert a == pytest.approx(float(grid[i]), rel=0.1) and b == pytest.approx(float(grid[j]), rel=0.15) and a > 5 * b
-    a, b = fusion.weigh([good[:2], bad[:2]], labels[:2])
+    a, b = fusion.weigh([good[:2], bad[:2]], labels[:2], loss)
     assert 0.2 < a < 5 and 0.2 < b < 5
 
 
@@ -110,12 +111,63 @@ def test_gradients_and_patches_stand_beside_an_encoder_of_images(sslt, here, cap
 
 
 def test_nothing_stands_beside_where_validation_prefers_the_encoder_alone(sslt, here, monkeypatch):
-    monkeypatch.setattr(fusion, "weigh", lambda scores, labels: [1.0, *(-9.0 for _ in scores[1:])])
+    def wrong(solve):
+        def solved(*args):
+            model, scores = solve(*args)
+            model.scale(-1.0)
+            return model, -scores
+
+        return solved
+
+    for name in ("gradients", "patches"):
+        monkeypatch.setitem(fusion.SOLVERS, name, wrong(fusion.SOLVERS[name]))
+    monkeypatch.setattr(fusion, "weigh", lambda scores, labels, loss: [1.0, *(9.0 for _ in scores[1:])])
     sslt(*IMAGES, "late_fusion=true", "hydra.run.dir=worse")
     found = Run(here / "worse").metrics
     assert found["val/accuracy"] == pytest.approx(found["val/encoder_accuracy"], abs=1e-6)
     sslt(*IMAGES, "late_fusion=false", "hydra.run.dir=alone")
     assert found["test/accuracy"] == Run(here / "alone").metrics["test/accuracy"]
+
+
+def labelled(folder: Path) -> list[str]:
+    """Texts of which any number of four words say the labels, and the settings of a small bag on them."""
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 200), ("val", 60), ("test", 60)):
+        there = rng.random((n, 4)) < 0.3
+        words = np.where(there, ["storm", "vote", "goal", "film"], "")
+        lines = [f"{' '.join(w for w in row if w)} the day of {i}\t{';'.join(n for n, t in zip('abcd', has, strict=True) if t)}"
+                 for i, (row, has) in enumerate(zip(words, there, strict=True))]  # fmt: skip
+        (folder / f"{name}.tsv").write_text("text\tlabels\n" + "\n".join(lines) + "\n")
+    own = [
+        "+target=text_csv",
+        f"data.path={folder}",
+        "data.answer=labels",
+        "data.label=labels",
+        "data.separator=semicolon",
+        "objective=multilabel",
+        "encoder=bag",
+        *BAG,
+    ]
+    return ["finetune", *own, "from=scratch", "trainer.max_steps=1", "baseline=false"]
+
+
+def test_words_stand_beside_an_encoder_that_gives_labels(sslt, here, monkeypatch, capsys):
+    """Weighed by their precision; thresholds are those of all together; where they alone are better than with the encoder, they answer."""
+    (here / "set").mkdir()
+    tune = labelled(here / "set")
+    sslt(*tune, "hydra.run.dir=both")
+    found = Run(here / "both").metrics
+    assert found["val/words_map"] > found["val/encoder_map"] + 0.2 and found["val/map"] >= found["val/words_map"] - 0.02
+    sslt(*tune, "late_fusion=false", "hydra.run.dir=alone")
+    alone = Run(here / "alone").metrics
+    assert alone["val/map"] == pytest.approx(found["val/encoder_map"], abs=1e-6) and "val/words_map" not in alone
+    assert found["test/map"] > alone["test/map"] + 0.2 and found["test/f1"] > 0.9 > alone["test/f1"]
+    sslt("evaluate", "from=both", "trainer.accelerator=cpu", "baseline=false", "hydra.run.dir=measured")
+    assert Run(here / "measured").metrics["test/f1"] == found["test/f1"]
+    monkeypatch.setattr(fusion, "weigh", lambda scores, truth, loss: [9.0, *(1e-3 for _ in scores[1:])])
+    sslt(*tune, "hydra.run.dir=words")
+    assert "TF-IDF alone is better than all together" in capsys.readouterr().err
+    assert Run(here / "words").metrics["val/map"] == pytest.approx(found["val/words_map"], abs=1e-6)
 
 
 def test_a_dictionary_of_patches_stands_still_with_models_beside_it(sslt, here):
