@@ -72,7 +72,8 @@ def roc_area(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def best_thresholds(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Of each class, [C], the score above which F1 is best: halfway between two scores; 0 where the class does not occur.
 
-    Of equally good ones the highest. Float [N, C] and bool [N, C].
+    Of equally good ones the highest. None is so low that all rows have a class that fewer than half of them should, as F1 would have it of
+    scores that tell nothing: then no row has it. Float [N, C] and bool [N, C].
     """
     found = np.zeros(scores.shape[1])
     for c in np.flatnonzero(truth.any(0)):
@@ -80,8 +81,10 @@ def best_thresholds(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
         ranked, hits = scores[order, c].astype(np.float64), truth[order, c].cumsum()
         below = np.append(ranked[1:], ranked[-1] - 1)
         f1 = np.where(ranked != below, 2 * hits / (np.arange(1, len(ranked) + 1) + hits[-1]), -1)  # rows of one score are not divided
+        if 2 * hits[-1] < len(ranked):
+            f1[-1] = -1
         best = int(f1.argmax())
-        found[c] = (ranked[best] + below[best]) / 2
+        found[c] = (ranked[best] + below[best]) / 2 if f1[best] >= 0 else ranked[0]
     return found
 
 
