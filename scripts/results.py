@@ -168,8 +168,8 @@ def rules(cells: Cells, names: list[str]) -> list[str]:
 
 # what the numbers do not say
 NOTES = {
-    ("cifar10", "simclr"): "Six epochs, of one core. Fine-tuned with 10 % of the labels and with all, this network is ahead of patches, "
-    "whose features are ahead as they are (linear 71.1, kNN 71.2): here deep overtakes shallow, and from scratch it is not far behind.",
+    ("cifar10", "simclr"): "Six epochs, of one core. Fine-tuned this network is ahead of patches with any number of labels, most with "
+    "many; as they are, features of patches are ahead (linear 71.1, kNN 71.2). With many labels it is not far behind from scratch.",
 }
 HOW = """Made by `python scripts/results.py --data DIR`; {about}.
 Every cell is a command with its defaults. Three seeds unless a cell says otherwise, each with a pretraining and a draw of labels of its

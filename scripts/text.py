@@ -91,8 +91,9 @@ SECTIONS = {
     "words": Section(
         "IMDB: a transformer that starts with a bag's words", words(5), ["linear/accuracy", "test/accuracy"], "accuracy",
         "500 labels, whole reviews in windows of 128 tokens, a transformer of 1.5 million parameters. It is about as good as its words "
-        "before it has learned anything; fine-tuned, validation prefers the start to all that follows, and masked words take away what it "
-        "began with. With fresh words the probe of the same network has 58 (above; it reads the first 128 tokens there).",
+        "before it has learned anything; fine-tuned, validation prefers the start to all that follows. Crops, or the bag as its teacher, "
+        "keep what it began with, and masked words take it away. With fresh words the probe of the same network has 58 (above; it reads "
+        "the first 128 tokens there).",
         ("+task=crops", "data=imdb", "trainer.max_time=00:03:00", "online_probe.every_n_epochs=0")),
     "video": Section(
         "Amazon video: the next of 23,715 items", items("video", 5, 5), RANKED, "ndcg@10",
