@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 MANY = 256  # classes from which on a file has 16 bits and no palette
-OUTSIDE = 255  # of a palette: no class
 
 
 class Spans:

@@ -40,8 +40,6 @@ if TYPE_CHECKING:  # Lightning takes two seconds to import, which what trains no
     from sslt.learner import Learner, Term
 
 log = logging.getLogger("sslt")
-for _name in ("pytorch_lightning", "lightning_fabric"):  # they set their own level when imported
-    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def device_of(cfg: Any) -> torch.device:

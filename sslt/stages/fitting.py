@@ -47,6 +47,8 @@ from sslt.stored import first_line
 from sslt.stored import shown as display
 
 log = logging.getLogger("sslt")
+for _name in ("pytorch_lightning", "lightning_fabric"):  # they set their own level when imported
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def fit(

@@ -35,6 +35,7 @@ BATCH = 256
 MOST_WORDS = 1_200_000  # of training text in which parts of words are counted in seconds
 RARE = 2000  # texts from which on a term has to occur twice
 LETTERS = 2.0  # a word on average: below, words are characters, and triples of them are words
+NEXT_TO_NOTHING = 1e-3  # what the head is scaled by that has no part in the answers; by itself, with nothing beside it, it answers as ever
 Held = tuple[Any, Tensor] | None  # features or sparse rows of validation, and their truth
 
 
@@ -61,7 +62,7 @@ def add(
     """Solve for side models on `train` and put them `beside` the head, with the weights that are best on `val`.
 
     own: the head's logits on `val`, or on `train` without. Without `val` all count alike, by the spread of their logits on `train`.
-    Where all together are worse by more than chance than one of them, that one answers alone; nothing changes where it is the encoder.
+    Where all together are worse by more than chance than one of them, that one answers alone; nothing changes if it is the encoder.
     Returns what was weighed: `val/encoder_accuracy`, and `val/words_accuracy` and the like.
     """
     if not encoder.side_models:
@@ -87,7 +88,7 @@ def add(
             if best == 0:
                 return found
             log.info("%s alone is better than all together by more than chance: it answers alone", solved[best - 1][0].title)
-            scales = [float(k == best) for k in range(len(scales))]
+            solved, scales = [solved[best - 1]], [NEXT_TO_NOTHING, 1.0]
     with torch.no_grad():
         for p in head.parameters():
             p.mul_(scales[0])

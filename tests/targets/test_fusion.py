@@ -167,7 +167,7 @@ def test_words_stand_beside_an_encoder_that_gives_labels(sslt, here, monkeypatch
     monkeypatch.setattr(fusion, "weigh", lambda scores, truth, loss: [9.0, *(1e-3 for _ in scores[1:])])
     sslt(*tune, "hydra.run.dir=words")
     assert "TF-IDF alone is better than all together" in capsys.readouterr().err
-    assert Run(here / "words").metrics["val/map"] == pytest.approx(found["val/words_map"], abs=1e-6)
+    assert Run(here / "words").metrics["val/map"] == pytest.approx(found["val/words_map"], abs=1e-3)
 
 
 def test_a_dictionary_of_patches_stands_still_with_models_beside_it(sslt, here):
