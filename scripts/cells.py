@@ -56,6 +56,22 @@ class _Heard(io.StringIO):
         return super().write(text)
 
 
+def _here(command: list[str]) -> tuple[int, str]:
+    """The exit code of a command, and what it says of mistakes."""
+    with contextlib.redirect_stderr(_Heard()) as heard:
+        return sslt(command), heard.getvalue()
+
+
+def _in_a_process(command: list[str]) -> tuple[int, str]:
+    """The same of one in a process of its own."""
+    with subprocess.Popen([sys.executable, "-m", "sslt", *command], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        heard = _Heard()
+        for line in process.stderr:
+            heard.write(line)
+    return process.returncode, heard.getvalue()
+
+
 class Cells:
     """Runs `sslt` commands into folders below `root`: a finished one is not run again, an interrupted one goes on.
 
@@ -80,13 +96,12 @@ class Cells:
             return run
         print("$ sslt", shlex.join([verb, *args]), flush=True)
         command = [verb, *args, f"hydra.run.dir={folder}", "resume=auto"]
-        with contextlib.redirect_stderr(_Heard()) as heard:
-            code = subprocess.run([sys.executable, "-m", "sslt", *command]).returncode if alone else sslt(command)
+        code, heard = _in_a_process(command) if alone else _here(command)
         if code and not (may_fail and code == 2):
             sys.exit(f"{name} ended with code {code}")
         if code:
             folder.mkdir(parents=True, exist_ok=True)  # a file that is refused leaves none
-            said = [line.removeprefix("sslt: ") for line in heard.getvalue().splitlines() if line.startswith("sslt: ")]
+            said = [line.removeprefix("sslt: ") for line in heard.splitlines() if line.startswith("sslt: ")]
             (folder / "error.txt").write_text(str(run.info.get("error") or " ".join(said)))
         return run
 

@@ -203,7 +203,7 @@ def _modes(cells: Cells, target: str) -> str:
         of = re.escape(f"modes, {target}, {name}, ")
         get = lambda key, of=of: cells.values(rf"{of}\d", key)  # noqa: E731
         if get("error"):
-            refused.append(f"{name}: {get('error')[0].partition(': ')[2] or get('error')[0]}")
+            refused.append(f"{name}: {get('error')[0].removeprefix('UserError: ')}")
         elif get("test/accuracy"):
             moving, stored = (mean(get(k)) for k in ("model/moving_parameters", "model/stored_bytes"))
             memory, steps = mean(cells.values(f"{of}{SEEDS[0]}", "train/peak_memory_bytes")), mean(get("train/steps"))

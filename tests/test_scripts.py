@@ -416,6 +416,21 @@ def test_a_document_of_transfer_keeps_what_is_not_measured_anew(monkeypatch, tmp
     text = out.read_text()
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == ["## Modes: imdb, 2,500 labels", "## New domain: a", "## Episodes: Omniglot"] and "older modes" not in text
-    assert "| full (`adaptation=full`) | 50.0 (1 seed) | 10 | 2.00 | 3 | 4 | 5 |" in text and "Refused: LoRA: none here." in text
+    assert (
+        "| full (`adaptation=full`) | 50.0 (1 seed) | 10 | 2.00 | 3 | 4 | 5 |" in text
+        and "Refused: LoRA: adaptation=lora: none here." in text
+    )
     transfer.write(cells, out)
     assert out.read_text() == text
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_a_cell_was_refused_for_is_kept(alone, monkeypatch, tmp_path, capfd):
+    """Whether the command was in this process or in one of its own; it is told as well, and not asked again."""
+    from cells import Cells
+
+    monkeypatch.chdir(tmp_path)
+    cells = Cells(tmp_path / "runs", str(tmp_path), tmp_path / "kept.jsonl")
+    found = cells.measure("none", "finetune", "+target=digits", "from=nowhere", may_fail=True, alone=alone)
+    assert found["error"].startswith("from=nowhere") and "from=nowhere" in capfd.readouterr().err
+    assert Cells(tmp_path / "runs", str(tmp_path), tmp_path / "kept.jsonl").measure("none", "finetune")["error"] == found["error"]
