@@ -121,7 +121,7 @@ def _agent(devices: int, nodes: int, node: int, endpoint: str, run: Run) -> tupl
         signals_to_handle="",  # they are ours
         **own,
     )
-    with _Passing(run, range(node * devices, (node + 1) * devices), SignalException) as watch:
+    with _gone_is_closed(), _Passing(run, range(node * devices, (node + 1) * devices), SignalException) as watch:
         try:
             elastic_launch(config, sys.executable)("-c", _WORKER)
         except ChildFailedError as e:
@@ -133,6 +133,27 @@ def _agent(devices: int, nodes: int, node: int, endpoint: str, run: Run) -> tupl
             if watch.came is None:
                 raise RankLost(f"the ranks could not be started at {endpoint}: {str(e).splitlines()[0][:200]}") from e
     return {}, watch.came
+
+
+@contextlib.contextmanager
+def _gone_is_closed() -> Iterator[None]:
+    """Within, torch's agent may end a rank that has just ended by itself: it looks before, and between that and the signal the rank can go.
+
+    Its error would take the place of how the ranks ended.
+    """
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+    own = SubprocessHandler.close
+
+    def close(self: Any, *args: Any, **how: Any) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            own(self, *args, **how)
+
+    SubprocessHandler.close = close  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SubprocessHandler.close = own  # type: ignore[method-assign]
 
 
 class _Passing(signals.Watch):

@@ -87,3 +87,17 @@ def test_another_node_ends_by_a_code(raised, code, run, monkeypatch, capsys):
     cfg = OmegaConf.merge(CPU, {"cache_dir": str(run.path)})
     assert launch.launch("pretrain", cfg, run, 2, Place(1, 2, "127.0.0.1", 1, nodes=True), 5) == code
     assert ("sslt: x" in capsys.readouterr().err) == (code == 1)
+
+
+def test_a_rank_that_is_gone_is_closed():
+    """It ended between the agent's look at it and the agent's signal; afterwards torch is as it was."""
+    import signal
+
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+    rank = SubprocessHandler(sys.executable, ("-c", "pass"), dict(os.environ), None, None, 0, None)
+    rank.proc.wait()
+    with launch._gone_is_closed():
+        rank.close(signal.SIGTERM)
+    with pytest.raises(ProcessLookupError):
+        rank.close(signal.SIGTERM)
