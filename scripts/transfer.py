@@ -160,11 +160,6 @@ SHOTS_OF_ANIL = (
 PARTS = {"modes": modes, "digits": digits, "text": text, "episodes": episodes, "joint": joint}
 
 
-def slug(name: str) -> str:
-    """A name as part of a folder's."""
-    return "".join(c if c.isalnum() else "_" for c in name.lower())
-
-
 def mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 

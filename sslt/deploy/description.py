@@ -27,6 +27,7 @@ ABOUT = "export.json"
 LEXICON = "lexicon.npz"
 INSIDE = "inside_words.npy"
 FORMAT = 1
+LOCATED = (Tags, Map)  # answers that `located.py` reads
 PACKAGES = ("sslt", "torch", "numpy", "onnx", "onnxruntime", "onnxscript")
 
 
@@ -122,4 +123,4 @@ def columns(node: Any, parts: list[str]) -> dict[str, Any]:
 
 def can_be_read_alone(target: Target | None) -> bool:
     """Whether `standalone.py` makes answers of the outputs."""
-    return target is None or isinstance(target, Pairs) or target.answer in (Class, Labels, Number, Tags, Map)
+    return target is None or isinstance(target, Pairs) or target.answer in (Class, Labels, Number, *LOCATED)

@@ -28,12 +28,11 @@ class Spans:
     def row(self, text: str, found: np.ndarray, places: np.ndarray, ids: np.ndarray) -> dict[str, Any]:
         """The answer to a text. found [L, K] and ids [L] of its tokens, which stand at `places` [L, 2], the first of them at 0."""
         kept = places[:, 1] > places[:, 0]
-        before = np.concatenate([[-1], np.maximum.accumulate(places[:, 1])[:-1]])
+        before = read_before(places)
         opened = np.concatenate([[True], self.inside[ids[:-1], 1]])
         whole = (places[:, 0] <= before) & (before > 0) & self.inside[ids, 0] & opened & (not self.cuts_words)
         found, places, whole = found[kept], places[kept], whole[kept]
-        before = np.concatenate([[-1], np.maximum.accumulate(places[:, 1])[:-1]]) if len(places) else np.empty(0)
-        path = best_path(found, whole | (places[:, 0] < before))  # or two tokens of one character
+        path = best_path(found, whole | (places[:, 0] < read_before(places)))  # or two tokens of one character
         spans: list[dict[str, Any]] = []
         for i in np.flatnonzero(path % 2 == 1):
             end = i + 1
@@ -43,6 +42,11 @@ class Spans:
             sure = float(np.exp(found[np.arange(i, end), path[i:end]].astype(float).mean()))
             spans.append({"start": first, "end": last, "type": self.types[path[i] // 2], "score": round(sure, 4), "text": text[first:last]})
         return {"prediction": spans}
+
+
+def read_before(places: np.ndarray) -> np.ndarray:
+    """How far the text before each token was read [L]: the furthest end of those before it, -1 of the first."""
+    return np.concatenate([[-1], np.maximum.accumulate(places[:, 1])])[: len(places)]
 
 
 def best_path(found: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -106,5 +106,9 @@ def strengths(answers: int, chosen: bool) -> tuple[float, ...]:
 
 def one_against_rest(x: Tensor, y: Tensor, val: tuple[Tensor, Tensor] | None, l2: Sequence[float]) -> tuple[Tensor, Tensor, float]:
     """`linear.probe_weights` of each label of `y` [N, C] against the rest, by the mean average precision."""
-    score = lambda scores, truth: mean_average_precision(scores.cpu().numpy(), truth.cpu().numpy())  # noqa: E731
-    return linear.probe_weights(x, y, val, y.shape[1], l2, score)
+    return linear.probe_weights(x, y, val, y.shape[1], l2, precision)
+
+
+def precision(scores: Tensor, truth: Tensor) -> float:
+    """`mean_average_precision` of tensors [N, C]."""
+    return mean_average_precision(scores.cpu().numpy(), truth.cpu().numpy())

@@ -26,7 +26,7 @@ from sslt.encoders.descriptions import Described
 from sslt.encoders.lexicon import PARTS, TRIPLES, Lexicon, Terms
 from sslt.encoders.side import SideModel
 from sslt.targets.baselines import L2, MOST_IMAGES, best_linear
-from sslt.targets.cheap_scores import each_label, one_against_rest, strengths
+from sslt.targets.cheap_scores import each_label, one_against_rest, precision, strengths
 from sslt.targets.linear import accuracy, probe_weights
 from sslt.targets.metrics.multilabel import mean_average_precision
 
@@ -226,6 +226,6 @@ def _labels(samples: Samples) -> Tensor:
 
 CLASSES = Kind("accuracy", labels_of, accuracy, len, partial(F.cross_entropy, reduction="sum"), _solve, probe_weights)
 LABELS = Kind(
-    "map", _labels, lambda scores, truth: mean_average_precision(scores.cpu().numpy(), truth.cpu().numpy()), lambda truth: int(truth.sum()),
+    "map", _labels, precision, lambda truth: int(truth.sum()),
     partial(F.binary_cross_entropy_with_logits, reduction="sum"), _solve_each, lambda x, y, held, _, l2: one_against_rest(x, y, held, l2),
 )  # fmt: skip

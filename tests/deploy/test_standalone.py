@@ -14,7 +14,7 @@ from sslt.data.prepare.bag_processor import BagProcessor
 from sslt.data.prepare.image_processor import resize
 from sslt.data.prepare.parts import one_row
 from sslt.data.prepare.reversible import train_reversible
-from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.text_processor import TextProcessor, _whole_characters
 from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.sources.image_files import decode
@@ -316,6 +316,7 @@ def test_spans_are_those_of_the_target(kind, cuts_words, tmp_path):
             found = torch.from_numpy(rng.normal(size=(len(ids), 5))).log_softmax(1)
             places = torch.full((1, len(ids), 2), -1)
             ours = located.whole_characters(where, text)
+            assert np.array_equal(ours, _whole_characters(where, text))
             places[0, own] = torch.from_numpy(ours[: own.stop - first])
             whole = bio.continuing(places, torch.from_numpy(ids)[None], torch.from_numpy(entries)) & (not cuts_words)
             (rows, sure) = bio.decode(found[None], places, whole)

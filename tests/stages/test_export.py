@@ -41,6 +41,14 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def photos(here: Path, shapes: list[tuple[int, ...]]) -> None:
+    """Files of noise of these shapes in photos/."""
+    rng = np.random.default_rng(0)
+    (here / "photos").mkdir()
+    for i, shape in enumerate(shapes):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(here / "photos" / f"{i}.png")
+
+
 def alone(run: Path, files: Path, *flags: str) -> list[dict]:
     """What predict.py says in a process that has neither sslt nor torch."""
     command = [sys.executable, "-c", BLOCKED, run / "model" / "predict.py", *flags, files]
@@ -72,10 +80,7 @@ def test_images(sslt, here):
     }
     assert Run(here / "out").info["parent"]["from"] == "tuned" and not (here / "out" / ".model.tmp").exists()
 
-    rng = np.random.default_rng(0)
-    (here / "photos").mkdir()
-    for i, shape in enumerate([(8, 8, 3), (30, 11, 3), (9, 40, 4), (64, 64, 3)]):
-        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(here / "photos" / f"{i}.png")
+    photos(here, [(8, 8, 3), (30, 11, 3), (9, 40, 4), (64, 64, 3)])
     for run in ("tuned", "out"):
         sslt("predict", f"from={run}", "input=photos", CPU, f"hydra.run.dir=said_{run}")
     told = alone(here / "out", here / "photos")
@@ -140,10 +145,7 @@ def test_maps(sslt, here):
 
     sslt("finetune", *CASES["segmentation"](here), *SHORT, "trainer.max_steps=20", "baseline=false", "hydra.run.dir=tuned")
     sslt("export", "from=tuned", CPU, "hydra.run.dir=out")
-    rng = np.random.default_rng(0)
-    (here / "photos").mkdir()
-    for i, shape in enumerate([(8, 8, 3), (30, 11, 3), (9, 40, 3), (64, 64, 3)]):
-        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(here / "photos" / f"{i}.png")
+    photos(here, [(8, 8, 3), (30, 11, 3), (9, 40, 3), (64, 64, 3)])
     for run in ("tuned", "out"):
         sslt("predict", f"from={run}", "input=photos", CPU, f"hydra.run.dir=said_{run}")
     told, wanted = alone(here / "out", here / "photos", "--maps=maps"), rows(here / "said_tuned" / "predictions.jsonl")

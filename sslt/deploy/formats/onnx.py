@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from sslt import stored
-from sslt.data.answers import Map, Tags
 from sslt.deploy import located, standalone
-from sslt.deploy.description import can_be_read_alone
+from sslt.deploy.description import LOCATED, can_be_read_alone
 from sslt.deploy.formats.base import Format, Model, Outputs
 from sslt.deploy.formats.program import quiet, traced, write_described
 from sslt.deploy.graph import Graph, graph_as
@@ -50,7 +49,7 @@ class Onnx(Format):
         made.save(str(folder / self.file))
         if can_be_read_alone(model.target):
             shutil.copyfile(standalone.__file__, folder / "predict.py")
-            if model.target is not None and model.target.answer in (Tags, Map):
+            if model.target is not None and model.target.answer in LOCATED:
                 shutil.copyfile(located.__file__, folder / "located.py")
 
     def open(self, model: Model, folder: Path) -> Outputs:
