@@ -17,7 +17,7 @@ from sslt.data.sources.pairs import SIDES
 from sslt.data.sources.tables import LABEL_NAMES, TEXT_NAMES
 from sslt.deploy.graph import Graph, ImageGraph, TextGraph
 from sslt.encoders.base import Encoder
-from sslt.encoders.lexicon import Lexicon
+from sslt.encoders.lexicon import SPELLED, Lexicon
 from sslt.runs import versions
 from sslt.targets.base import Target
 from sslt.targets.map_pictures import palette
@@ -42,7 +42,7 @@ def described(graph: Graph, encoder: Encoder, target: Target | None, batch: Mapp
         "format": FORMAT,
         "inputs": takes,
         "outputs": [{"name": name, "type": "float32"} for name in graph.gives],
-        "samples": _samples(graph, encoder, batch),
+        "samples": _samples(graph, encoder, batch, lexicon),
         "answers": _answers(target),
         "lexicon": None if lexicon is None else _lexicon(lexicon, encoder),
         "primary": None if target is None else target.primary,
@@ -50,14 +50,15 @@ def described(graph: Graph, encoder: Encoder, target: Target | None, batch: Mapp
     }
 
 
-def _samples(graph: Graph, encoder: Encoder, batch: Mapping[str, Any]) -> dict[str, Any]:
+def _samples(graph: Graph, encoder: Encoder, batch: Mapping[str, Any], lexicon: Lexicon | None) -> dict[str, Any]:
     p = encoder.processor
     if isinstance(graph, ImageGraph):
         return {"kind": "image", **p.config()}
     assert isinstance(graph, TextGraph)
     parts = {"parts": part_names(batch), "apart": bool(graph.apart), "max_length": p.max_length}
     if graph.bag:
-        return {"kind": "words", **parts, "unknown": p.unknown, "vocabulary": len(p.documents), "max_length": p.max_length}
+        spelled = lexicon is not None and lexicon.third == SPELLED
+        return {"kind": "words", **parts, "unknown": p.unknown, "vocabulary": len(p.documents), "spelled": spelled}
     marks = {"cls": p.cls_id, "sep": p.sep_id, "pad": p.pad_id, "marks_between": p.marks_between}
     return {"kind": "tokens", **parts, **marks, "segments": "segments" in graph.own, "tokens": p.vocab_size}
 

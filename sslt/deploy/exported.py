@@ -57,8 +57,11 @@ def load(folder: Path, trust: list[str]) -> tuple[Encoder, Target | None]:
         )
     encoder = fresh_like(str(folder / "reader"), trust)
     target = heads.load(folder / "head", encoder, trust) if stored.is_file(folder / "head" / "head.json") else None
-    check_seal(folder / MODEL, ABOUT, stored.json_object(folder / MODEL / ABOUT))
+    about = stored.json_object(folder / MODEL / ABOUT)
+    check_seal(folder / MODEL, ABOUT, about)
     with stored.blaming(folder / MODEL):
+        if about["samples"].get("spelled"):
+            encoder.processor.spell()
         outputs = FORMATS[name]().open(Model(encoder, target), folder / MODEL)
     answer_by(outputs, encoder, target)
     return encoder, target

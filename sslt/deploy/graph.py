@@ -83,7 +83,7 @@ class Graph(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the graph takes, by name, of a batch of prepared samples."""
+        """What the graph takes, by name, of a batch of prepared samples, and what stands beside it takes."""
 
     @abc.abstractmethod
     def made(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -149,7 +149,8 @@ class ImageGraph(Graph):
 class TextGraph(Graph):
     """`input_ids`, `attention_mask` and, of models that tell segments apart, `token_type_ids` int64 [B, L]; of a bag `words` int64 [B, T].
 
-    Parts that are read by themselves (`objective=pairs`) have these each, with the part's name before: `a_input_ids`, …
+    Parts that are read by themselves (`objective=pairs`) have these each, with the part's name before: `a_input_ids`, … What a batch has of
+    `subwords` is for a lexicon beside the graph.
     """
 
     def __init__(self, encoder: Encoder, target: Target | None, parts: tuple[str, ...], segments: bool):
@@ -167,7 +168,9 @@ class TextGraph(Graph):
         encoder = self.encoder.encoder
         rows = [part(batch, name) for name in self.apart] or [dict(batch)]
         made = [encoder.inputs(row) for row in rows]
-        return {f"{b}{name}": row[own].long() for b, row in zip(self.before, made, strict=True) for own, name in self.own.items()}
+        found = {f"{b}{name}": row[own].long() for b, row in zip(self.before, made, strict=True) for own, name in self.own.items()}
+        beside = {} if self.apart else {name: x for name, x in made[0].items() if name == "subwords"}
+        return found | beside
 
     def made(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         found = {own: given[name] for own, name in self.own.items()}

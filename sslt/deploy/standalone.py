@@ -53,12 +53,13 @@ class Model:
     def outputs(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the graph gives, by name, [B, ...], with the scores of words added to its logits."""
         names, n = [x["name"] for x in self.about["outputs"]], len(next(iter(inputs.values())))
+        given = {name: x for name, x in inputs.items() if name != "subwords"}  # which are for words outside the graph
         if self.about["samples"]["kind"] == "words":  # a vector for each word of each text
-            widest = max(x.shape[1] for x in inputs.values())
+            widest = max(x.shape[1] for x in given.values())
             step = max(1, AT_ONCE // max(widest, 1))
         else:
             step = max(n, 1)
-        parts = [self.session.run(names, {k: x[i : i + step] for k, x in inputs.items()}) for i in range(0, max(n, 1), step)]
+        parts = [self.session.run(names, {k: x[i : i + step] for k, x in given.items()}) for i in range(0, max(n, 1), step)]
         found = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
         if self.lexicon is not None:
             found["logits"] = found["logits"] + self.lexicon.scores(inputs)
@@ -261,30 +262,50 @@ def shares(sizes: list[int], room: int) -> list[int]:
 
 
 class Words:
-    """Texts → `words` int64 [B, T], the ids of a bag of words, padded by 0; parts that are read together with a hole between them."""
+    """Texts → `words` int64 [B, T], the ids of a bag of words, padded by 0; parts that are read together with a hole between them.
+
+    Where words are spelled, also `subwords` int64 [B, S] of those outside the vocabulary, padded by -1: for `Lexicon`, not for the graph.
+    """
 
     def __init__(self, folder: Path, about: dict[str, Any]):
         self.about = about
         documents = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))["documents"]
         self.known = {word: i for i, word in enumerate(documents, 1)}
 
-    def ids(self, text: str) -> list[int]:
-        text = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    def words(self, text: str) -> list[str]:
+        return WORD.findall((text if text.isascii() else unicodedata.normalize("NFKC", text)).lower())
+
+    def ids(self, words: list[str]) -> list[int]:
         first, unknown = 1 + len(self.known), self.about["unknown"]
-        found = [self.known.get(w) or first + zlib.crc32(w.encode("utf-8", "surrogatepass")) % unknown for w in WORD.findall(text.lower())]
+        found = [self.known.get(w) or first + zlib.crc32(w.encode("utf-8", "surrogatepass")) % unknown for w in words]
         return found[: self.about["max_length"]]
 
-    def one(self, item: Any) -> list[list[int]]:
-        rows = [self.ids(text) for text in ([item] if isinstance(item, str) else item)]
-        return rows if self.about["apart"] or len(rows) == 1 else [[i for row in rows for i in (*row, 0)]]
+    def one(self, item: Any) -> tuple[list[list[int]], list[int]]:
+        """Ids of one row, of parts that are read by themselves one row each; and the subwords of all."""
+        texts = [self.words(text) for text in ([item] if isinstance(item, str) else item)]
+        rows = [self.ids(words) for words in texts]
+        rows = rows if self.about["apart"] or len(rows) == 1 else [[i for row in rows for i in (*row, 0)]]
+        spelled = self.about.get("spelled")
+        return rows, [s for words in texts for w in words if w not in self.known for s in subwords_of(w)] if spelled else []
 
-    def together(self, made: list[list[list[int]]]) -> dict[str, np.ndarray]:
+    def together(self, made: list[tuple[list[list[int]], list[int]]]) -> dict[str, np.ndarray]:
         found = {}
         for i, part in enumerate(self.about["parts"] if self.about["apart"] else [""]):
-            rows = [row[i] for row in made]
-            width = max(max(len(ids) for ids in rows), 1)
-            found[f"{part}_words" if part else "words"] = np.array([ids + [0] * (width - len(ids)) for ids in rows], np.int64)
-        return found
+            found[f"{part}_words" if part else "words"] = padded([rows[i] for rows, _ in made], 0)
+        return {**found, "subwords": padded([subwords for _, subwords in made], -1)} if self.about.get("spelled") else found
+
+
+def subwords_of(word: str) -> list[int]:
+    """The parts of <word> of 3 and 4 letters, each once, hashed."""
+    whole = f"<{word}>"
+    spans = {whole[i : i + n] for n in (3, 4) for i in range(len(whole) - n + 1)}
+    return sorted(zlib.crc32(span.encode("utf-8", "surrogatepass")) % BUCKETS for span in spans)
+
+
+def padded(rows: list[list[int]], fill: int) -> np.ndarray:
+    """Rows [B, M] of one length, which is 1 at least."""
+    width = max(max(map(len, rows)), 1)
+    return np.array([row + [fill] * (width - len(row)) for row in rows], np.int64)
 
 
 READERS: dict[str, Any] = {"image": Pictures, "tokens": Texts, "words": Words}
@@ -299,26 +320,26 @@ class Lexicon:
     def scores(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """[B, C] of what the graph takes."""
         if "words" in inputs:
-            return self.of_words(inputs["words"])
+            return self.of_words(inputs["words"], inputs.get("subwords"))
         tokens = inputs["input_ids"]
         return self.of_words((tokens + 1) * (~np.isin(tokens, self.about["special"]) & (inputs["attention_mask"] > 0)))
 
-    def of_words(self, tokens: np.ndarray) -> np.ndarray:
-        """[B, C] of ids of words [B, T], 0 where none stands."""
+    def of_words(self, tokens: np.ndarray, subwords: np.ndarray | None = None) -> np.ndarray:
+        """[B, C] of ids of words [B, T], 0 where none stands, and of the parts of unknown ones [B, S], -1 where none stands."""
         a, n, words = self.arrays, len(tokens), self.about["words"]
         out = np.repeat(a["bias"][None], n, 0)
-        text, term, count = self.counts(tokens)
+        text, term, count = self.counts(tokens, subwords)
         place = np.searchsorted(a["terms"], term).clip(max=max(len(a["terms"]) - 1, 0))
         known = a["terms"][place] == term if len(a["terms"]) else np.zeros(len(term), bool)
         text, term, count = text[known], place[known], count[known]
         weight = (1 + np.log(count.astype(np.float32))) * a["idf"][term]
-        kind = text * 2 + ((a["terms"][term] >= words + BUCKETS) & (self.about["third"] == "parts"))
+        kind = text * 2 + ((a["terms"][term] >= words + BUCKETS) & (self.about["third"] in ("spelled", "parts")))
         squares = np.bincount(kind, weight.astype(np.float64) ** 2, 2 * n)
         weight = weight / np.sqrt(squares)[kind].astype(np.float32)
         np.add.at(out, text, a["table"][term] * weight[:, None])
         return out
 
-    def counts(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def counts(self, tokens: np.ndarray, subwords: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Texts and terms, in order, and how often each text has each."""
         words, seen = self.about["words"], tokens > 0
         rows = np.broadcast_to(np.arange(len(tokens))[:, None], tokens.shape)
@@ -331,12 +352,15 @@ class Lexicon:
             first = hashed(tokens[:, :-2][three], tokens[:, 1:-1][three], 1 << 31)
             ids.append(words + BUCKETS + hashed(first, tokens[:, 2:][three], BUCKETS))
             texts.append(rows[:, 2:][three])
-        elif self.about["third"] == "parts":
+        elif self.about["third"] in ("spelled", "parts"):
             starts = self.arrays["starts"][ids[0]]
             sizes = self.arrays["starts"][ids[0] + 1] - starts
             within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
             ids.append(words + BUCKETS + self.arrays["parts"][np.repeat(starts, sizes) + within])
             texts.append(np.repeat(texts[0], sizes))
+            if subwords is not None and self.about["third"] == "spelled":
+                ids.append(words + BUCKETS + subwords[subwords >= 0])
+                texts.append(np.nonzero(subwords >= 0)[0])
         room = words + 2 * BUCKETS
         key, count = np.unique(np.concatenate(texts) * room + np.concatenate(ids), return_counts=True)
         return key // room, key % room, count

@@ -55,11 +55,13 @@ class BagEncoder(Encoder):
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Samples of several parts are one bag, in which no word of one is beside one of another; what is of which part is lost, so that
-        each had better be encoded by itself (`objective=pairs`)."""
+        each had better be encoded by itself (`objective=pairs`). Subwords of unknown words are for what stands beside it."""
         if names := part_names(batch):
             hole = torch.zeros_like(batch[f"{names[0]}.tokens"][:, :1])
-            return {"tokens": torch.cat([x for name in names for x in (batch[f"{name}.tokens"], hole)], 1)}
-        return {"tokens": batch["tokens"]}
+            found = {"tokens": torch.cat([x for name in names for x in (batch[f"{name}.tokens"], hole)], 1)}
+            spelled = [batch[f"{name}.subwords"] for name in names if f"{name}.subwords" in batch]
+            return {**found, "subwords": torch.cat(spelled, 1)} if spelled else found
+        return {name: batch[name] for name in ("tokens", "subwords") if name in batch}
 
     def forward(self, inputs: dict[str, Tensor]) -> Features:
         tokens = inputs["tokens"]
@@ -89,7 +91,7 @@ class BagEncoder(Encoder):
         return inputs["tokens"] > 0
 
     def pick(self, inputs: dict[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
-        return {"tokens": inputs["tokens"] * kept}
+        return {**inputs, "tokens": inputs["tokens"] * kept}
 
     def block_names(self) -> list[str]:
         return []

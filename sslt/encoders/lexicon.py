@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sslt.data.prepare.bag_processor import BUCKETS, subwords_of
 from sslt.encoders.base import Encoder
 from sslt.encoders.side import SideModel
 
-SUBWORDS = (3, 4)  # letters of the parts of words, whose ends count as letters
-NONE, TRIPLES, PARTS = "none", "triples", "parts"
-BUCKETS = 1 << 24  # numbers that pairs share, and that triples or parts of words share; only those that training has take room
+NONE, TRIPLES, SPELLED = "none", "triples", "spelled"
+PARTS = "parts"  # what SPELLED was in heads saved before 2026-11-28: unknown words had no parts
+BY_PARTS = (SPELLED, PARTS)
 
 
 class Terms(NamedTuple):
@@ -28,8 +28,8 @@ class Lexicon(SideModel):
     """TF-IDF of words, pairs of neighbours and a third kind of term, times a table: words of texts [B, T] → [B, outputs].
 
     A term that a text has c times weighs (1 + ln c) · idf, and a text's terms have length 1 (Salton & Buckley, 1988, as scikit-learn's
-    `sublinear_tf` has it). third: "triples" of neighbours, "parts" of words of 3 and 4 letters, which have length 1 by themselves, or
-    "none". Terms are hashed; those that training did not have count for nothing.
+    `sublinear_tf` has it). third: "triples" of neighbours; "spelled", parts of words of 3 and 4 letters, which have length 1 by
+    themselves; or "none". Terms are hashed into `BUCKETS` of each kind; those that training did not have count for nothing.
 
     words: how many ids `Encoder.word_ids` gives. parts: the terms of every id, one after the other, and where each id's begin [V + 1]. It
     starts without terms (`learn`), or with room for `rows` of them that a folder holds.
@@ -57,11 +57,13 @@ class Lexicon(SideModel):
     @classmethod
     def beside(cls, encoder: Encoder, settings: dict[str, Any]) -> Lexicon:
         listed = encoder.word_list()
-        return cls(len(listed), **settings, parts=parts_of(listed) if settings["third"] == PARTS else None)
+        if settings["third"] == SPELLED:
+            encoder.processor.spell()
+        return cls(len(listed), **settings, parts=parts_of(listed) if settings["third"] in BY_PARTS else None)
 
     def forward(self, encoder: Encoder, inputs: dict[str, Tensor]) -> Tensor:
         tokens = encoder.word_ids(inputs)
-        found = self.weighed(self.counts(tokens), len(tokens))
+        found = self.weighed(self.counts(tokens, inputs.get("subwords")), len(tokens))
         return self.bias.repeat(len(tokens), 1).index_add_(0, found.text, self.table[found.term] * found.weight.unsqueeze(1))
 
     def scale(self, factor: float) -> None:
@@ -82,12 +84,15 @@ class Lexicon(SideModel):
         known = self.terms[place] == found.term if len(self.terms) else torch.zeros_like(found.term, dtype=torch.bool)
         text, term = found.text[known], place[known]
         weight = (1 + found.weight[known].log()) * self.idf[term]
-        kind = text * 2 + ((self.terms[term] >= self.words + BUCKETS) & (self.third == PARTS))
+        kind = text * 2 + ((self.terms[term] >= self.words + BUCKETS) & (self.third in BY_PARTS))
         squares = torch.zeros(2 * texts, device=weight.device).index_add_(0, kind, weight.square())
         return Terms(text, term, weight / squares.sqrt()[kind])
 
-    def counts(self, tokens: Tensor) -> Terms:
-        """All terms of texts [B, T] (0: no word), and how often each text has them."""
+    def counts(self, tokens: Tensor, subwords: Tensor | None = None) -> Terms:
+        """All terms of texts [B, T] (0: no word), and how often each text has them.
+
+        subwords [B, S]: of words whose ids do not tell how they are spelled (-1: none).
+        """
         tokens = tokens.long()
         seen = tokens > 0
         rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
@@ -101,12 +106,16 @@ class Lexicon(SideModel):
             first = hashed_pairs(tokens[:, :-2][three], tokens[:, 1:-1][three], 1 << 31)
             ids.append(self.words + BUCKETS + hashed_pairs(first, tokens[:, 2:][three], BUCKETS))
             texts.append(rows[:, 2:][three])
-        elif self.third == PARTS:
+        elif self.third in BY_PARTS:
             starts, sizes = self.starts[ids[0]], self.starts[ids[0] + 1] - self.starts[ids[0]]
             begins = sizes.cumsum(0) - sizes
             within = torch.arange(int(sizes.sum()), device=tokens.device) - begins.repeat_interleave(sizes)
             ids.append(self.words + BUCKETS + self.parts[starts.repeat_interleave(sizes) + within])
             texts.append(texts[0].repeat_interleave(sizes))
+            if subwords is not None and self.third == SPELLED:
+                there = subwords >= 0
+                ids.append(self.words + BUCKETS + subwords[there].long())
+                texts.append(rows[:, :1].expand_as(there)[there])
         room = self.words + 2 * BUCKETS
         key, count = (torch.cat(texts) * room + torch.cat(ids)).unique(return_counts=True)
         return Terms(key // room, key % room, count.float())
@@ -120,13 +129,11 @@ def hashed_pairs(first: Tensor, second: Tensor, rows: int) -> Tensor:
 
 
 def parts_of(words: list[str]) -> tuple[Tensor, Tensor]:
-    """For every id the hashed parts of its word, and where each id's begin; the parts of <word> of 3 and 4 letters, none of ""."""
+    """For every id the `subwords_of` its word, and where each id's begin; "" has none."""
     found: list[int] = []
     starts = [0]
     for word in words:
         if word:
-            whole = f"<{word}>"
-            spans = {whole[i : i + n] for n in SUBWORDS for i in range(len(whole) - n + 1)}
-            found += sorted(zlib.crc32(part.encode("utf-8", "surrogatepass")) % BUCKETS for part in spans)
+            found += subwords_of(word)
         starts.append(len(found))
     return torch.tensor(found, dtype=torch.int64), torch.tensor(starts, dtype=torch.int64)

@@ -45,6 +45,8 @@ class Splits(NamedTuple):
 
 
 def _splits(cfg: Any, encoder: Encoder, source: Any, node: Any) -> Splits:
+    if cfg.late_fusion and "words" in encoder.side_models:
+        encoder.processor.spell()
     train = label_subset(common.prepare(encoder, source, "train"), cfg.label_fraction, cfg.labels_per_class, cfg.seed)
     get_object(node["_target_"]).check(source, train.answers)
     test = common.prepare_labelled(encoder, source, "test")

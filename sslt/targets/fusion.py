@@ -23,7 +23,7 @@ from sslt.data.streams.subsets import labels_of, some
 from sslt.encoders.bag import BagEncoder
 from sslt.encoders.base import Encoder
 from sslt.encoders.descriptions import Described
-from sslt.encoders.lexicon import PARTS, TRIPLES, Lexicon, Terms
+from sslt.encoders.lexicon import SPELLED, TRIPLES, Lexicon, Terms
 from sslt.encoders.side import SideModel
 from sslt.targets.baselines import L2, MOST_IMAGES, best_linear
 from sslt.targets.cheap_scores import each_label, one_against_rest, precision, strengths
@@ -138,7 +138,7 @@ def third_kind(encoder: Encoder, train: Samples) -> str:
     if np.average([len(w) for w in words], weights=counts) < LETTERS:
         return TRIPLES
     lengths = train.lengths
-    return PARTS if lengths is not None and int(np.sum(lengths)) <= MOST_WORDS else TRIPLES
+    return SPELLED if lengths is not None and int(np.sum(lengths)) <= MOST_WORDS else TRIPLES
 
 
 def _learn(lexicon: Lexicon, encoder: Encoder, train: Samples) -> Any:
@@ -159,7 +159,8 @@ def _matrix(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Any:
 def _counted(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Iterator[tuple[np.ndarray, Terms]]:
     """The rows of a batch, and their terms."""
     for index in samples.ordered_batches(BATCH):
-        yield np.asarray(index), lexicon.counts(encoder.word_ids(encoder.inputs(samples.batch(index))))
+        inputs = encoder.inputs(samples.batch(index))
+        yield np.asarray(index), lexicon.counts(encoder.word_ids(inputs), inputs.get("subwords"))
 
 
 def _rows(lexicon: Lexicon, counted: Iterable[tuple[np.ndarray, Terms]], n: int) -> Any:

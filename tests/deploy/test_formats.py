@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslt.data.prepare.bag_processor import BagProcessor
+from sslt.data.prepare.bag_processor import BagProcessor, subwords_of
 from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.data.prepare.text_processor import TextProcessor
 from sslt.data.prepare.tokenizers import train_tokenizer
@@ -23,7 +23,7 @@ from sslt.encoders.causal import CausalEncoder
 from sslt.encoders.conv4 import Conv4
 from sslt.encoders.descriptions import Described
 from sslt.encoders.image import ImageEncoder
-from sslt.encoders.lexicon import TRIPLES, Lexicon
+from sslt.encoders.lexicon import SPELLED, TRIPLES, Lexicon
 from sslt.encoders.patches import PatchEncoder
 from sslt.encoders.text import TextEncoder
 from sslt.errors import UserError
@@ -50,13 +50,16 @@ def images(n: int) -> dict[str, torch.Tensor]:
 
 
 def texts(n: int, before: str = "", bag: bool = False) -> dict[str, torch.Tensor]:
-    """Rows of a width that depends on n; the last has no words."""
+    """Rows of a width that depends on n; the last has no words. Of a bag, with the parts of unknown words."""
     rng, width = torch.Generator().manual_seed(n), min(3 + 2 * n, 16)
     mask = torch.arange(width) < torch.randint(2, width + 1, (n, 1), generator=rng)
     mask[-1] = torch.arange(width) < (0 if bag else 2)
     mask[0] = True
     ids = torch.randint(1, 20, (n, width), generator=rng)
-    return {f"{before}tokens": ids * mask, **({} if bag else {f"{before}mask": mask})}
+    if not bag:
+        return {f"{before}tokens": ids * mask, f"{before}mask": mask}
+    parts = torch.tensor([subwords_of("w3")[0], subwords_of("w17")[-1], -1])[torch.randint(0, 3, (n, n), generator=rng)]
+    return {f"{before}tokens": ids * mask, f"{before}subwords": parts.int()}
 
 
 def pixel_processor() -> ImageProcessor:
@@ -106,8 +109,9 @@ def classes(encoder, beside: tuple[str, ...] = ()) -> Classification:
 
 def with_words(encoder) -> Classification:
     target = classes(encoder)
-    lexicon = Lexicon.beside(encoder, {"third": TRIPLES, "outputs": 3})
-    counted = lexicon.counts(encoder.word_ids(encoder.inputs(texts(9, bag=isinstance(encoder, BagEncoder))))).term.unique()
+    bag = isinstance(encoder, BagEncoder)
+    lexicon, inputs = Lexicon.beside(encoder, {"third": SPELLED if bag else TRIPLES, "outputs": 3}), encoder.inputs(texts(9, bag=bag))
+    counted = lexicon.counts(encoder.word_ids(inputs), inputs.get("subwords")).term.unique()
     lexicon.learn(counted, torch.rand(len(counted)) + 1)
     lexicon.table, lexicon.bias = torch.randn(len(counted), 3), torch.randn(3)
     target.beside.append(lexicon)

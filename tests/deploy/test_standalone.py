@@ -19,7 +19,7 @@ from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.prepare.tokenizers import train_tokenizer
 from sslt.data.sources.image_files import decode
 from sslt.deploy import standalone
-from sslt.encoders.lexicon import NONE, PARTS, TRIPLES, Lexicon, hashed_pairs, parts_of
+from sslt.encoders.lexicon import NONE, SPELLED, TRIPLES, Lexicon, hashed_pairs, parts_of
 
 TEXTS = ["", "Ada went to Rome!", "ﬁne don't 北京 x" * 9, "w " * 40, "the lake and the lake and the lake", "\ud800 broken"]
 
@@ -146,9 +146,20 @@ def test_words_are_those_of_the_bag(tmp_path):
     processor = BagProcessor({"ada": 2, "the": 9, "don't": 1, "京": 1}, 12, 7, 6)
     processor.save(tmp_path)
     reader = standalone.Words(tmp_path, {"unknown": 7, "max_length": 6, "parts": [], "apart": False})
-    assert [reader.ids(text) for text in TEXTS] == [ids[:6] for ids in next(processor.encode(TEXTS))]
-    made = reader.together([reader.one(text) for text in TEXTS])["words"]
-    assert made.shape == (len(TEXTS), 6) and not made[0].any()
+    assert [reader.ids(reader.words(text)) for text in TEXTS] == [ids[:6] for ids in next(processor.encode(TEXTS))]
+    made = reader.together([reader.one(text) for text in TEXTS])
+    assert made.keys() == {"words"} and made["words"].shape == (len(TEXTS), 6) and not made["words"][0].any()
+
+
+def test_unknown_words_are_spelled_as_in_the_bag(tmp_path):
+    """Also those of parts that are read together."""
+    processor = BagProcessor({"ada": 2, "the": 9, "don't": 1, "京": 1}, 12, 7, 6)
+    processor.save(tmp_path)
+    reader = standalone.Words(tmp_path, {"unknown": 7, "max_length": 6, "parts": [], "apart": False, "spelled": True})
+    wanted = [subwords for _, subwords in next(processor.encode_spelled(TEXTS))]
+    made = reader.together([reader.one(text) for text in TEXTS])["subwords"]
+    assert [row[row >= 0].tolist() for row in made] == wanted and not wanted[0] and all(wanted[1:])
+    assert reader.one((TEXTS[1], TEXTS[4]))[1] == wanted[1] + wanted[4]
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +204,11 @@ def test_pairs_are_rows_of_the_processor(processor, tmp_path):
     assert np.array_equal(made["token_type_ids"] * made["attention_mask"], (wanted["segments"] * wanted["mask"]).numpy())
 
 
-@pytest.mark.parametrize("third", [TRIPLES, PARTS, NONE])
+@pytest.mark.parametrize("third", [TRIPLES, SPELLED, NONE])
 def test_words_score_as_beside_the_encoder(third, tmp_path):
     """Repeated, unknown and missing words, texts without any."""
     words = ["", *(f"w{i}" for i in range(1, 12)), "", ""]
-    made = Lexicon(len(words), third, 3, parts_of(words) if third == PARTS else None)
+    made = Lexicon(len(words), third, 3, parts_of(words) if third == SPELLED else None)
     rng = torch.Generator().manual_seed(0)
     seen = torch.randint(0, len(words), (20, 9), generator=rng)
     terms, documents = made.counts(seen).term.unique(return_counts=True)
@@ -209,8 +220,13 @@ def test_words_score_as_beside_the_encoder(third, tmp_path):
     new = torch.randint(0, len(words), (30, 7), generator=rng)
     new[0] = 0
     new[1] = 3
-    wanted = made(SimpleNamespace(word_ids=lambda inputs: inputs), new)
+    beside = SimpleNamespace(word_ids=lambda inputs: inputs["tokens"])
+    wanted = made(beside, {"tokens": new})
     assert ours.of_words(new.numpy()) == pytest.approx(wanted.numpy(), abs=1e-5)
+    found = made.parts[torch.randint(0, len(made.parts) or 1, (30, 5), generator=rng)] if third == SPELLED else torch.zeros(30, 5).long()
+    spelled = torch.where(torch.rand(30, 5, generator=rng) < 0.5, found, -1)
+    wanted = made(beside, {"tokens": new, "subwords": spelled})
+    assert ours.of_words(new.numpy(), spelled.numpy()) == pytest.approx(wanted.numpy(), abs=1e-5)
     tokens, mask = new.numpy(), np.ones_like(new.numpy())
     mask[:, 5:] = 0
     read = (tokens + 1) * ~np.isin(tokens, [1, 2]) * mask

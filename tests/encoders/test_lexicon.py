@@ -11,9 +11,9 @@ import torch
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from sslt.data.prepare.bag_processor import BagProcessor
+from sslt.data.prepare.bag_processor import BagProcessor, subwords_of
 from sslt.encoders.bag import BagEncoder
-from sslt.encoders.lexicon import BUCKETS, NONE, PARTS, TRIPLES, Lexicon, parts_of
+from sslt.encoders.lexicon import BUCKETS, NONE, PARTS, SPELLED, TRIPLES, Lexicon, parts_of
 from sslt.encoders.text import TextEncoder
 
 WORDS = ["", *(f"w{i}" for i in range(1, 12)), "", ""]  # by id; the last two are shared by unknown words
@@ -27,7 +27,7 @@ def padded(rows: list[list[int]]) -> torch.Tensor:
 
 def learned(third: str, rows: list[list[int]]) -> Lexicon:
     """A lexicon of all terms of `rows`, with the identity as its table: its scores are the vectors."""
-    made = Lexicon(len(WORDS), third, 1, parts_of(WORDS) if third == PARTS else None)
+    made = Lexicon(len(WORDS), third, 1, parts_of(WORDS) if third == SPELLED else None)
     terms, documents = made.counts(padded(rows)).term.unique(return_counts=True)
     made.learn(terms, ((1 + len(rows)) / (1 + documents)).log() + 1)
     made.outputs, made.table, made.bias = len(terms), torch.eye(len(terms)), torch.zeros(len(terms))
@@ -35,7 +35,7 @@ def learned(third: str, rows: list[list[int]]) -> Lexicon:
 
 
 def scores(made: Lexicon, tokens: torch.Tensor) -> torch.Tensor:
-    return made(SimpleNamespace(word_ids=lambda inputs: inputs), tokens)
+    return made(SimpleNamespace(word_ids=lambda inputs: inputs["tokens"]), {"tokens": tokens})
 
 
 def reference(lengths: tuple[int, int]) -> TfidfVectorizer:
@@ -58,7 +58,7 @@ def test_vectors_are_those_of_scikit_learn(third, longest):
 
 
 def test_parts_of_words_are_a_family_of_their_own():
-    """Counted once for every time that a word stands there; unknown words have none."""
+    """Counted once for every time that a word stands there; ids that unknown words share have none."""
 
     def parts(row: list[int]) -> list[str]:
         found = []
@@ -66,13 +66,32 @@ def test_parts_of_words_are_a_family_of_their_own():
             found += sorted({f"<{word}>"[i : i + n] for n in (3, 4) for i in range(len(word) + 3 - n)})
         return found
 
-    made = learned(PARTS, TEXTS)
+    made = learned(SPELLED, TEXTS)
     words = reference((1, 2)).fit(TEXTS)
     spelled = TfidfVectorizer(sublinear_tf=True, analyzer=parts).fit(TEXTS)
     expected = hstack([v.transform([*TEXTS, *NEW]) for v in (words, spelled)])
     assert np.allclose(dots(torch.cat([scores(made, padded(TEXTS)), scores(made, padded(NEW))]).numpy()), dots(expected), atol=1e-5)
     found, starts = parts_of(["", "ab"])
     assert starts.tolist() == [0, 0, 3] and sorted(found.tolist()) == sorted(zlib.crc32(p) % BUCKETS for p in (b"<ab", b"ab>", b"<ab>"))
+
+
+def test_unknown_words_count_by_their_parts():
+    """As those of known words do: a text that says w1 in subwords has what one with the word w1 has, but for the word itself."""
+    made = learned(SPELLED, TEXTS)
+    known = made.counts(torch.tensor([[1, 3, 1]]))
+    unknown = made.counts(torch.tensor([[12, 3, 12]]), torch.tensor([[*subwords_of("w1") * 2, -1, -1]]))
+    both = [dict(zip(found.term.tolist(), found.weight.tolist(), strict=True)) for found in (known, unknown)]
+    parts = [{term: n for term, n in found.items() if term >= made.words + BUCKETS} for found in both]
+    assert parts[0] == parts[1] and max(parts[0].values()) >= 2
+    rows = made.counts(torch.tensor([[12], [3]]), torch.tensor([[-1] * 3, subwords_of("w2")]))
+    assert made.words + BUCKETS + subwords_of("w2")[0] in rows.term[rows.text == 1]  # of its own text
+    assert not (rows.term[rows.text == 0] >= made.words + BUCKETS).any()
+
+
+def test_heads_of_before_give_unknown_words_no_parts():
+    made, given = learned(SPELLED, TEXTS), (torch.tensor([[12]]), torch.tensor([subwords_of("w1")]))
+    made.third = PARTS
+    assert made.counts(*given).term.tolist() == [12]
 
 
 def test_padding_and_neighbours_in_the_batch_do_not_matter():
@@ -93,7 +112,7 @@ def test_scores_are_scaled_with_their_bias():
 def test_the_same_shape_comes_of_its_settings_and_an_encoder():
     """With the parts of this encoder's words, which are not kept."""
     encoder = BagEncoder(BagProcessor({w: 1 for w in WORDS[1:12]}, 5, 2, 100), dim=4, pairs=16, pair_weight=1.0, dropout=0.0)
-    made = Lexicon.beside(encoder, {"third": PARTS, "outputs": 3})
+    made = Lexicon.beside(encoder, {"third": SPELLED, "outputs": 3})
     terms = made.counts(padded(TEXTS)).term.unique()
     made.learn(terms, torch.rand(len(terms)) + 1)
     made.table, made.bias = torch.randn(len(terms), 3), torch.randn(3)

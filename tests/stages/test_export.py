@@ -17,7 +17,7 @@ from PIL import Image
 from sslt.config import build
 from sslt.deploy import standalone
 from sslt.deploy.variants import bytes_on_disk, load_variant
-from sslt.runs import Run
+from sslt.runs import Run, read_json
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -119,6 +119,22 @@ def test_texts(sslt, here, capsys):
     assert Run(here / "hf").metrics["left_out/accuracy"] == pytest.approx(
         Run(here / "tuned").metrics["test/accuracy"] - Run(here / "hf").metrics["test/accuracy"], abs=1e-6
     )
+
+
+def test_a_bag_of_words(sslt, here):
+    """Words that training never had are spelled beside the graph as `sslt predict` spells them."""
+    small = ["encoder=bag", "encoder.dim=8", "encoder.pairs=64", "trainer.max_steps=4", "baseline=false", CPU]
+    sslt("finetune", "+target=docs", "from=scratch", *small, "hydra.run.dir=tuned")
+    sslt("export", "from=tuned", CPU, "hydra.run.dir=out")
+    assert read_json(here / "out/model/export.json")["samples"]["spelled"]
+    lines = ["arraylikes reshaped broadcastings", "", "unheardof words of arraylike"]
+    (here / "lines.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for run in ("tuned", "out"):
+        sslt("predict", f"from={run}", "input=lines.txt", CPU, f"hydra.run.dir=said_{run}")
+    told = rows(here / "said_tuned" / "predictions.jsonl")
+    alike(alone(here / "out", here / "lines.txt"), told)
+    alike(rows(here / "said_out" / "predictions.jsonl"), told)
+    assert told[0]["scores"] != told[1]["scores"]  # an empty text's are the bias
 
 
 def test_tags(sslt, here):

@@ -9,6 +9,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from sslt.errors import UserError
 log = logging.getLogger("sslt")
 
 FORMAT = 1
+SUBWORDS = (3, 4)  # letters of the parts of words, whose ends count as letters
+BUCKETS = 1 << 24  # numbers that all parts of words share
 VOCABULARY = "vocabulary.json"
 # Scripts that put no spaces between words: each character counts as a word, and pairs of neighbours do what words do elsewhere.
 _UNSPACED = (
@@ -45,11 +48,19 @@ def words_in(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
+def subwords_of(word: str) -> list[int]:
+    """The parts of <word> of 3 and 4 letters, each once, hashed by their CRC-32 into `BUCKETS`: the same in every process."""
+    whole = f"<{word}>"
+    spans = {whole[i : i + n] for n in SUBWORDS for i in range(len(whole) - n + 1)}
+    return sorted(zlib.crc32(part.encode("utf-8", "surrogatepass")) % BUCKETS for part in spans)
+
+
 class BagProcessor(TokenProcessor):
     """Turns a source's splits into `TextSamples` of word ids, whole documents up to `max_length` words.
 
     A word of `documents` (word → in how many of `texts` documents it is) has the id of its place, from 1; any other one of the
-    `unknown` ids that follow, by its CRC-32, the same in every process. 0 is padding, and a word that is not to be read.
+    `unknown` ids that follow, by its CRC-32, the same in every process. 0 is padding, and a word that is not to be read. As an id of
+    several words does not say how they are spelled, samples have the `subwords` of their unknown words beside it, once asked to `spell`.
     """
 
     special = (None, None, 0)
@@ -115,11 +126,21 @@ class BagProcessor(TokenProcessor):
             raise UserError(f"{path} is damaged: it is no vocabulary; copy it again") from e
 
     def encode(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[int]]]:
+        for chunk in _chunks(texts):
+            yield [self._ids_of(words) for words in chunk]
+
+    def spell(self) -> None:
+        self.spells = True
+
+    def encode_spelled(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[tuple[list[int], list[int] | None]]]:
+        spelled = lru_cache(1 << 16)(subwords_of)
+        for chunk in _chunks(texts):
+            yield [(self._ids_of(words), [s for w in words if w not in self._ids for s in spelled(w)]) for words in chunk]
+
+    def _ids_of(self, words: list[str]) -> list[int]:
         known, first, unknown = self._ids, 1 + len(self.documents), self.unknown
         hashed = lambda word: first + zlib.crc32(word.encode("utf-8", "surrogatepass")) % unknown  # noqa: E731
-        for i in range(0, len(texts), CHUNK):
-            chunk = [words_of(texts[j]) for j in range(i, min(i + CHUNK, len(texts)))]
-            yield [[known.get(word) or hashed(word) for word in words] for words in chunk]
+        return [known.get(word) or hashed(word) for word in words]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The words of ids; … for words outside the vocabulary, _ where nothing is read."""
@@ -141,6 +162,12 @@ class BagProcessor(TokenProcessor):
         found = np.log((1 + self.texts) / (1 + np.minimum(counts, self.texts))) + 1
         found[0] = 0
         return found.astype(np.float32)
+
+
+def _chunks(texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[str]]]:
+    """The words of `CHUNK` texts at a time."""
+    for i in range(0, len(texts), CHUNK):
+        yield [words_of(texts[j]) for j in range(i, min(i + CHUNK, len(texts)))]
 
 
 def _write(folder: Path, documents: dict[str, int], texts: int) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -58,6 +59,7 @@ class TokenProcessor(abc.ABC):
     digest: str
     special: tuple[int | None, int | None, int]
     unknown_id: int  # what a word is replaced by that must not be read
+    spells = False  # whether samples have the subwords of words that their ids do not tell
 
     @abc.abstractmethod
     def encode(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[list[int]]]:
@@ -75,6 +77,13 @@ class TokenProcessor(abc.ABC):
         """Ids as `encode` gives them, and where each stands in its text: (start, end) in characters, end exclusive."""
         raise UserError("this encoder's words do not know their place in a text: choose a transformer, encoder=bert_tiny")
 
+    def encode_spelled(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[tuple[list[int], list[int] | None]]]:
+        """Ids as `encode` gives them, and the subwords of words that these do not tell; where it `spells`."""
+        raise NotImplementedError
+
+    def spell(self) -> None:
+        """Have samples say how words are spelled that their ids do not tell, from now on; nothing where every id says it."""
+
     @property
     def room(self) -> int:
         """Tokens of a text that a row of `max_length` holds."""
@@ -84,7 +93,8 @@ class TokenProcessor(abc.ABC):
         """The tokens of a split, from the cache or put there. Raises what reading the source raises."""
         if source.parts and split != "unlabeled":
             return prepared(self, source, split)
-        key = cache.digest(content_of(source), split, self.digest, source.answer.in_text, SPLITS_FORMAT)
+        spelled = self._spelled(source)
+        key = cache.digest(content_of(source), split, self.digest, source.answer.in_text, SPLITS_FORMAT, *(["spelled"] if spelled else []))
         if text_shards.are_many(source, split):
             return self._in_shards(source, split, key)
         entry = cache.get_or_make("text", key, lambda folder: self._tokenize(source, split, folder))
@@ -107,6 +117,7 @@ class TokenProcessor(abc.ABC):
             outputs=Ragged.from_flat(entry["outputs"], np.array(entry["outputs_sizes"])) if "outputs" in entry else None,
             max_output=self.max_output or self.max_length,
             characters=Ragged.from_flat(entry["characters"], np.asarray(entry["lengths"])) if source.answer.in_text else None,
+            subwords=Ragged.from_flat(entry["subwords"], np.asarray(entry["subwords_sizes"])) if spelled else None,
         )
 
     def _in_shards(self, source: Source, split: str, key: str) -> Samples:
@@ -114,19 +125,21 @@ class TokenProcessor(abc.ABC):
         limits = sharding.limits()
         assert limits is not None
         key = cache.digest(key, "shards", text_shards.FORMAT, limits.shard_bytes)
-        entry = cache.get_or_make("text", key, lambda folder: text_shards.write(folder, source, split, self.encode), resumable=True)
+        read: text_shards.Read = self.encode_spelled if self._spelled(source) else partial(_with_nothing, self.encode)
+        entry = cache.get_or_make("text", key, lambda folder: text_shards.write(folder, source, split, read), resumable=True)
         if skipped := entry.meta["skipped"]:
             log.warning("%s, %s: %d rows left out, the first: %s", source.name, split, len(skipped), skipped[0])
         how: dict[str, Any] = {"special": self.special, "max_length": self.max_length, "windows": self.windows}
-        return text_shards.ShardedTexts(RaggedShards(entry, "tokens"), key, len(skipped), **how)
+        subwords = RaggedShards(entry, "subwords") if "subwords" in entry.meta["shards"] else None
+        return text_shards.ShardedTexts(RaggedShards(entry, "tokens"), key, len(skipped), subwords=subwords, **how)
 
     def at_once(self, source: Source) -> Samples:
         """The one split of a source that is in memory (`offered.Offered`), made ready as `prepare` does it, and kept nowhere."""
         if source.parts:
             return PartSamples({name: self.at_once(PartView(source, i)) for i, name in enumerate(source.parts)})
-        raw, placed = source.read(source.own_splits()[0]), source.answer.in_text
-        places: list[np.ndarray] = []
-        ids = [row for chunk in (self._placed(raw.items, places) if placed else self.encode(raw.items)) for row in chunk]
+        raw, placed, spelled = source.read(source.own_splits()[0]), source.answer.in_text, self._spelled(source)
+        beside: list[np.ndarray] = []
+        ids = [row for chunk in self._encoded(raw.items, placed, spelled, beside) for row in chunk]
         sizes = np.array([len(row) for row in ids], np.int64)
         return TextSamples(
             tokens=np.fromiter(chain.from_iterable(ids), dtype=np.int32),
@@ -138,9 +151,10 @@ class TokenProcessor(abc.ABC):
             max_length=self.max_length,
             skipped=0,
             windows=self.windows,
-            places=np.concatenate(places) if placed else None,
+            places=np.concatenate(beside) if placed else None,
             max_output=self.max_output or self.max_length,
             characters=Ragged.of([as_characters(text) for text in raw.items], np.int32) if placed else None,
+            subwords=Ragged.of(beside, np.int32) if spelled else None,
         )
 
     def _tokenize(self, source: Source, split: str, folder: Path) -> dict[str, Any]:
@@ -148,19 +162,23 @@ class TokenProcessor(abc.ABC):
         if not len(raw):
             raise UserError(f"{source.name}: the {split} split is empty")
         sizes: list[int] = []
-        places: list[np.ndarray] | None = [] if source.answer.in_text else None
+        beside: list[np.ndarray] = []
+        placed, spelled = source.answer.in_text, self._spelled(source)
         with (folder / "tokens.raw").open("wb") as f, _progress(f"tokenizing {source.name} {split}", len(raw)) as done:
-            for ids in self.encode(raw.items) if places is None else self._placed(raw.items, places):
+            for ids in self._encoded(raw.items, placed, spelled, beside):
                 sizes.extend(map(len, ids))
                 np.fromiter(chain.from_iterable(ids), dtype=np.int32).tofile(f)
                 done(len(ids))
         _raw_to_npy(folder / "tokens.raw", folder / "tokens.npy", sum(sizes))
         np.save(folder / "offsets.npy", np.cumsum([0, *sizes], dtype=np.int64))
-        if places is not None:
-            np.save(folder / "places.npy", np.concatenate(places))
+        if placed:
+            np.save(folder / "places.npy", np.concatenate(beside))
             characters = [as_characters(text) for text in raw.items]
             np.save(folder / "characters.npy", np.concatenate(characters))
             np.save(folder / "lengths.npy", np.array([len(text) for text in characters], np.int64))
+        if spelled:
+            np.save(folder / "subwords.npy", np.concatenate(beside))
+            np.save(folder / "subwords_sizes.npy", np.array([len(found) for found in beside], np.int64))
         answers = None if raw.answers is None else raw.answers.save(folder)
         if isinstance(raw.answers, Texts):
             written = [ids for chunk in self.encode([row[0] for row in raw.answers.values]) for ids in chunk]
@@ -169,11 +187,20 @@ class TokenProcessor(abc.ABC):
         np.save(folder / "contents.npy", copies.contents_of(raw.items) if raw.contents is None else raw.contents)
         return {"answers": answers, "skipped": raw.skipped, "remarks": raw.remarks}
 
-    def _placed(self, texts: Sequence[Any] | np.ndarray, places: list[np.ndarray]) -> Iterator[list[list[int]]]:
-        """What `encode` gives; adds the places of the ids, int32 [n, 2], to `places`."""
+    def _spelled(self, source: Source) -> bool:
+        return self.spells and not source.answer.in_text
+
+    def _encoded(
+        self, texts: Sequence[Any] | np.ndarray, placed: bool, spelled: bool, beside: list[np.ndarray]
+    ) -> Iterator[list[list[int]]]:  # fmt: skip
+        """What `encode` gives; adds to `beside` for each text the places of its ids, int32 [n, 2], or the subwords that it spells [m]."""
+        if not placed and not spelled:
+            yield from self.encode(texts)
+            return
         done = 0
-        for chunk in self.encode_with_places(texts):
-            places += [_whole_characters(where, texts[done + i]) for i, (_, where) in enumerate(chunk)]
+        for chunk in self.encode_with_places(texts) if placed else self.encode_spelled(texts):
+            for i, (_, found) in enumerate(chunk):
+                beside.append(_whole_characters(found, texts[done + i]) if placed else np.array(found, np.int32))  # type: ignore[arg-type]
             done += len(chunk)
             yield [ids for ids, _ in chunk]
 
@@ -310,6 +337,14 @@ def _whole_characters(places: Sequence[tuple[int, int]], text: str) -> np.ndarra
             end += 1
         found.append((start, end))
     return np.array(found, np.int32).reshape(-1, 2)
+
+
+def _with_nothing(
+    encode: Callable[..., Iterator[list[list[int]]]], texts: Sequence[Any]
+) -> Iterator[list[tuple[list[int], list[int] | None]]]:
+    """What `encode` gives, as `encode_spelled` does, without subwords."""
+    for chunk in encode(texts):
+        yield [(ids, None) for ids in chunk]
 
 
 def content_of(source: Source) -> list[Any]:

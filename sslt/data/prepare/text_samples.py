@@ -26,8 +26,8 @@ class TextSamples(Samples):
     `special`: the ids that start a text, end it (None: nothing does), and pad it; `max_length`: tokens of a window, its own start
     and end among them (None: a text is one window of any length); `windows`: how many of a text are read (None: all); `places` int32
     [T, 2]: where in its text each token stands, in characters, where answers are such places, and then `characters`, ragged int32: the
-    texts themselves; `outputs`: the tokens of what is to be written after each text, of which a batch has `max_output` at most, the mark
-    of the end among them.
+    texts themselves; `subwords`, ragged int32: of words that their ids do not tell; `outputs`: the tokens of what is to be written after
+    each text, of which a batch has `max_output` at most, the mark of the end among them.
     """
 
     def __init__(
@@ -45,11 +45,12 @@ class TextSamples(Samples):
         outputs: Ragged | None = None,
         max_output: int | None = None,
         characters: Ragged | None = None,
+        subwords: Ragged | None = None,
     ):
         self.tokens, self.starts, self.sizes, self.places, self.characters = tokens, starts, sizes, places, characters
         self.answers, self.fingerprint, self.skipped = answers, fingerprint, skipped
         self.special, self.max_length, self.windows = special, max_length, windows
-        self.outputs, self.max_output = outputs, max_output
+        self.outputs, self.max_output, self.subwords = outputs, max_output, subwords
         self.marks = sum(mark is not None for mark in special[:2])  # tokens of a window that are not the text's
 
     def __len__(self) -> int:
@@ -73,7 +74,7 @@ class TextSamples(Samples):
 
     @property
     def padding(self) -> dict[str, int]:
-        return {"tokens": self.special[2], "places": -1, "text": -1, "outputs": self.special[2]}
+        return {"tokens": self.special[2], "places": -1, "text": -1, "subwords": -1, "outputs": self.special[2]}
 
     @property
     def output_lengths(self) -> np.ndarray | None:
@@ -90,7 +91,7 @@ class TextSamples(Samples):
         what is left of the text. L is the longest row of the batch rounded up to a multiple of 8, but no further than to a window's end.
         With `places`: `places` int64 [B, L, 2], -1 where nothing of the text stands. With `outputs`: `outputs` int64 [B, M], each cut to
         `max_output` (and then without the mark of an end), and `outputs_mask` bool [B, M]. With `characters`: `text` int32 [B, C], the
-        code points of whole texts, -1 behind each.
+        code points of whole texts, -1 behind each. With `subwords`: `subwords` int32 [B, S] of whole texts, -1 behind each.
         """
         index = np.asarray(index, dtype=np.int64)
         cls, sep, pad = self.special
@@ -122,6 +123,8 @@ class TextSamples(Samples):
             result |= self._written(index)
         if self.characters is not None:
             result["text"] = self.characters.padded(index, -1)
+        if self.subwords is not None:
+            result["subwords"] = self.subwords.padded(index, -1)
         found = {name: torch.from_numpy(array) for name, array in result.items()}
         return found if self.answers is None else found | self.answers.batch(index)
 
@@ -145,6 +148,7 @@ class TextSamples(Samples):
         part.outputs = None if self.outputs is None else self.outputs.take(np.asarray(index))
         part.starts, part.sizes = self.starts[index], self.sizes[index]
         part.characters = None if self.characters is None else self.characters.take(np.asarray(index))
+        part.subwords = None if self.subwords is None else self.subwords.take(np.asarray(index))
         part.answers = None if self.answers is None else self.answers.take(np.asarray(index))
         part.fingerprint = cache.digest(self.fingerprint, np.asarray(index))
         return part

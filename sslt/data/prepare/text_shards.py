@@ -14,6 +14,7 @@ import torch
 from sslt.data import cache, sharding
 from sslt.data.base import Samples, Source
 from sslt.data.prepare.text_samples import PackedSamples, TextSamples
+from sslt.data.ragged import Ragged
 from sslt.data.shards.ragged import RaggedShards
 from sslt.data.shards.rows import ShardedRows
 from sslt.data.shards.writing import Writer
@@ -32,7 +33,10 @@ def are_many(source: Source, split: str) -> bool:
     return size is not None and size >= limits.from_bytes
 
 
-def write(folder: Path, source: Source, split: str, encode: Callable[[Sequence[str]], Iterator[list[list[int]]]]) -> dict[str, Any]:
+Read = Callable[[Sequence[str]], Iterator[list[tuple[list[int], list[int] | None]]]]  # texts → ids and subwords (None: there are none)
+
+
+def write(folder: Path, source: Source, split: str, read: Read) -> dict[str, Any]:
     """Write the shards that are not in `folder` yet, and tokenize nothing of those that are. Returns the entry's meta."""
     limits, skipped = sharding.limits(), list[str]()
     assert limits is not None
@@ -40,18 +44,24 @@ def write(folder: Path, source: Source, split: str, encode: Callable[[Sequence[s
     first = list(itertools.islice(texts, MEASURED))
     if not first:
         raise UserError(f"{source.name}: the {split} split is empty")
-    typical = sum(len(ids) for chunk in encode(first) for ids in chunk) / len(first)
+    measured = [row for chunk in read(first) for row in chunk]
+    typical = sum(len(ids) for ids, _ in measured) / len(first)
     rows = limits.rows(4 * (int(typical) + 1))
-    writer, count = Writer(folder, "tokens", rows, (), np.int32), 0
+    names = ("tokens",) if measured[0][1] is None else ("tokens", "subwords")
+    writers, count = {name: Writer(folder, name, rows, (), np.int32) for name in names}, 0
     for number, chunk in enumerate(_chunks(itertools.chain(first, texts), rows)):
         count += len(chunk)
-        if not writer.has(number):
-            ids = [row for part in encode(chunk) for row in part]
-            sizes = np.array([len(row) for row in ids], np.int64)
-            values = np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(sizes.sum()))
-            writer.put(number, RaggedShards.pack(sizes, values), {"tokens": np.array([len(values)])})
-    about, columns = writer.finish(count)
-    return {"shards": {"tokens": about}, "count": count, "tokens": int(columns["tokens"].sum()), "skipped": skipped, "answers": None}
+        if not all(writer.has(number) for writer in writers.values()):
+            made = [row for part in read(chunk) for row in part]
+            for i, writer in enumerate(writers.values()):
+                rows_of: Any = [row[i] for row in made]
+                sizes = np.array([len(row) for row in rows_of], np.int64)
+                values = np.fromiter(itertools.chain.from_iterable(rows_of), np.int32, int(sizes.sum()))
+                writer.put(number, RaggedShards.pack(sizes, values), {"tokens": np.array([len(values)])})
+    finished = {name: writer.finish(count) for name, writer in writers.items()}
+    tokens = int(finished["tokens"][1]["tokens"].sum())
+    shards = {name: about for name, (about, _) in finished.items()}
+    return {"shards": shards, "count": count, "tokens": tokens, "skipped": skipped, "answers": None}
 
 
 def _chunks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -69,16 +79,18 @@ class ShardedTexts(Samples):
     answers = None
 
     def __init__(
-        self, shards: RaggedShards, fingerprint: str, skipped: int, chosen: np.ndarray | None = None, **how: Any
+        self, shards: RaggedShards, fingerprint: str, skipped: int, chosen: np.ndarray | None = None,
+        subwords: RaggedShards | None = None, **how: Any,
     ):  # fmt: skip
         self.texts, self.fingerprint, self.skipped, self.chosen, self.how = shards, fingerprint, skipped, chosen, how
+        self.subwords = subwords
 
     def __len__(self) -> int:
         return len(self.texts) if self.chosen is None else len(self.chosen)
 
     @property
     def padding(self) -> dict[str, int]:
-        return {"tokens": self.how["special"][2]}
+        return {"tokens": self.how["special"][2], "subwords": -1}
 
     @property
     def shards(self) -> np.ndarray | None:
@@ -88,6 +100,8 @@ class ShardedTexts(Samples):
 
     def fetch(self, shards: Sequence[int]) -> None:
         self.texts.fetch(shards)
+        if self.subwords is not None:
+            self.subwords.fetch(shards)
 
     def lengths_of(self, index: np.ndarray) -> np.ndarray:
         sizes = self.texts.sizes_of(self._rows(index))
@@ -104,7 +118,7 @@ class ShardedTexts(Samples):
     def subset(self, index: np.ndarray) -> ShardedTexts:
         index = np.asarray(index)
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
-        return ShardedTexts(self.texts, cache.digest(self.fingerprint, index), self.skipped, self._rows(index), **self.how)
+        return ShardedTexts(self.texts, cache.digest(self.fingerprint, index), self.skipped, self._rows(index), self.subwords, **self.how)
 
     def uncut(self) -> ShardedTexts:
         whole = copy.copy(self)
@@ -145,11 +159,12 @@ class ShardedTexts(Samples):
         return index if self.chosen is None else self.chosen[index]
 
     def _read(self, index: np.ndarray) -> TextSamples:
-        return self._samples(*self.texts.take(self._rows(index)))
+        rows = self._rows(index)
+        return self._samples(*self.texts.take(rows), None if self.subwords is None else Ragged.from_flat(*self.subwords.take(rows)))
 
-    def _samples(self, tokens: np.ndarray, sizes: np.ndarray) -> TextSamples:
+    def _samples(self, tokens: np.ndarray, sizes: np.ndarray, subwords: Ragged | None = None) -> TextSamples:
         starts = np.cumsum(sizes) - sizes
-        return TextSamples(tokens, starts, sizes, None, self.fingerprint, skipped=self.skipped, **self.how)
+        return TextSamples(tokens, starts, sizes, None, self.fingerprint, skipped=self.skipped, subwords=subwords, **self.how)
 
 
 class ShardedPacked(PackedSamples):

@@ -14,7 +14,7 @@ import pytest
 
 from sslt.data import cache
 from sslt.data.base import Raw, Source
-from sslt.data.prepare.bag_processor import VOCABULARY, BagProcessor, words_of
+from sslt.data.prepare.bag_processor import BUCKETS, VOCABULARY, BagProcessor, subwords_of, words_of
 from sslt.errors import UserError
 
 TEXTS = ["The cat sat. The dog sat!", "the CAT ran", "", "zebra", "我住在北京 hotel，很好！", "很好很好"]
@@ -90,6 +90,24 @@ def test_ids_are_places_or_hashes():
     assert batch["mask"].sum(1).tolist() == [len(row) for row in expected] and batch["label"].tolist() == [0, 1, 0, 1, 0, 1]
     assert processor.decode([*expected[3], 0, 3]) == "… _ 很"
     assert min(map(min, filter(None, expected))) > 0 and max(map(max, filter(None, expected))) < processor.vocab_size
+
+
+def test_unknown_words_are_spelled():
+    """Each time they stand there, known words never; a part of <word> of 3 and 4 letters is its CRC-32. Once that is asked for."""
+    processor = fit()
+    assert "subwords" not in processor.prepare(Toy(), "train").batch(np.array([0]))
+    processor.spell()
+    spelled = {word: zlib.crc32(word.encode()) % BUCKETS for word in ("<ra", "ran", "an>", "<ran", "ran>")}
+    assert sorted(spelled.values()) == subwords_of("ran") and len(subwords_of("aaaaaa")) == 6  # <aa aaa aa> <aaa aaaa aaa>
+    samples = processor.prepare(Toy(), "train")
+    wanted = [[s for w in words_of(text) if w not in processor.documents for s in subwords_of(w)] for text in TEXTS]
+    assert any(wanted) and not all(wanted)
+    for found in (samples, processor.at_once(Toy())):
+        assert [row[row >= 0].tolist() for row in found.batch(np.arange(len(TEXTS)))["subwords"]] == wanted
+    assert [row[row >= 0].tolist() for row in samples.subset(np.array([5, 1])).batch(np.array([1, 0]))["subwords"]] == [
+        wanted[1],
+        wanted[5],
+    ]
 
 
 def test_ids_are_the_same_in_another_process(tmp_path):

@@ -12,6 +12,7 @@ import torch
 
 from sslt.data import cache, sharding
 from sslt.data.prepare import text_shards
+from sslt.data.prepare.bag_processor import BagProcessor
 from sslt.data.prepare.text_processor import TextProcessor, some_of_stream
 from sslt.data.prepare.text_samples import TextSamples
 from sslt.data.sources.docs import iter_documents, split_documents
@@ -66,6 +67,21 @@ def test_the_same_batches_as_in_one_array(lines, processor):
     stream = Stream(many, 20, seed=0, drop_last=False)
     seen = np.concatenate([stream.at(i)["index"].numpy() for i in range(len(stream))])
     assert sorted(seen.tolist()) == list(range(500))
+
+
+def test_subwords_of_a_bag_are_those_of_one_array(lines):
+    """Of rows in any order, of a part of them, and of all; without subwords where nobody has asked for them."""
+    bag = BagProcessor.fit(lines, 5, 7, 50)
+    sharding.set_limits(SHARDS)
+    assert "subwords" not in bag.prepare(lines, "unlabeled").batch(np.arange(9))
+    bag.spell()
+    many = bag.prepare(lines, "unlabeled")
+    sharding.set_limits(None)
+    plain, rows = bag.prepare(lines, "unlabeled"), np.random.default_rng(0).permutation(500)
+    assert isinstance(many, text_shards.ShardedTexts) and isinstance(plain, TextSamples) and (plain.batch(rows)["subwords"] >= 0).any()
+    equal(plain.batch(rows), many.batch(rows))
+    equal(plain.subset(rows[:50]).batch(np.arange(50)), many.subset(rows[:50]).held().batch(np.arange(50)))
+    many.fetch([0])
 
 
 @pytest.mark.parametrize("length", [16, 33])
