@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sslt import groups, guide, handing, machine, places
+from sslt import deferred, groups, guide, handing, machine, places
 from sslt.errors import INTERRUPTED, RankLost, UserError, nearest, printable
 from sslt.stored import is_text
 
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     start it again, 1 a defect."""
     if argv is None:  # the process is this command's
         machine.collect_rarely()
+        deferred.few_metrics()
     args = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: _in_place(args), args)
 

@@ -14,9 +14,10 @@ from typing import Any
 def main() -> int:
     from omegaconf import OmegaConf
 
-    from sslt import machine
+    from sslt import deferred, machine
 
     machine.collect_rarely()
+    deferred.few_metrics()
     del os.environ["SSLT_PATH"]
     verb, config, folder = json.loads(os.environ.pop("SSLT_RUN"))
     return work(verb, OmegaConf.load(config), folder, watched=True)

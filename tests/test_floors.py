@@ -14,7 +14,22 @@ PACKAGE = Path(sslt.__file__).parent
 
 # Bottom to top. A name is a module of sslt or a whole subpackage.
 FLOORS = [
-    {"errors", "stored", "moved", "signals", "machine", "places", "ranges", "groups", "signatures", "trusted", "runs", "config", "scales"},
+    {
+        "errors",
+        "stored",
+        "moved",
+        "signals",
+        "machine",
+        "deferred",
+        "places",
+        "ranges",
+        "groups",
+        "signatures",
+        "trusted",
+        "runs",
+        "config",
+        "scales",
+    },
     {"schedules", "precision", "cpu_kernels", "modules", "distributed", "optimizers", "lanes"},
     {"data"},
     {"encoders", "sharded"},
@@ -30,6 +45,7 @@ LEVEL = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 HEAVY = {"torch", "pytorch_lightning", "transformers", "timm", "sklearn", "matplotlib", "wandb", "optuna"}
 LIGHT = {"cli", "guide", "groups", "errors", "stored", "moved", "signals", "ranges", "config", "signatures", "trusted", "runs", "resume"}
 LIGHT |= {
+    "deferred",
     "execute",
     "processes",
     "ends",

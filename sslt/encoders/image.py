@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslt import deferred
 from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.data.sources.hub import ask_once
 from sslt.encoders import vit
@@ -157,7 +158,7 @@ _TORCHVISION = {"img_size": "image_size"}  # what timm's arguments are called th
 
 
 def _create(name: str, channels: int, args: dict[str, Any], pretrained: bool) -> Any:
-    import timm
+    timm = deferred.timm()
 
     if name.startswith("torchvision/"):
         return _TorchvisionModel(name.partition("/")[2], channels, {_TORCHVISION.get(k, k): v for k, v in args.items()}, pretrained)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sslt import config, groups, stored, trusted
+from sslt import config, deferred, groups, stored, trusted
 from sslt.encoders import inserted, pruned, quantized
 from sslt.encoders.base import ADAPTER, FILE, Encoder, evaluating, fingerprint
 from sslt.encoders.files import Bounded, building, check_folder, fill, read_tensors, refuse_pickled
@@ -226,7 +226,7 @@ def _foreign(path: Path, max_length: int | None, key: str) -> Encoder:
 
 
 def _published_image(name: str, key: str = "from") -> Encoder:
-    import timm
+    timm = deferred.timm()
 
     if name.startswith("torchvision/"):
         return _image()(_processor(224, 3, {}), name, {}, "standard", name.startswith("torchvision/vit_"), pretrained=True)

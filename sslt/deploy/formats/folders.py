@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sslt import stored
+from sslt import deferred, stored
 from sslt.deploy.description import ABOUT
 from sslt.deploy.formats.base import Format, Model, Outputs
 from sslt.encoders.base import Encoder
@@ -112,7 +112,7 @@ def _refuse_pruned(encoder: Encoder, own: Format) -> None:
 
 
 def _timm(config: Mapping[str, Any], weights: Path | None) -> Any:
-    import timm
+    timm = deferred.timm()
 
     return timm.create_model(
         config["architecture"], num_classes=config["num_classes"], checkpoint_path="" if weights is None else str(weights),
