@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sslt.data.base import Samples
 from sslt.encoders import quantized
 from sslt.encoders.dropout import has_dropout
 from sslt.encoders.files import round_stored
@@ -71,6 +72,9 @@ class Encoder(nn.Module, abc.ABC):
     @abc.abstractmethod
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """What `forward` takes, from a batch of prepared samples as they are, without augmentation."""
+
+    def begin(self, samples: Samples) -> None:
+        """Set those weights that are better begun by data than at random; of a fresh encoder, before it is trained on `samples`."""
 
     @abc.abstractmethod
     def block_names(self) -> list[str]:

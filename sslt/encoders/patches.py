@@ -18,7 +18,9 @@ from sslt.errors import UserError
 LARGEST = 48  # pixels a side that larger images are brought to where nobody says another size
 CHUNK = 1 << 20  # responses at a time on a CPU, so that they stay in its cache
 IMAGES, PATCHES = 4096, 100_000  # that the whitening is measured on, at most
-ROOT = 1e-4  # added below the root, whose slope is infinite at 0
+FIRST_PATCHES, FIRST_STEPS = 24, 10  # of each image, and of k-means, for the filters of a first convolution
+FIRST_EPSILON = 0.001  # on the eigenvalues, as a share of their sum
+ROOT = 1e-4  # added below a root, whose slope is infinite at 0, or its inverse
 
 
 class PatchEncoder(PixelEncoder):
@@ -176,9 +178,33 @@ class FilterBank(nn.Module):
         self.thresholds.copy_(threshold * (self.filters @ q.T).std(1))  # along what is contiguous: half of the time
 
 
-def rows_to_start_on(n: int) -> np.ndarray:
-    """At most `IMAGES` of n images, drawn once and for all, in order."""
-    return np.sort(np.random.default_rng(0).permutation(n)[:IMAGES])
+def first_filters(images: Tensor, n: int, side: int) -> Tensor:
+    """Filters [n, C, side, side] for a first convolution: centroids of whitened patches of images [B, C, S, S].
+
+    Spherical k-means (Coates & Ng, 2012, section 3) on p ↦ W (p - mean p), W = (Σ + ε)^-½; a filter answers to a patch as its centroid
+    does to the whitened one, but for a constant. Unlike in a `FilterBank` patches keep their brightness and contrast.
+    """
+    generator, d = torch.Generator().manual_seed(0), images.shape[1] * side**2
+    images = F.pad(images, (0, max(side - images.shape[-1], 0)) * 2)
+    windows = images.unfold(2, side, 1).unfold(3, side, 1)  # [B, C, …, side, side], nothing copied
+    places = windows.shape[2]
+    top, left = (torch.randint(places, (len(images), FIRST_PATCHES), generator=generator) for _ in "hw")
+    patches = windows[torch.arange(len(images)).unsqueeze(1), :, top, left].reshape(-1, d)
+    centred = patches - patches.mean(0)
+    whitening = zca(centred, max(FIRST_EPSILON * float(centred.square().sum(1).mean()), ROOT))
+    q = centred @ whitening.T
+    centroids = F.normalize(torch.randn(n, d, generator=generator), dim=1)
+    for _ in range(FIRST_STEPS):
+        response, nearest = (q @ centroids.T).max(1)
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, q * response.clamp(min=0).unsqueeze(1))
+        found = sums.norm(dim=1, keepdim=True)
+        centroids = torch.where(found > 0, sums / found.clamp(min=1e-12), centroids)
+    return (centroids @ whitening).unflatten(1, (images.shape[1], side, side))
+
+
+def rows_to_start_on(n: int, most: int = IMAGES) -> np.ndarray:
+    """At most so many of n images, drawn once and for all, in order."""
+    return np.sort(np.random.default_rng(0).permutation(n)[:most])
 
 
 def zca(centred: Tensor, epsilon: float) -> Tensor:

@@ -42,7 +42,7 @@ from sslt.runs import Run, now
 from sslt.sharded import model as sharded
 from sslt.sharded.strategy import Sharded
 from sslt.signals import Interrupted
-from sslt.stages import contexts
+from sslt.stages import common, contexts
 from sslt.stored import first_line
 from sslt.stored import shown as display
 
@@ -201,6 +201,8 @@ def learner_of(
     kind, world = accelerator(cfg.trainer), distributed.world_size()
     number_format = precision.resolve(cfg.trainer.precision, kind)
     mesh = sharded.mesh_of(cfg.trainer, kind) if sharded.chosen(cfg.trainer, number_format) else None
+    if common.starts_fresh(cfg):
+        encoder.begin(next(iter(streams.values())).samples)
     for term in terms.values():
         if isinstance(term.stream, str):
             part = streams[term.stream]

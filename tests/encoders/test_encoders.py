@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from conftest import TINY_IMAGES
 
 from sslt.config import build, compose
 from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.sources.images import Digits
 from sslt.encoders.base import fingerprint
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
+from sslt.encoders.patches import first_filters
 from sslt.encoders.text import TextEncoder
 from sslt.errors import UserError
 
@@ -52,6 +56,37 @@ def test_a_small_resnet_starts_at_about_16_pixels(size, stem, first):
     encoder = build_encoder(compose("pretrain", ["+task=simclr", "encoder.args.channels=[4,4,4,4]"]).encoder, source).eval()
     assert encoder.args["stem"] == stem
     assert encoder.model.maxpool(encoder.model.conv1(torch.zeros(1, 3, size, size))).shape[-1] == first
+
+
+def test_a_fresh_small_resnet_begins_with_patches(here, sslt):
+    """In pretraining and fine-tuning alike, where nothing was learned before; one that goes on, or is asked not to, keeps what it has."""
+    still = [*TINY_IMAGES, "trainer.max_steps=1", "optimizer.lr=1e-9", "batch_size=64"]
+    quiet = ["online_probe.every_n_epochs=0"]
+
+    def stem(run: str) -> torch.Tensor:
+        return load_encoder(str(here / run / "encoder")).model.conv1.weight.detach()
+
+    sslt("pretrain", "+task=simclr", "data=digits", *still, *quiet, "hydra.run.dir=begun")
+    encoder = load_encoder(str(here / "begun" / "encoder"))
+    samples = encoder.processor.prepare(Digits(), "unlabeled")
+    rows = np.sort(np.random.default_rng(0).permutation(len(samples))[:1024])
+    wanted = first_filters(encoder.inputs(samples.batch(rows))["image"], 64, 3)
+    assert torch.allclose(stem("begun"), wanted, atol=1e-4)
+    sslt("pretrain", "+task=byol", "data=digits", *still, *quiet, "encoder.stem_start=random", "hydra.run.dir=random")
+    assert not torch.allclose(stem("random"), wanted, atol=0.1)
+    sslt("pretrain", "+task=simclr", "data=digits", "from=random", *still[4:], *quiet, "hydra.run.dir=further")
+    assert torch.allclose(stem("further"), stem("random"), atol=1e-4)
+    tuned = [*still[4:], "baseline=false", "late_fusion=false"]
+    sslt("finetune", "+target=digits", "from=scratch:begun", *tuned, "hydra.run.dir=tuned")
+    train = load_encoder(str(here / "tuned" / "encoder")).processor.prepare(Digits(), "train")
+    rows = np.sort(np.random.default_rng(0).permutation(len(train))[:1024])
+    assert torch.allclose(stem("tuned"), first_filters(encoder.inputs(train.batch(rows))["image"], 64, 3), atol=1e-4)
+
+
+@pytest.mark.parametrize(("given", "says"), [("patch", "did you mean 'patches'"), ("patches", "stem_start=patches is for ResNets")])
+def test_other_stems_begin_at_random(given, says):
+    with pytest.raises(UserError, match=says):
+        ImageEncoder(ImageProcessor(32, 3, [0.5] * 3, [0.25] * 3), "mobilenetv3_small_050", {}, "standard", False, stem_start=given)
 
 
 def test_a_fresh_small_resnet_looks_at_every_pixel():
@@ -119,8 +154,6 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 
 def test_another_number_of_channels_is_converted_visibly(tmp_path, here, caplog):
     """Grey 8×8 digits for an encoder of 32×32 RGB: converted, and said."""
-    from sslt.data.sources.images import Digits
-
     encoder = image_encoder()
     with caplog.at_level("INFO", logger="sslt"):
         samples = encoder.processor.prepare(Digits(), "val")

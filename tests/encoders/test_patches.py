@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.encoders import patches
 from sslt.encoders.load import fresh_like, load_encoder
-from sslt.encoders.patches import ROOT, PatchEncoder
+from sslt.encoders.patches import FIRST_EPSILON, ROOT, PatchEncoder, first_filters
 from sslt.errors import UserError
 
 
@@ -140,3 +141,25 @@ def test_a_mirror_image_has_the_same_features():
 def test_impossible_settings_are_refused(given):
     with pytest.raises(UserError, match=f"encoder.{next(iter(given))}="):
         encoder(**given)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_first_filters_are_centroids_of_whitened_patches(channels, monkeypatch):
+    """In float64, of images that are one patch each: all of length 1 where patches are white, and each is the mean direction of those that
+    it answers to most, by how much. A flat image has finite ones.
+    """
+    monkeypatch.setattr(patches, "FIRST_STEPS", 60)
+    x = torch.randn(900, channels, 4, 4, generator=torch.Generator().manual_seed(3)).cumsum(2).cumsum(3) + 2
+    found = first_filters(x, 6, 4).flatten(1).double().numpy()
+    p = x.flatten(1).double().numpy()
+    p -= p.mean(0)
+    values, vectors = np.linalg.eigh(p.T @ p / len(p))
+    root = (vectors * np.sqrt(values + FIRST_EPSILON * values.sum())) @ vectors.T
+    centroids, q = found @ root, p @ np.linalg.inv(root)
+    assert np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-4)
+    answers = q @ centroids.T
+    nearest = answers.argmax(1)
+    means = np.stack([(q * np.maximum(answers[:, [k]], 0) * (nearest == k)[:, None]).sum(0) for k in range(6)])
+    assert np.allclose(means / np.linalg.norm(means, axis=1, keepdims=True), centroids, atol=2e-2)
+    assert len(set(nearest)) == 6
+    assert first_filters(torch.zeros(5, channels, 3, 3), 6, 4).isfinite().all()  # smaller than a filter, too

@@ -79,6 +79,19 @@ def test_a_teacher_is_asked_and_follows(task):
 
 
 @pytest.mark.parametrize("task", TEACHERS)
+def test_a_teacher_starts_with_what_the_student_begins_with(task):
+    """Weights that the student is given once the objective is there, before training."""
+    encoder, objective, _ = made(task)
+    (teacher,) = [m for m in objective.modules() if isinstance(m, Teacher)]
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(1.0)
+    objective.prepare(encoder, ImageSamples(torch.zeros(102, 8, 8, 3, dtype=torch.uint8).numpy(), None, "flat"), 38)
+    copies = teacher.copies["encoder"].state_dict()
+    assert all(torch.equal(copies[name], x) for name, x in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("task", TEACHERS)
 def test_a_teacher_drops_nothing(task):
     """Its targets are the same each time, whatever the student drops, though its BatchNorm goes on in train mode."""
     encoder, objective, _ = made(task)

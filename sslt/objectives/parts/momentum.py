@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt import distributed
+from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.encoders.dropout import silence
 from sslt.errors import UserError
@@ -20,10 +21,10 @@ from sslt.objectives.base import Objective
 class Teacher(nn.Module):
     """An exponential moving average of modules (Tarvainen & Valpola, 2017): same shapes, no gradient.
 
-    It starts as a copy, without dropout and stochastic depth, as DINO's and data2vec's authors have it. After each step every parameter
-    becomes m·teacher + (1-m)·student, where m goes from a first to a last value over the run on half a cosine (Grill et al., 2020,
-    section 3.2, with 1 as the last: 1 - (1-m₀)(cos πp + 1)/2). Buffers (BatchNorm statistics) are the teacher's own: it sees the views
-    itself. momentum: the first value, which rises to 1, or [first, last]; two of the same are a constant, as in MoCo.
+    It starts as a copy (`begin`), without dropout and stochastic depth, as DINO's and data2vec's authors have it. After each step every
+    parameter becomes m·teacher + (1-m)·student, where m goes from a first to a last value over the run on half a cosine (Grill et al.,
+    2020, section 3.2, with 1 as the last: 1 - (1-m₀)(cos πp + 1)/2). Buffers (BatchNorm statistics) are the teacher's own: it sees the
+    views itself. momentum: the first value, which rises to 1, or [first, last]; two of the same are a constant, as in MoCo.
     """
 
     def __init__(self, momentum: float | Sequence[float], **modules: nn.Module):
@@ -39,6 +40,11 @@ class Teacher(nn.Module):
 
     def __getitem__(self, name: str) -> nn.Module:
         return self.copies[name]
+
+    def begin(self, **modules: nn.Module) -> None:
+        """Take over what the students hold before the first step: an encoder may have been given weights since it was copied."""
+        for name, module in modules.items():
+            self.copies[name].load_state_dict(module.state_dict())
 
     def momentum_at(self, progress: float) -> float:
         return self.last - (self.last - self.first) * (math.cos(math.pi * progress) + 1) / 2
@@ -68,6 +74,10 @@ class Taught(Objective):
 
     def encoders(self, encoder: Encoder) -> dict[str, Encoder]:
         return {"student": encoder, "teacher": cast(Encoder, self.teacher["encoder"])}
+
+    def prepare(self, encoder: Encoder, samples: Samples, batch_size: int) -> None:
+        super().prepare(encoder, samples, batch_size)
+        self.teacher.begin(encoder=encoder)
 
     def after_step(self, encoder: Encoder) -> None:
         own = {name: self.get_submodule(name) for name in self.teacher.copies if name != "encoder"}
