@@ -20,12 +20,13 @@ from sslt.encoders.side import SideModel
 from sslt.errors import UserError
 from sslt.runs import Run
 from sslt.targets.base import Target
+from sslt.targets.extraction import SentencePicker
 from sslt.targets.linear_tagger import LinearTagger
 from sslt.targets.neighbours import Neighbours
 from sslt.trusted import check_trusted
 
-SIDE_MODELS: dict[str, type[SideModel | LinearTagger | Neighbours]] = {
-    kind.kind: kind for kind in (Lexicon, Described, LinearTagger, Neighbours)
+SIDE_MODELS: dict[str, type[SideModel | LinearTagger | Neighbours | SentencePicker]] = {
+    kind.kind: kind for kind in (Lexicon, Described, LinearTagger, Neighbours, SentencePicker)
 }
 
 

@@ -88,6 +88,40 @@ def test_translate_measure_and_predict(sslt, here, pairs, capfd):
     assert metrics(here, "told")["predict/labelled"] == 90 and "predict/bleu" in metrics(here, "told") and "truth" in lines(here, "told")[0]
 
 
+def test_sentences_stand_in_for_a_summarizer_that_is_behind_them(sslt, here, capfd):
+    """Picked by a linear model where validation prefers that; the same by all commands; never without a validation split or if refused."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(150):
+        sentences = [f"{rng.choice(WORDS)} {rng.choice(WORDS)}." for _ in range(4)]
+        sentences[rng.integers(4)] = cue = f"we see {rng.choice(WORDS)} {rng.choice(WORDS)}."
+        rows.append({"source": " ".join(sentences), "target": cue})
+    (here / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [
+        "+target=summarize",
+        "data=text_to_text",
+        "data.path=pairs.jsonl",
+        *SMALL,
+        "from=scratch",
+        "trainer.max_steps=2",
+        "baseline=false",
+    ]
+    sslt("finetune", *own, "hydra.run.dir=run")
+    found = metrics(here, "run")
+    assert found["test/rougeL"] > 0.9 > 0.3 > found["val/encoder_rougeL"] and found["val/sentences_rougeL"] == found["val/rougeL"] > 0.9
+    assert "sentences that a linear model picks" in capfd.readouterr().err
+    sslt("evaluate", "from=run", "baseline=false", CPU, "hydra.run.dir=again")
+    assert metrics(here, "again")["test/rougeL"] == found["test/rougeL"]
+    (here / "new.txt").write_text("cat dog. we see the sun. rain.\n")
+    sslt("predict", "from=run", "input=new.txt", CPU, "hydra.run.dir=new")
+    assert [r["prediction"] for r in lines(here, "new")] == ["we see the sun."]
+    sslt("finetune", *own, "late_fusion=false", "hydra.run.dir=alone")
+    alone = metrics(here, "alone")
+    assert alone["val/rougeL"] == found["val/encoder_rougeL"] and "val/sentences_rougeL" not in alone
+    sslt("finetune", *own, "data.val_fraction=0", "hydra.run.dir=unseen")
+    assert metrics(here, "unseen")["test/rougeL"] < 0.3
+
+
 def test_what_was_pretrained_on_both_sides_is_carried_on(sslt, here, pairs):
     """A causal encoder learns the words of texts and answers, then to write one after the other; the measured one has no training."""
     gpt = ["encoder=gpt_tiny", "encoder.config.hidden_size=16", "encoder.processor.vocab_size=400", "encoder.processor.max_length=32", CPU]
