@@ -126,8 +126,8 @@ SECTIONS = {
             Row("by default", [], "finetune", ["+target=summarize", "from=scratch", "trainer.max_time=00:08:00"]),
             Row("what the encoder writes", [], "finetune",
                 ["+target=summarize", "from=scratch", "late_fusion=false", "trainer.max_time=00:08:00"]),
-        ], ["rougeL"], "rougeL", "Baseline: the sentence of the abstract that a linear model picks (the first one has 25.0). From scratch, in "
-        "this time, an encoder writes nothing as near; so validation has picked sentences answer by default."),
+        ], ["rougeL"], "rougeL", "Baseline: the sentence of the abstract that a linear model picks (the first one has 25.0). From "
+        "scratch, in this time, an encoder writes nothing as near; so validation has picked sentences answer by default."),
     "gutenberg": Section(
         "Language models of 17 books", [
             Row("GPT, byte-level words", ["+task=causal_lm", "data=text_files", "data.path=${oc.env:SSLT_DATA}/gutenberg",
