@@ -171,7 +171,7 @@ def write(cells: Cells, out: Path) -> None:
 
 Made by `python scripts/transfer.py --data DIR`. Three seeds unless a cell says otherwise; mean ± 95 % interval (Student's t).
 The last checkpoint is reported, on the test split; under a shift the epoch is picked without target labels, and the oracle, which reads
-them at every validation, decides nothing.
+them at every validation, decides nothing. Before 2026-11-28 the small ResNet began with `encoder.stem_start=random`.
 """
     made = [
         *(_modes(cells, target) for target in TARGETS),
