@@ -88,8 +88,9 @@ class ImageEncoder(PixelEncoder):
     def begin(self, samples: Samples) -> None:
         """Let the first convolution of a ResNet begin with whitened patches of the images (`patches.first_filters`)."""
         if self.args["stem_start"] == "patches":
-            weight = self.model.conv1.weight
-            images = self.inputs(samples.batch(rows_to_start_on(len(samples), FIRST_IMAGES)))["image"]
+            weight, shards = self.model.conv1.weight, samples.shards
+            rows = rows_to_start_on(len(samples) if shards is None else int(shards[1]), FIRST_IMAGES)  # or one shard has to be had for each
+            images = self.inputs(samples.batch(rows))["image"]
             weight.copy_(first_filters(images, len(weight), weight.shape[-1]))
 
     @property

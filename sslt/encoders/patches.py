@@ -18,7 +18,7 @@ from sslt.errors import UserError
 LARGEST = 48  # pixels a side that larger images are brought to where nobody says another size
 CHUNK = 1 << 20  # responses at a time on a CPU, so that they stay in its cache
 IMAGES, PATCHES = 4096, 100_000  # that the whitening is measured on, at most
-FIRST_PATCHES, FIRST_STEPS = 24, 10  # of each image, and of k-means, for the filters of a first convolution
+FIRST_PATCHES, FIRST_STEPS = 25_000, 10  # patches, and steps of k-means, for the filters of a first convolution
 FIRST_EPSILON = 0.001  # on the eigenvalues, as a share of their sum
 ROOT = 1e-4  # added below a root, whose slope is infinite at 0, or its inverse
 
@@ -188,7 +188,7 @@ def first_filters(images: Tensor, n: int, side: int) -> Tensor:
     images = F.pad(images, (0, max(side - images.shape[-1], 0)) * 2)
     windows = images.unfold(2, side, 1).unfold(3, side, 1)  # [B, C, …, side, side], nothing copied
     places = windows.shape[2]
-    top, left = (torch.randint(places, (len(images), FIRST_PATCHES), generator=generator) for _ in "hw")
+    top, left = (torch.randint(places, (len(images), -(-FIRST_PATCHES // len(images))), generator=generator) for _ in "hw")
     patches = windows[torch.arange(len(images)).unsqueeze(1), :, top, left].reshape(-1, d)
     centred = patches - patches.mean(0)
     whitening = zca(centred, max(FIRST_EPSILON * float(centred.square().sum(1).mean()), ROOT))

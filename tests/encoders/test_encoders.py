@@ -11,7 +11,7 @@ import torch
 from conftest import TINY_IMAGES
 
 from sslt.config import build, compose
-from sslt.data.prepare.image_processor import ImageProcessor
+from sslt.data.prepare.image_processor import ImageProcessor, ImageSamples
 from sslt.data.sources.images import Digits
 from sslt.encoders.base import fingerprint
 from sslt.encoders.image import ImageEncoder
@@ -81,6 +81,23 @@ def test_a_fresh_small_resnet_begins_with_patches(here, sslt):
     train = load_encoder(str(here / "tuned" / "encoder")).processor.prepare(Digits(), "train")
     rows = np.sort(np.random.default_rng(0).permutation(len(train))[:1024])
     assert torch.allclose(stem("tuned"), first_filters(encoder.inputs(train.batch(rows))["image"], 64, 3), atol=1e-4)
+
+
+def test_of_images_in_shards_it_begins_with_those_of_one():
+    """Each other one would have to be fetched for a few patches."""
+    asked = []
+
+    class Sharded(ImageSamples):
+        shards = np.array([0, 7, 14])
+
+        def batch(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+            asked.append(index)
+            return super().batch(index)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (14, 32, 32, 3), dtype=np.uint8)
+    encoder = ImageEncoder(ImageProcessor(32, 3, [0.5] * 3, [0.25] * 3), "resnet18", NARROW, "half", False, stem_start="patches")
+    encoder.begin(Sharded(pixels, None, "made"))
+    assert [rows.tolist() for rows in asked] == [list(range(7))] and encoder.model.conv1.weight.isfinite().all()
 
 
 @pytest.mark.parametrize(("given", "says"), [("patch", "did you mean 'patches'"), ("patches", "stem_start=patches is for ResNets")])
