@@ -11,19 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from sslt import deferred
-from sslt.data.base import Samples
 from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.data.sources.hub import ask_once
 from sslt.encoders import vit
 from sslt.encoders.base import Features, require
-from sslt.encoders.patches import first_filters, rows_to_start_on
 from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError, nearest
 from sslt.stored import first_line
 
 log = logging.getLogger("sslt")
-STARTS = ("random", "patches")
-FIRST_IMAGES = 1024  # whose patches a stem begins with
 STEMS = {"small": (3, 1), "half": (4, 2)}  # side and stride of the first convolution of a ResNet, without pooling
 LEVELS = 4  # of a pyramid (C2 to C5 of Lin et al., 2017): finer ones cost most of the work and hold little
 
@@ -34,7 +30,6 @@ class ImageEncoder(PixelEncoder):
     name: a timm architecture, or `torchvision/NAME`. args: keyword arguments of the model, e.g. channels, layers.
     stem: "standard", or without its pooling "half" (4×4 convolution of stride 2) or "small" (3×3 of stride 1: Chen et al. 2020, B.9);
     "auto" is chosen by the size of the images when an encoder is built for a source.
-    stem_start: what a fresh ResNet's first convolution holds when training begins: "random" weights, or whitened "patches" of its images.
     fixed_size: the model is built for one image size (a ViT's position embeddings).
     pretrained: start from the library's published weights (needs a network or a filled cache).
     """
@@ -49,9 +44,8 @@ class ImageEncoder(PixelEncoder):
         stem: str,
         fixed_size: bool,
         pretrained: bool = False,
-        stem_start: str = "random",
     ):
-        super().__init__(processor, name=name, args=args, stem=stem, fixed_size=fixed_size, stem_start=stem_start)
+        super().__init__(processor, name=name, args=args, stem=stem, fixed_size=fixed_size)
         given = dict(args)
         if fixed_size:
             given["img_size"] = processor.size
@@ -65,10 +59,6 @@ class ImageEncoder(PixelEncoder):
             _own_stem(self.model, name, stem)
         elif stem != "standard":
             raise UserError(f"encoder.stem={stem}{nearest(stem, ['auto', *STEMS, 'standard'])}")
-        if stem_start not in STARTS:
-            raise UserError(f"encoder.stem_start={stem_start}{nearest(stem_start, STARTS)}")
-        if stem_start == "patches":
-            _resnets_stem(self.model, name, "stem_start=patches", "stem_start=random")
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # timm's name for the width of what a classifier reads, which some families widen after pooling (MobileNetV3); torchvision has none
         self.dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
@@ -83,15 +73,6 @@ class ImageEncoder(PixelEncoder):
         if args["stem"] == "auto":
             args["stem"] = _stem_for(fitted.size)
         return cls(fitted, **args)
-
-    @torch.no_grad()
-    def begin(self, samples: Samples) -> None:
-        """Let the first convolution of a ResNet begin with whitened patches of the images (`patches.first_filters`)."""
-        if self.args["stem_start"] == "patches":
-            weight, shards = self.model.conv1.weight, samples.shards
-            rows = rows_to_start_on(len(samples) if shards is None else int(shards[1]), FIRST_IMAGES)  # or one shard has to be had for each
-            images = self.inputs(samples.batch(rows))["image"]
-            weight.copy_(first_filters(images, len(weight), weight.shape[-1]))
 
     @property
     def patch(self) -> int:
@@ -274,7 +255,7 @@ def _stem_for(size: int) -> str:
     return "small" if size < 24 else "half" if size < 48 else "standard"
 
 
-def _resnets_stem(model: Any, name: str, asked: str, instead: str) -> nn.Conv2d:
+def resnets_stem(model: Any, name: str, asked: str, instead: str) -> nn.Conv2d:
     conv = getattr(model, "conv1", None)
     if not isinstance(conv, nn.Conv2d) or not hasattr(model, "maxpool"):
         raise UserError(f"encoder.{asked} is for ResNets; {name} has another stem: set encoder.{instead}")
@@ -282,7 +263,7 @@ def _resnets_stem(model: Any, name: str, asked: str, instead: str) -> nn.Conv2d:
 
 
 def _own_stem(model: Any, name: str, stem: str) -> None:
-    conv = _resnets_stem(model, name, f"stem={stem}", "stem=standard")
+    conv = resnets_stem(model, name, f"stem={stem}", "stem=standard")
     model.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, *STEMS[stem], padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()

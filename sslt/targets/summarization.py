@@ -8,9 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
 
-from sslt.data.answers import Space, Texts
+from sslt.data.answers import Texts
 from sslt.data.base import Samples
 from sslt.encoders.base import Encoder
 from sslt.targets import written_baselines as cheap
@@ -32,10 +31,6 @@ class Summarization(Writing):
 
     primary, called = "rougeL", "this summarizer"
     fuses = True
-
-    def __init__(self, encoder: Encoder, space: Space, **settings: Any):
-        super().__init__(encoder, space, **settings)
-        self.beside = nn.ModuleList()
 
     def predict(self, encoder: Encoder, batch: dict[str, Any]) -> Texts:
         if not self.beside:

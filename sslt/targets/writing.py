@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslt.data.answers import Space, Texts
 from sslt.data.base import Samples, Source, many
@@ -48,6 +48,7 @@ class Writing(Target[Texts], abc.ABC):
     ):  # fmt: skip
         super().__init__(encoder, space)
         self.label_smoothing = label_smoothing
+        self.beside = nn.ModuleList()  # of those that fuse
         self.limits = Limits(
             max_tokens=max_tokens, min_tokens=min_tokens, beams=beams, length_penalty=float(length_penalty), sample=sample,
             temperature=float(temperature), top_k=top_k, top_p=float(top_p), seed=seed,

@@ -17,6 +17,7 @@ from sslt.encoders.base import fingerprint
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.load import build_encoder, fresh_like, load_encoder
 from sslt.encoders.patches import first_filters
+from sslt.encoders.resnet import ResNet
 from sslt.encoders.text import TextEncoder
 from sslt.errors import UserError
 
@@ -95,15 +96,18 @@ def test_of_images_in_shards_it_begins_with_those_of_one():
             return super().batch(index)
 
     pixels = np.random.default_rng(0).integers(0, 256, (14, 32, 32, 3), dtype=np.uint8)
-    encoder = ImageEncoder(ImageProcessor(32, 3, [0.5] * 3, [0.25] * 3), "resnet18", NARROW, "half", False, stem_start="patches")
+    encoder = ResNet(ImageProcessor(32, 3, [0.5] * 3, [0.25] * 3), "resnet18", NARROW, "half", "patches", False)
     encoder.begin(Sharded(pixels, None, "made"))
     assert [rows.tolist() for rows in asked] == [list(range(7))] and encoder.model.conv1.weight.isfinite().all()
 
 
-@pytest.mark.parametrize(("given", "says"), [("patch", "did you mean 'patches'"), ("patches", "stem_start=patches is for ResNets")])
-def test_other_stems_begin_at_random(given, says):
+@pytest.mark.parametrize(
+    ("name", "given", "says"),
+    [("resnet18", "patch", "did you mean 'patches'"), ("mobilenetv3_small_050", "patches", "stem_start=patches is for ResNets")],
+)
+def test_a_beginning_that_cannot_be_is_refused(name, given, says):
     with pytest.raises(UserError, match=says):
-        ImageEncoder(ImageProcessor(32, 3, [0.5] * 3, [0.25] * 3), "mobilenetv3_small_050", {}, "standard", False, stem_start=given)
+        ResNet(ImageProcessor(32, 3, [0.5] * 3, [0.25] * 3), name, {}, "standard", given, False)
 
 
 def test_a_fresh_small_resnet_looks_at_every_pixel():
@@ -230,7 +234,7 @@ def test_trying_an_encoder_leaves_chance_alone(here):
     encoder = build_encoder(cfg.encoder, build(cfg.data))
     drawn = torch.rand(3)
     torch.manual_seed(0)
-    ImageEncoder.build(build(cfg.data), {}, **{k: v for k, v in cfg.encoder.items() if k not in ("_target_", "processor")})
+    ResNet.build(build(cfg.data), {}, **{k: v for k, v in cfg.encoder.items() if k not in ("_target_", "processor")})
     assert torch.equal(drawn, torch.rand(3)) and encoder.training
 
 
