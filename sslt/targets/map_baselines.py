@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sslt.data.answers import IGNORE, Map, Space
 from sslt.data.base import Samples
-from sslt.data.streams.subsets import some
+from sslt.data.streams.subsets import in_order, some
 from sslt.targets.base import Cheap, Rows
 from sslt.targets.map_heads import in_own_size
 from sslt.targets.metrics.maps import class_pixels, map_metrics
@@ -54,12 +54,7 @@ def _methods(train: Samples, classes: int) -> dict[str, Scores]:
 
 
 def _answers(scores: Scores, samples: Samples, space: Space) -> Map:
-    return Map.join([in_own_size(scores(batch["image"]), batch, space) for batch in _batches(samples)])
-
-
-def _batches(samples: Samples) -> Iterator[dict[str, Tensor]]:
-    for start in range(0, len(samples), CHUNK):
-        yield samples.batch(np.arange(start, min(start + CHUNK, len(samples))))
+    return Map.join([in_own_size(scores(batch["image"]), batch, space) for batch in in_order(samples, CHUNK)])
 
 
 # -------------------------------------------------------------------- Otsu
@@ -99,7 +94,7 @@ def _some_pixels(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
     samples = some(samples, IMAGES, 0)
     rng, each = np.random.default_rng(0), max(1, PIXELS // max(len(samples), 1))
     parts = []
-    for batch in _batches(samples):
+    for batch in in_order(samples, CHUNK):
         x, y = _about(batch["image"]), batch["map"].flatten(1).numpy()
         for i, row in enumerate(y):
             valid = np.flatnonzero(row != IGNORE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from sslt.data.answers import Texts
 from sslt.data.base import Samples
+from sslt.data.streams.subsets import in_order
 from sslt.encoders.base import Encoder
 from sslt.targets import written_baselines as cheap
 from sslt.targets.base import Cheap, Rows
@@ -55,7 +55,7 @@ class Summarization(Writing):
     def fuse(self, encoder: Encoder, predictions: Texts, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:
         if val is None or not isinstance(val.answers, Texts) or not isinstance(train.answers, Texts):
             return {}
-        texts, held = ([text for batch in _batches(part) for text in _texts(encoder, batch)] for part in (train, val))
+        texts, held = ([text for batch in in_order(part, BATCH) for text in _texts(encoder, batch)] for part in (train, val))
         picker = SentencePicker.solve(texts, list(train.answers.values), self.language, (held, list(val.answers.values)))
         picked = Texts([[text] for text in picker.write(held)], self.space)
         own, theirs = self.score(predictions, val.answers), self.score(picked, val.answers)
@@ -81,11 +81,6 @@ class Summarization(Writing):
         found = cheap.strongest({**leads, "sentences that a linear model picks": picker.write}, self.score, val, test)
         best = cheap.oracle(test.one_each, list(test.answers.values), self.language)
         return found._replace(more={f"best_sentence/{self.primary}": self.score(Texts([[t] for t in best], self.space), test.answers)})
-
-
-def _batches(samples: Samples) -> Iterator[dict[str, Any]]:
-    for first in range(0, len(samples), BATCH):
-        yield samples.batch(np.arange(first, min(first + BATCH, len(samples))))
 
 
 def _texts(encoder: Encoder, batch: dict[str, Any]) -> list[str]:

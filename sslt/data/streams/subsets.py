@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -44,6 +45,12 @@ def label_subset(samples: Samples, fraction: float, per_class: int | None, seed:
 def labels_of(samples: Samples) -> torch.Tensor:
     """Class indices [N] as a tensor."""
     return torch.as_tensor(np.asarray(samples.labels)).long()
+
+
+def in_order(samples: Samples, size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of all samples, `size` rows after `size` rows."""
+    for start in range(0, len(samples), size):
+        yield samples.batch(np.arange(start, min(start + size, len(samples))))
 
 
 def some(samples: Samples, n: int, seed: int) -> Samples:
