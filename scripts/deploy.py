@@ -1,6 +1,6 @@
-"""Two fine-tuned runs through export, compression, benchmark and server: docs/results/deploy.md and its figure, made step by step.
+"""Fine-tuned runs through export, compression, benchmark and server: docs/results/deploy.md and its figure, made step by step.
 
-    python scripts/deploy.py --data DIR [--only cifar10,imdb] [--root FOLDER]
+    python scripts/deploy.py --data DIR [--only cifar10,bag,imdb] [--root FOLDER]
 
 Every step is one `sslt` command in a folder below --root; what is finished is not run again. The benchmark has all variants of a run side
 by side, interleaved; the server is held against a plain FastAPI loop by `scripts/load.py`, and for ten minutes at 80 % of its capacity.
@@ -78,6 +78,24 @@ CHAINS = {
         "A quarter of an hour on a core trains no network for CIFAR-10 to its end (whitened patches with logistic regression: 65.0 %), so "
         "that methods that train on gain by it, and only the differences between them tell something. Other work ran beside: medians hold, "
         "p95 and p99 less so. The server was measured on a quiet machine.",
+    ),
+    "bag": Chain(
+        "IMDB, a bag of words after crops, as by default",
+        {
+            "crops": ["pretrain", "+task=crops", "data=imdb", "trainer.max_time=00:10:00"],
+            BASE: ["finetune", "+target=imdb", "from={crops}", "baseline=false"],
+        },
+        {
+            "onnx": _exported("onnx"),
+            "torch": _exported("torch"),
+            "safetensors": _exported("safetensors"),
+            "half": _compressed("half"),
+            "int8": _compressed("int8"),
+            "onnx_int8": _compressed("onnx_int8"),
+            "distilled": _compressed("distill", "encoder=bag", "encoder.dim=16", "trainer.max_time=00:03:00"),
+        },
+        ["--words", "60"],
+        "",
     ),
     "imdb": Chain(
         "IMDB, BERT of 2 layers from scratch",

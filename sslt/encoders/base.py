@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import bisect
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -301,14 +302,21 @@ def pool_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards every submodule has the mode it had (frozen ones stay frozen)."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
+    were_training = [m for m in module.modules() if m.training]
+    if were_training:
+        module.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        for m, training in modes:
-            m.training = training
+        for m in were_training:
+            m.training = True
+
+
+def put_on(module: nn.Module, device: torch.device) -> None:
+    """Move a module to a device, unless it is there: a call that moves nothing takes as long as a small network."""
+    if any(x.device != device for x in itertools.chain(module.parameters(), module.buffers())):
+        module.to(device)
 
 
 def fingerprint(encoder: Encoder) -> str:

@@ -7,8 +7,9 @@ text further than its own length changes them anywhere; which rows stand beside 
 
 So a row is computed only in shapes that follow from the row itself: with rows of its own padded length, and in as many of them as were
 found to give what `CANON` rows give. Whoever computes so, in whatever company, gets the same bits (on one machine with one version of
-torch and one number of threads). It does not hold for texts on an Intel Xeon with AMX, in float32 under torch 2.11 and 2.15: rows of 8
-tokens differ by 4e-9 between batches of 2 and 4, though what was tried first agreed.
+torch and one number of threads). On an Intel CPU (MKL, torch 2.15) where a row stands matters as well, in products that give it one, two or
+three numbers, such as a head of two classes, of at most eight rows: they are made `NARROW` wide here, which ends it. Should rows trade bits
+with their places all the same, each is computed by itself.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sslt.data.answers import Answers
 from sslt.data.base import Samples
@@ -28,7 +30,8 @@ from sslt.data.prepare.parts import PartSamples
 from sslt.data.ragged import Ragged
 from sslt.encoders.base import Encoder
 
-CANON = 4  # rows; what they give is right by definition
+CANON = 4  # rows; what they give is right by definition, unless it hangs on their places
+NARROW = 4  # numbers that a product gives to a row at least
 SIZES = (2, 4, 8, 16, 32, 64)  # rows of a batch, which is filled up to one of them by rows of its own
 MANY = 100_000  # lengths of parts that are remembered
 STEP = 8  # to a multiple of which texts are padded
@@ -72,32 +75,57 @@ class Alike:
 
     def compute(self, encoder: Encoder, of: Callable[[np.ndarray], Any], key: Any, rows: np.ndarray) -> Any:
         """What `of` gives (`Answers` or a tensor [B, …]) of rows that are alike in `key`, row by row, at most `SIZES[-1]` of them."""
+        with _NotNarrow():
+            return self._computed(encoder, of, key, rows)
+
+    def _computed(self, encoder: Encoder, of: Callable[[np.ndarray], Any], key: Any, rows: np.ndarray) -> Any:
         size = next(n for n in SIZES if n >= len(rows))
-        if size != CANON and self.known.get((key, size)) is False:
+        known = self.known.get((key, size))
+        if known is False:
             return self._otherwise(encoder, of, key, rows)
         filled = np.resize(rows, size)
-        if size == CANON or (key, size) in self.known:
+        if known:
             return _take(of(filled), np.arange(len(rows)))
         found, features = _watched(encoder, of, filled)
-        self.known[key, size] = all(self._agrees(encoder, of, filled, found, features, at) for at in _looked_at(size))
+        if size != CANON and (key, CANON) not in self.known:
+            self._computed(encoder, of, key, np.resize(rows, CANON))
+        self.known[key, size] = self.known.get((key, CANON), True) and all(
+            self._agrees(encoder, of, filled, found, features, at) for at in _looked_at(size)
+        )
         return _take(found, np.arange(len(rows))) if self.known[key, size] else self._otherwise(encoder, of, key, rows)
 
     def _otherwise(self, encoder: Encoder, of: Callable[[np.ndarray], Any], key: Any, rows: np.ndarray) -> Any:
-        """The same in `CANON` rows, or in two halves."""
-        if len(rows) <= CANON:
-            return _take(of(np.resize(rows, CANON)), np.arange(len(rows)))
-        middle = max(n for n in SIZES if n < len(rows))
-        return _join([self.compute(encoder, of, key, part) for part in (rows[:middle], rows[middle:])])
+        """The same in fewer rows: in `CANON`, in two halves, or each by itself."""
+        if len(rows) > CANON:
+            middle = max(n for n in SIZES if n < len(rows))
+            return _join([self._computed(encoder, of, key, part) for part in (rows[:middle], rows[middle:])])
+        if self.known.get((key, CANON)) is False:
+            return _join([_take(of(np.resize(row, CANON)), np.arange(1)) for row in rows])
+        return _take(self._computed(encoder, of, key, np.resize(rows, CANON)), np.arange(len(rows)))
 
     @staticmethod
     def _agrees(
         encoder: Encoder, of: Callable[[np.ndarray], Any], filled: np.ndarray, found: Any, features: list[Tensor], at: np.ndarray
     ) -> bool:
-        """Whether the rows at these places are, bit for bit, what `CANON` rows by themselves give; what the encoder made of them, too."""
-        alone, theirs = _watched(encoder, of, np.resize(filled[at], CANON))
-        first = np.arange(len(at))
-        rows = all(torch.equal(a[at], b[first]) for a, b in zip(features, theirs, strict=True) if len(a) == len(filled))
-        return rows and _bits(_take(found, at)) == _bits(_take(alone, first))
+        """Whether the rows at these places are, bit for bit, what `CANON` rows by themselves give; what the encoder made of them, too.
+
+        The `CANON` rows are the same ones, each a place further, so that places are compared as well.
+        """
+        alone, theirs = _watched(encoder, of, np.roll(np.resize(filled[at], CANON), 1))
+        there = (np.arange(len(at)) + 1) % CANON
+        rows = all(torch.equal(a[at], b[there]) for a, b in zip(features, theirs, strict=True) if len(a) == len(filled))
+        return rows and _bits(_take(found, at)) == _bits(_take(alone, there))
+
+
+class _NotNarrow(TorchFunctionMode):
+    """Products that give a row fewer than `NARROW` numbers are made so wide, by zeros that are left out again."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is not F.linear or len(args) < 2 or not 0 < NARROW - len(args[1]):
+            return func(*args, **(kwargs or {}))
+        x, weight, bias = (*args, (kwargs or {}).get("bias"))[:3]
+        missing = NARROW - len(weight)
+        return F.linear(x, F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing)))[..., : len(weight)]
 
 
 def alike_on(device: torch.device) -> Alike | None:

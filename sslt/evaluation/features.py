@@ -17,7 +17,7 @@ from sslt import distributed, precision, signals
 from sslt.data import cache
 from sslt.data.answers import Answers
 from sslt.data.base import Samples
-from sslt.encoders.base import Encoder, evaluating, fingerprint
+from sslt.encoders.base import Encoder, evaluating, fingerprint, put_on
 from sslt.evaluation.alike import Alike, widened
 from sslt.targets.base import Target
 
@@ -66,7 +66,7 @@ def _answered(
     how: Callable[..., Any],
     alike: Alike | None,
 ) -> Any:
-    target.to(device)
+    put_on(target, device)
     with evaluating(target):
         parts, rows = _over_batches(encoder, samples, device, batch_size, number_format, lambda batch: how(encoder, batch), alike)
     found = [(Answers.join(parts) if parts else None, rows)]
@@ -97,7 +97,7 @@ def _over_batches(
     def of(index: np.ndarray, key: tuple[int, ...] = ()) -> Any:
         return compute({k: v.to(device, non_blocking=True) for k, v in widened(samples.batch(index), key, samples.padding).items()})
 
-    encoder.to(device)
+    put_on(encoder, device)
     with evaluating(encoder), precision.autocast(device, number_format):
         longest = encoder.reading.get("max_length")
         plain = (((), index) for index in samples.ordered_batches(batch_size, longest))

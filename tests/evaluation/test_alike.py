@@ -16,7 +16,7 @@ from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.load import build_encoder
 from sslt.encoders.text import TextEncoder
-from sslt.evaluation.alike import CANON, SIZES, Alike, widened, widths_of
+from sslt.evaluation.alike import CANON, SIZES, Alike, _NotNarrow, widened, widths_of
 from sslt.evaluation.features import encode, predicted
 from sslt.targets.classification import Classification
 
@@ -24,15 +24,18 @@ CPU = torch.device("cpu")
 
 
 class Odd(nn.Module):
-    """An encoder whose last bits hang on the size of its batch, as those of some kernels do: from `many` rows on, and for `one`."""
+    """An encoder whose last bits hang on the size of its batch, as those of some kernels do: from `many` rows on, and for two; or on
+    where in a batch a row is."""
 
-    def __init__(self, many: int):
+    def __init__(self, many: int, places: bool = False):
         super().__init__()
-        self.many, self.sizes = many, list[int]()
+        self.many, self.places, self.sizes = many, places, list[int]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        odd = torch.arange(len(x)) % 2 == 1 if self.places else torch.full((len(x),), len(x) >= self.many or len(x) == 2)
+
         class Output:
-            pooled = x * (1 + 2**-20) if len(x) >= self.many or len(x) == 2 else x
+            pooled = torch.where(odd[:, None], x * (1 + 2**-20), x)
 
         self.sizes.append(len(x))
         return Output.pooled if not self._forward_hooks else Output  # type: ignore[return-value]
@@ -55,7 +58,27 @@ def test_sizes_that_give_other_bits_are_not_used(many):
     encoder.sizes.clear()
     computed(encoder, alike, list(range(64)))
     assert max(encoder.sizes) == max(n for n in SIZES if n < many) and 2 not in encoder.sizes
-    assert alike.known[(), 2] is False and ((), CANON) not in alike.known
+    assert alike.known[(), 2] is False and alike.known[(), CANON] is True
+
+
+def test_rows_whose_bits_hang_on_their_place_are_computed_by_themselves():
+    """As the first of a batch of nothing else, whatever they are asked for with."""
+    encoder, alike = Odd(1000, places=True), Alike()
+    for n in (1, 2, 3, 4, 9, 64, 5):
+        assert torch.equal(computed(encoder, alike, list(range(n)))[:, 0], torch.arange(n) + 1.0)
+    assert not any(alike.known.values()) and encoder.sizes[-5:] == [CANON] * 5
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("bias", [True, False])
+def test_narrow_products_are_what_they_were(outputs, bias):
+    """Products are made wider only on the way: as many numbers, of the same values, also by keyword."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(32, outputs, bias=bias), torch.randn(7, 5, 32)
+    with _NotNarrow():
+        found, again = layer(x), torch.nn.functional.linear(x, layer.weight, bias=layer.bias)
+    assert found.shape == (7, 5, outputs) and torch.equal(found, again)
+    torch.testing.assert_close(found, layer(x))
 
 
 @pytest.fixture
@@ -72,7 +95,6 @@ def texts(here) -> tuple[TextEncoder, list[str]]:
     return encoder, [" ".join(rng.choice(words, n)) for n in rng.integers(1, 90, 40)]
 
 
-@pytest.mark.skipif(torch.cpu._is_amx_tile_supported(), reason="known not to hold on CPUs with AMX (evaluation/alike.py)")
 def test_a_text_has_the_same_bits_in_any_company(texts):
     """Alone, among others, in another order and with other sizes of batches."""
     encoder, items = texts
