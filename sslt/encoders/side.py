@@ -11,7 +11,7 @@ from sslt.encoders.base import Encoder
 
 
 class SideModel(nn.Module, abc.ABC):
-    """What a cheap method knows, beside what an encoder does: (encoder, its inputs) → scores of classes [B, C].
+    """What a cheap method knows, beside what an encoder does: (encoder, its inputs) → scores of classes [B, C], of maps of every pixel.
 
     Solved for and weighed on validation (`targets/fusion.py`), not trained; kept with the classifier in `head/`. kind: its name there.
     settings: plain data from which `beside` makes another one of the same shape. name, title: in metrics, in words.

@@ -121,7 +121,7 @@ class _NotNarrow(TorchFunctionMode):
     """Products that give a row fewer than `NARROW` numbers are made so wide, by zeros that are left out again."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is not F.linear or len(args) < 2 or not 0 < NARROW - len(args[1]):
+        if func is not F.linear or len(args) < 2 or len(args[1]) >= NARROW:
             return func(*args, **(kwargs or {}))
         x, weight, bias = (*args, (kwargs or {}).get("bias"))[:3]
         missing = NARROW - len(weight)

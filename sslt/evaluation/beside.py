@@ -17,7 +17,7 @@ from sslt.data.streams.subsets import label_rows
 from sslt.targets.base import Rows, Target
 
 log = logging.getLogger("sslt")
-FORMAT = 4  # raise it when the methods change
+FORMAT = 5  # raise it when the methods change
 
 
 Labels = tuple[float, int | None, int]  # label_fraction, labels_per_class, seed

@@ -15,6 +15,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.descriptions import Described
 from sslt.encoders.files import building, fill, write_tensors
 from sslt.encoders.lexicon import Lexicon
+from sslt.encoders.pixel_numbers import PixelNumbers
 from sslt.encoders.seals import check_seal, seal
 from sslt.encoders.side import SideModel
 from sslt.errors import UserError
@@ -26,7 +27,7 @@ from sslt.targets.neighbours import Neighbours
 from sslt.trusted import check_trusted
 
 SIDE_MODELS: dict[str, type[SideModel | LinearTagger | Neighbours | SentencePicker]] = {
-    kind.kind: kind for kind in (Lexicon, Described, LinearTagger, Neighbours, SentencePicker)
+    kind.kind: kind for kind in (Lexicon, Described, PixelNumbers, LinearTagger, Neighbours, SentencePicker)
 }
 
 

@@ -1,4 +1,4 @@
-"""Maps without an encoder: Otsu's threshold, and logistic regression on what a pixel is and where."""
+"""Maps without an encoder: Otsu's threshold, logistic regression on what a pixel is and where, and models of its surroundings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslt.data.answers import IGNORE, Map, Space
+from sslt.data.answers import Map, Space
 from sslt.data.base import Samples
-from sslt.data.streams.subsets import in_order, some
+from sslt.data.streams.subsets import in_order
+from sslt.encoders.pixel_numbers import PixelNumbers, places
 from sslt.targets.base import Cheap, Rows
 from sslt.targets.map_heads import in_own_size
 from sslt.targets.metrics.maps import class_pixels, map_metrics
+from sslt.targets.pixel_models import sampled, solve
 
-PIXELS, IMAGES = 40_000, 1000  # that the regression learns from, at most
 CHUNK = 64  # images at a time
 LUMA = (0.299, 0.587, 0.114)
 Scores = Callable[[Tensor], Tensor]  # uint8 [B, 1 or 3, H, W] → [B, C, H, W]
@@ -42,11 +43,14 @@ def commonest(train: Map, test: Map) -> Map:
 
 
 def _methods(train: Samples, classes: int) -> dict[str, Scores]:
-    x, y = _some_pixels(train)
-    if len(np.unique(y)) < 2:
+    x, y = sampled(train, _about)
+    if len(y.unique()) < 2:
         return {}
-    found = {f"logistic regression on colour and place{told}": _regression(x, y, classes, weight)
+    found = {f"logistic regression on colour and place{told}": _regression(x.numpy(), y.numpy(), classes, weight)
              for told, weight in (("", None), (", classes alike", "balanced"))}  # fmt: skip
+    for model in solve(train, classes):
+        kind = "a small network" if model.settings["hidden"] else "a linear model"
+        found[f"{kind} of {model.title}"] = functools.partial(_model, model)
     if classes == 2:
         for name, sign in (("brighter", 1.0), ("darker", -1.0)):
             found[f"Otsu's threshold, {name}"] = functools.partial(_two, sign)
@@ -79,29 +83,16 @@ def _two(sign: float, images: Tensor) -> Tensor:
     return torch.stack([-apart, apart], 1)
 
 
-# -------------------------------------------------------------------- regression
-def _about(images: Tensor) -> np.ndarray:
-    """Of every pixel its colours, its place and their products, [B · H · W, D]."""
-    b, _, h, w = images.shape
-    y, x = torch.meshgrid(torch.linspace(0, 1, h), torch.linspace(0, 1, w), indexing="ij")
-    plain = torch.cat([images.float() / 255, torch.stack([y, x]).expand(b, 2, h, w)], 1).permute(0, 2, 3, 1).flatten(0, 2)
+# -------------------------------------------------------------------- pixels
+def _model(model: PixelNumbers, images: Tensor) -> Tensor:
+    return model.of(images.float() / 255)
+
+
+def _about(images: Tensor) -> Tensor:
+    """Of every pixel its colours, its place and their products, [B, D, H, W]."""
+    plain = torch.cat([images, places(images).expand(len(images), -1, -1, -1)], 1)
     i, j = torch.triu_indices(plain.shape[1], plain.shape[1])
-    return torch.cat([plain, plain[:, i] * plain[:, j]], 1).numpy()
-
-
-def _some_pixels(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    """What is known of at most `PIXELS` pixels with a class, drawn by a fixed seed, as many of each image; and their classes."""
-    samples = some(samples, IMAGES, 0)
-    rng, each = np.random.default_rng(0), max(1, PIXELS // max(len(samples), 1))
-    parts = []
-    for batch in in_order(samples, CHUNK):
-        x, y = _about(batch["image"]), batch["map"].flatten(1).numpy()
-        for i, row in enumerate(y):
-            valid = np.flatnonzero(row != IGNORE)
-            index = rng.choice(valid, min(each, len(valid)), replace=False)
-            parts.append((x[i * len(row) + index], row[index]))
-    x, y = (np.concatenate(p) for p in zip(*parts, strict=True))
-    return x, y
+    return torch.cat([plain, plain[:, i] * plain[:, j]], 1)
 
 
 def _regression(x: np.ndarray, y: np.ndarray, classes: int, weight: str | None) -> Scores:
@@ -117,7 +108,7 @@ def _regression(x: np.ndarray, y: np.ndarray, classes: int, weight: str | None) 
 
     def scores(images: Tensor) -> Tensor:
         b, _, h, w = images.shape
-        found = model.decision_function(_about(images))
+        found = model.decision_function(_about(images.float() / 255).permute(0, 2, 3, 1).flatten(0, 2).numpy())
         found = np.stack([-found, found], 1) / 2 if found.ndim == 1 else found
         out = torch.full((b, h, w, classes), float(found.min()) - 1)  # of a class that was never seen
         out[..., known] = torch.from_numpy(found).view(b, h, w, -1).to(out.dtype)

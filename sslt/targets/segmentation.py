@@ -17,7 +17,7 @@ from sslt.encoders.pixels import PixelEncoder
 from sslt.errors import UserError
 from sslt.objectives.base import Loss, Picture, wide
 from sslt.ranges import Count, Share
-from sslt.targets import map_baselines, map_pictures
+from sslt.targets import map_baselines, map_fusion, map_pictures
 from sslt.targets.base import Cheap, Rows, Target
 from sslt.targets.map_heads import class_weights, head_of, in_own_size, resized
 from sslt.targets.metrics.maps import agreement, class_pixels, iou_difference, map_metrics, mean_iou
@@ -33,7 +33,9 @@ class Segmentation(Target[Map]):
     at least to be read, or else the coarsest is; finer ones cost most of the work. Scores are enlarged to the size of the views. balance:
     a pixel weighs as its class's share of all pixels to the power of -balance (1 - progress): at 0 all pixels weigh alike, at 1 all classes
     do in the beginning. So that rare classes are found early, where the commonest everywhere is otherwise an answer that training can
-    stay at for long; and in the end, where a pixel too many of a rare class counts as much as one too few, all pixels are alike.
+    stay at for long; and in the end, where a pixel too many of a rare class counts as much as one too few, all
+    pixels are alike. beside: a model of pixels whose scores are added to the encoder's where it answers, and that training does not see
+    (late fusion).
     """
 
     answer = Map
@@ -41,6 +43,7 @@ class Segmentation(Target[Map]):
     primary = "miou"
     watched: ClassVar = ("accuracy",)
     called = "this segmentation"
+    fuses = True
 
     def __init__(self, encoder: PixelEncoder, space: Space, head: str, width: Count, stride: Count, balance: Share):
         super().__init__(encoder, space)
@@ -50,6 +53,7 @@ class Segmentation(Target[Map]):
         channels = [c for c, _ in shapes[self.first :]]
         self.head = head_of(head, channels, classes, width)
         self.balance, self.weight = balance, torch.nn.Buffer(torch.ones(classes))
+        self.beside = torch.nn.ModuleList()
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         inputs = {name: x.flatten(0, 1) for name, x in batch["views"].items()}
@@ -81,7 +85,11 @@ class Segmentation(Target[Map]):
     # ---------------------------------------------------------------- answers
     def outputs(self, encoder: Encoder, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`scores` [B, C, h, w], of what the encoder sees of the images."""
-        return {"scores": self.scores(encoder, encoder.inputs(batch))}
+        inputs = encoder.inputs(batch)
+        scores = self.scores(encoder, inputs)
+        for model in self.beside:
+            scores = model.share * resized(scores, inputs["image"]) + model(encoder, inputs)  # type: ignore[operator]
+        return {"scores": scores}
 
     def read(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> Map:
         return in_own_size(outputs["scores"], batch, self.space)
@@ -120,6 +128,14 @@ class Segmentation(Target[Map]):
             of = f" of {len(answers)} training images" if answers is not None else ""
             one = "".join(f", '{names[int(c)]}'" for c in found)
             raise UserError(f"all pixels{of} in {source.name} are of one class{one}: there is nothing to tell apart")
+
+    def fuse(self, encoder: Encoder, predictions: Map, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:
+        if val is None or not isinstance(val.answers, Map):
+            return {}
+        model, found = map_fusion.beside(self, encoder, train, val, device)
+        if model is not None:
+            self.beside.append(model)
+        return found
 
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap | None:
         return map_baselines.strongest(train, val, test, self.space)
