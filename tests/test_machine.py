@@ -32,6 +32,27 @@ def test_rarely_and_as_usual(usual):
     assert gc.get_freeze_count() > before + 10_000 and gc.get_threshold() == usual
 
 
+@pytest.mark.parametrize(
+    ("threads", "running", "cores", "words"),
+    [
+        (2, 2, 2, "other work keeps 1 of 2 cores busy: 2 threads here wait for one another, and OMP_NUM_THREADS=1 "),
+        (2, 1, 2, ""),  # this process alone
+        (1, 5, 2, ""),  # one thread waits for nobody
+        (8, 9, 16, ""),
+        (16, 7, 16, "OMP_NUM_THREADS=10 "),
+        (4, 40, 16, "OMP_NUM_THREADS=1 "),
+    ],
+)
+def test_a_crowded_machine_is_named(tmp_path, monkeypatch, threads, running, cores, words):
+    """Where other work has cores that threads count on, and only there; nothing is said where the system does not tell."""
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: cores)
+    load = tmp_path / "loadavg"
+    assert machine.crowded(threads, load) == ""
+    load.write_text(f"9.10 8.00 7.00 {running}/431 12345\n")
+    found = machine.crowded(threads, load)
+    assert words in found and bool(found) == bool(words)
+
+
 SHOWN = """
 import gc, sys
 from sslt import cli, machine

@@ -8,8 +8,9 @@ text further than its own length changes them anywhere; which rows stand beside 
 So a row is computed only in shapes that follow from the row itself: with rows of its own padded length, and in as many of them as were
 found to give what `CANON` rows give. Whoever computes so, in whatever company, gets the same bits (on one machine with one version of
 torch and one number of threads). On an Intel CPU (MKL, torch 2.15) where a row stands matters as well, in products that give it one, two or
-three numbers, such as a head of two classes, of at most eight rows: they are made `NARROW` wide here, which ends it. Should rows trade bits
-with their places all the same, each is computed by itself.
+three numbers, such as a head of two classes, of at most eight rows: they are made `NARROW` wide here, which ends it. (MKL's own way to
+the same end, `MKL_CBWR=AUTO,STRICT`, costs a third of the speed of all products.) Should bits hang on a row's place all the same, each
+row is computed by itself.
 """
 
 from __future__ import annotations

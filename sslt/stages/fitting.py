@@ -33,7 +33,7 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
 from sslt.learner import Learner, Term
-from sslt.machine import most_resident
+from sslt.machine import crowded, most_resident
 from sslt.modules import of_kind
 from sslt.objectives.base import Objective
 from sslt.objectives.parts.momentum import Teacher
@@ -100,6 +100,8 @@ def fit(
         )
     shown = precision.FLOAT8 if cfg.trainer.precision == precision.FLOAT8 else number_format
     _announce(learner, sizes, budget, start, f"{shown} on {kind}", silent=nothing_to_train)
+    if kind == "cpu" and distributed.world_size() == 1 and (told := crowded(torch.get_num_threads())):
+        log.info("%s", told)
     run.update(training=now())
     if kind == "gpu":
         torch.cuda.reset_peak_memory_stats()
