@@ -15,7 +15,9 @@ row is computed by itself.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +25,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from sslt.data.answers import Answers
 from sslt.data.base import Samples
@@ -76,7 +77,7 @@ class Alike:
 
     def compute(self, encoder: Encoder, of: Callable[[np.ndarray], Any], key: Any, rows: np.ndarray) -> Any:
         """What `of` gives (`Answers` or a tensor [B, …]) of rows that are alike in `key`, row by row, at most `SIZES[-1]` of them."""
-        with _NotNarrow():
+        with not_narrow():
             return self._computed(encoder, of, key, rows)
 
     def _computed(self, encoder: Encoder, of: Callable[[np.ndarray], Any], key: Any, rows: np.ndarray) -> Any:
@@ -118,15 +119,33 @@ class Alike:
         return rows and _bits(_take(found, at)) == _bits(_take(alone, there))
 
 
-class _NotNarrow(TorchFunctionMode):
-    """Products that give a row fewer than `NARROW` numbers are made so wide, by zeros that are left out again."""
+_linear, _lock, _users = F.linear, threading.Lock(), [0]
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is not F.linear or len(args) < 2 or len(args[1]) >= NARROW:
-            return func(*args, **(kwargs or {}))
-        x, weight, bias = (*args, (kwargs or {}).get("bias"))[:3]
-        missing = NARROW - len(weight)
-        return F.linear(x, F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing)))[..., : len(weight)]
+
+def _wide_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    missing = NARROW - len(weight)
+    if missing <= 0:
+        return _linear(input, weight, bias)
+    return _linear(input, F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing)))[..., : len(weight)]
+
+
+@contextlib.contextmanager
+def not_narrow() -> Iterator[None]:
+    """Within, products that give a row fewer than `NARROW` numbers are made so wide, by zeros that are left out again.
+
+    For all threads, to whom it makes no other difference: a mode of this one (`TorchFunctionMode`) would be asked at every call of torch,
+    which takes a fifth of the time of a small model.
+    """
+    with _lock:
+        _users[0] += 1
+        F.linear = _wide_linear  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        with _lock:
+            _users[0] -= 1
+            if not _users[0]:
+                F.linear = _linear
 
 
 def alike_on(device: torch.device) -> Alike | None:

@@ -16,7 +16,7 @@ from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.image import ImageEncoder
 from sslt.encoders.load import build_encoder
 from sslt.encoders.text import TextEncoder
-from sslt.evaluation.alike import CANON, SIZES, Alike, _NotNarrow, widened, widths_of
+from sslt.evaluation.alike import CANON, SIZES, Alike, not_narrow, widened, widths_of
 from sslt.evaluation.features import encode, predicted
 from sslt.targets.classification import Classification
 
@@ -75,8 +75,12 @@ def test_narrow_products_are_what_they_were(outputs, bias):
     """Products are made wider only on the way: as many numbers, of the same values, also by keyword."""
     torch.manual_seed(0)
     layer, x = nn.Linear(32, outputs, bias=bias), torch.randn(7, 5, 32)
-    with _NotNarrow():
+    with not_narrow():
         found, again = layer(x), torch.nn.functional.linear(x, layer.weight, bias=layer.bias)
+        with not_narrow():
+            pass
+        assert torch.equal(layer(x), found), "one that ends within another leaves that as it is"
+    assert torch.nn.functional.linear is torch._C._nn.linear
     assert found.shape == (7, 5, outputs) and torch.equal(found, again)
     torch.testing.assert_close(found, layer(x))
 
