@@ -14,7 +14,7 @@ from sslt.data.base import Samples
 from sslt.data.prepare.image_processor import ImageProcessor
 from sslt.encoders.base import Encoder
 from sslt.encoders.patches import PatchEncoder, rows_to_start_on
-from sslt.encoders.side import SideModel
+from sslt.encoders.side import SideModel, grey_levels
 
 PIXELS, GRADIENTS = 32, 64  # longest sides of images as pixels and patches, and as gradients
 FILTERS, STRIDE = 400, 2  # of patches of 6 × 6 pixels, pooled over quarters: 3,000 images a second on a core
@@ -112,10 +112,8 @@ class Described(SideModel):
         return cls(encoder.processor, **settings)
 
     def forward(self, encoder: Encoder, inputs: dict[str, Tensor]) -> Tensor:
-        x = inputs["image"].float()
-        mean, std = (x.new_tensor(list(v)).view(-1, 1, 1) for v in (encoder.processor.mean, encoder.processor.std))
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(self.describe((x * std + mean).clamp(0, 1)), self.weight, self.bias)
+        with torch.autocast(inputs["image"].device.type, enabled=False):
+            return F.linear(self.describe(grey_levels(encoder, inputs)), self.weight, self.bias)
 
     def scale(self, factor: float) -> None:
         self.weight, self.bias = factor * self.weight, factor * self.bias

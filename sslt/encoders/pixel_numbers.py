@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslt.encoders.base import Encoder
-from sslt.encoders.side import SideModel
+from sslt.encoders.side import SideModel, grey_levels
 
 SCALES = (2, 4, 8, 16, 32)  # sides of squares, in pixels
 
@@ -37,15 +37,14 @@ def _spread(means: Tensor) -> Tensor:
     return torch.cat([channels, (square - channels.mean(1, keepdim=True).square()).clamp(min=1e-8).sqrt()], 1)
 
 
-def enlarged(maps: Tensor, height: int, width: int) -> Tensor:
-    return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
+def resized(x: Tensor, like: Tensor) -> Tensor:
+    """x [B, C, h, w] in the size of another map, bilinear with half-pixel centres."""
+    return x if x.shape[-2:] == like.shape[-2:] else F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def numbers(x: Tensor) -> Tensor:
     """`levels` of every pixel of images [B, C, H, W], [B, D, H, W]."""
-    found = levels(x)
-    *maps, place = [enlarged(m, *x.shape[-2:]) for m in found]
-    return torch.cat([*maps, place.expand(len(x), -1, -1, -1)], 1)
+    return torch.cat([resized(m, x).expand(len(x), -1, -1, -1) for m in levels(x)], 1)
 
 
 class PixelNumbers(SideModel):
@@ -78,10 +77,8 @@ class PixelNumbers(SideModel):
 
     def forward(self, encoder: Encoder, inputs: dict[str, Tensor]) -> Tensor:
         """Scores [B, C, H, W]."""
-        x = inputs["image"].float()
-        mean, std = (x.new_tensor(list(v)).view(-1, 1, 1) for v in (encoder.processor.mean, encoder.processor.std))
-        with torch.autocast(x.device.type, enabled=False):
-            return self.of((x * std + mean).clamp(0, 1))
+        with torch.autocast(inputs["image"].device.type, enabled=False):
+            return self.of(grey_levels(encoder, inputs))
 
     def of(self, x: Tensor) -> Tensor:
         """Scores of images of grey levels 0..1.
@@ -89,7 +86,7 @@ class PixelNumbers(SideModel):
         The first layer is computed level by level before they are enlarged, which is the same and much less work.
         """
         parts = zip(levels(x), self.first.split(self.sizes, 1), strict=True)
-        found = sum(enlarged(F.conv2d(m, w[:, :, None, None]), *x.shape[-2:]) for m, w in parts) + self.first_bias.view(-1, 1, 1)
+        found = sum(resized(F.conv2d(m, w[:, :, None, None]), x) for m, w in parts) + self.first_bias.view(-1, 1, 1)
         if not self.settings["hidden"]:
             return found
         return F.conv2d(found.relu(), self.second[:, :, None, None], self.second_bias)

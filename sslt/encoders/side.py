@@ -34,3 +34,10 @@ class SideModel(nn.Module, abc.ABC):
     @abc.abstractmethod
     def scale(self, factor: float) -> None:
         """Multiply all scores."""
+
+
+def grey_levels(encoder: Encoder, inputs: dict[str, Tensor]) -> Tensor:
+    """Images [B, C, H, W] as they were before an encoder's inputs were standardized, float32 in 0..1."""
+    x = inputs["image"].float()
+    mean, std = (x.new_tensor(list(v)).view(-1, 1, 1) for v in (encoder.processor.mean, encoder.processor.std))
+    return (x * std + mean).clamp(0, 1)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslt.data import frames
 from sslt.data.answers import IGNORE, Map, Space
+from sslt.encoders.pixel_numbers import resized
 from sslt.errors import UserError, nearest
 
 HEADS = ("fpn", "linear")
@@ -29,11 +29,6 @@ def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
     shares = pixels / max(pixels.sum(), 1)
     raw = np.where(pixels > 0, np.where(pixels > 0, shares, 1.0) ** -balance, 0.0)
     return torch.from_numpy(raw / max((raw * shares).sum(), 1e-12)).float()
-
-
-def resized(x: Tensor, like: Tensor) -> Tensor:
-    """x [B, C, h, w] in the size of another map, bilinear with half-pixel centres."""
-    return x if x.shape[-2:] == like.shape[-2:] else F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class LinearMaps(nn.Module):

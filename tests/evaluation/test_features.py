@@ -17,7 +17,7 @@ from vector_encoder import VectorEncoder
 
 from sslt.data import cache
 from sslt.data.prepare.text_samples import TextSamples
-from sslt.encoders.base import Features, pool_mean
+from sslt.encoders.base import Features, pool_mean, put_on
 from sslt.evaluation import features
 from sslt.evaluation.features import cached_features, encode, predicted
 from sslt.targets.classification import Classification
@@ -115,9 +115,23 @@ def test_a_format_of_training_is_used_and_comes_back_as_float32():
 def test_the_encoder_is_brought_to_the_device(monkeypatch):
     """Where its batches go."""
     encoder, moved = Words(), []
-    monkeypatch.setattr(Words, "to", lambda self, device: moved.append(device) or self)
+    monkeypatch.setattr(features, "put_on", lambda module, device: moved.append((module, device)))
     encode(encoder, texts(), CPU, 7)
-    assert moved == [CPU]
+    assert moved == [(encoder, CPU)]
+
+
+@pytest.mark.parametrize("part", ["weight", "buffer"])
+def test_only_what_is_elsewhere_is_moved(monkeypatch, part):
+    """All of a module where one of its parameters or buffers is not there; nothing is called where all are."""
+    module = nn.BatchNorm1d(3)
+    if part == "weight":
+        module.weight = nn.Parameter(module.weight.to("meta"))
+    else:
+        module.running_mean = module.running_mean.to("meta")
+    put_on(module, torch.device("meta"))
+    assert {x.device.type for x in (*module.parameters(), *module.buffers())} == {"meta"}
+    monkeypatch.setattr(module, "to", lambda device: pytest.fail("it is there"))
+    put_on(module, torch.device("meta"))
 
 
 def test_kept_features_depend_on_weights_samples_and_format(tmp_path, monkeypatch):
