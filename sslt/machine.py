@@ -54,9 +54,9 @@ def crowded(threads: int, load: Path = Path("/proc/loadavg")) -> str:
     if threads < 2 or not load.exists():
         return ""
     looks = []
-    for _ in range(10):  # what runs or waits for a core at this moment: an average over a minute knows the command before this one
+    for _ in range(5):  # what runs or waits for a core at this moment: an average over a minute knows the command before this one
         looks.append(int(load.read_text().split()[3].partition("/")[0]) - 1)
-        time.sleep(0.01)
+        time.sleep(0.004)
     busy = round(statistics.median(looks))
     if busy < 1 or threads + busy <= cores:
         return ""

@@ -18,9 +18,8 @@ from sslt.encoders.pixel_numbers import PixelNumbers, places
 from sslt.targets.base import Cheap, Rows
 from sslt.targets.map_heads import in_own_size
 from sslt.targets.metrics.maps import class_pixels, map_metrics
-from sslt.targets.pixel_models import sampled, solve
+from sslt.targets.pixel_models import CHUNK, sampled, solve
 
-CHUNK = 64  # images at a time
 LUMA = (0.299, 0.587, 0.114)
 Scores = Callable[[Tensor], Tensor]  # uint8 [B, 1 or 3, H, W] → [B, C, H, W]
 

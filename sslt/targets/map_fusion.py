@@ -13,7 +13,6 @@ from sslt.data.answers import Map
 from sslt.data.base import Samples
 from sslt.data.streams.subsets import in_order, some
 from sslt.encoders.base import Encoder, evaluating
-from sslt.encoders.pixel_numbers import PixelNumbers
 from sslt.targets import fusion
 from sslt.targets.map_heads import in_own_size, resized
 from sslt.targets.metrics.maps import map_metrics
@@ -23,16 +22,14 @@ log = logging.getLogger("sslt")
 PIXELS, IMAGES = 20_000, 300  # of validation, that the two are weighed on and judged by, at most
 
 
-def beside(
-    target: Any, encoder: Encoder, train: Samples, val: Samples, device: torch.device
-) -> tuple[PixelNumbers | None, dict[str, float]]:
-    """The model of pixels that is best on `val`, with the most likely weights or to answer alone, whichever is better there.
+def add(target: Any, encoder: Encoder, train: Samples, val: Samples, device: torch.device) -> dict[str, float]:
+    """Put the model of pixels that is best on `val` beside the encoder, most likely weighed or, if better, alone.
 
-    None where neither is better than the encoder alone. target: `Segmentation`. Also returns the mean IoU of the two on `val`.
+    Nothing changes where neither is better than the encoder alone. target: `Segmentation`. Returns the mean IoU of the two on `val`.
     """
     models = [model.to(device) for model in solve(train, len(target.space["classes"]))]
     if not models:
-        return None, {}
+        return {}
     val = some(val, IMAGES, 0)
     rng, each = np.random.default_rng(0), max(1, PIXELS // len(val))
     maps: list[list[Map]] = []
@@ -57,14 +54,14 @@ def beside(
     target.beside.append(model)
     with evaluating(encoder), evaluating(target):
         together = _miou([target.predict(encoder, batch) for batch in _batches(val, device)], val)
-    del target.beside[-1]
     log.info("on validation the encoder has a mean IoU of %.1f, %s %.1f, both together %.1f (late_fusion=false: the encoder alone)",
              100 * own_miou, model.title, 100 * alone, 100 * together)  # fmt: skip
-    if alone > max(own_miou, together):
+    if not max(alone, together) > own_miou:
+        del target.beside[-1]
+    elif alone > together:
         log.info("%s alone is better than both together: it answers alone", model.title)
         model.share.zero_()
-    better = max(alone, together) > own_miou
-    return model if better else None, {"val/encoder_miou": own_miou, f"val/{model.name}_miou": alone}
+    return {"val/encoder_miou": own_miou, f"val/{model.name}_miou": alone}
 
 
 def _batches(samples: Samples, device: torch.device) -> Any:

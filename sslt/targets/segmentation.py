@@ -132,10 +132,7 @@ class Segmentation(Target[Map]):
     def fuse(self, encoder: Encoder, predictions: Map, train: Samples, val: Samples | None, device: torch.device) -> dict[str, float]:
         if val is None or not isinstance(val.answers, Map):
             return {}
-        model, found = map_fusion.beside(self, encoder, train, val, device)
-        if model is not None:
-            self.beside.append(model)
-        return found
+        return map_fusion.add(self, encoder, train, val, device)
 
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap | None:
         return map_baselines.strongest(train, val, test, self.space)
