@@ -138,6 +138,7 @@ def fill(
     """A script's main: measure parts of a document (`--only`, else all) seed by seed, and write docs/results/NAME.md after each."""
     args = parser(about, Path("docs/results"), name, f"{name}.jsonl").parse_args()
     cells = Cells(args.root, args.data, args.kept)
+    args.out.mkdir(parents=True, exist_ok=True)
     for seed in SEEDS[: args.seeds]:
         for part in args.only.split(",") if args.only else parts:
             measure(cells, part, seed)

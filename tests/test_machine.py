@@ -28,8 +28,9 @@ def test_rarely_and_as_usual(usual):
     assert gc.get_freeze_count() == before and gc.get_threshold() == usual
     machine.collect_rarely()
     assert gc.get_threshold()[0] > 100 * usual[0]
+    there = [[] for _ in range(10_001)]  # beside what an earlier test may have left out already
     machine.collect_as_usual()
-    assert gc.get_freeze_count() > before + 10_000 and gc.get_threshold() == usual
+    assert gc.get_freeze_count() >= before + len(there) and gc.get_threshold() == usual
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,16 @@ import asyncio
 import contextlib
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
+
+# `asyncio.wait_for` would start a task for each request
+if sys.version_info >= (3, 11):
+    from asyncio import timeout as within
+else:
+    from async_timeout import timeout as within
 
 Answer = dict[str, Any]
 Ask = Callable[[str, list[Any]], Awaitable[list[Answer]]]
@@ -75,7 +82,8 @@ class BatchQueue:
         self.waiting += jobs
         self._news.set()
         try:
-            return await asyncio.wait_for(asyncio.gather(*(job.answer for job in jobs)), timeout)
+            async with within(timeout):
+                return [await job.answer for job in jobs]
         finally:  # those that are not answered are wanted by nobody
             for job in jobs:
                 job.answer.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 
@@ -33,6 +34,10 @@ class Metrics:
         Gauge("sslt_healthy", "1 while the worker can answer", registry=r).set_function(lambda: float(healthy()))
         self._flying = dict.fromkeys((*PATHS, "other"), 0)
         self._since = dict.fromkeys(self._flying, time.monotonic())
+        self._flown = dict.fromkeys(self._flying, 0.0)  # seconds in flight that `in_flight_seconds` has not been told of
+        # a request pays for what is counted: looking a label up takes longer than counting
+        self._took, self._answered = functools.cache(self.seconds.labels), functools.cache(self.requests.labels)
+        self._became = functools.cache(self.items.labels)
 
     @contextlib.contextmanager
     def request(self, path: str) -> Iterator[Callable[[int], None]]:
@@ -44,14 +49,18 @@ class Metrics:
         finally:
             now = time.monotonic()
             self._fly(path, -1, now)
-            self.seconds.labels(path).observe(now - began)
-            self.requests.labels(path, str(codes[-1])).inc()
+            self._took(path).observe(now - began)
+            self._answered(path, codes[-1]).inc()
 
     def _fly(self, path: str, change: int, now: float) -> None:
-        self.in_flight_seconds.labels(path).inc(self._flying[path] * (now - self._since[path]))
+        self._flown[path] += self._flying[path] * (now - self._since[path])
         self._flying[path] += change
         self._since[path] = now
-        self.in_flight.labels(path).set(self._flying[path])
+
+    def inputs(self, answered: int, refused: int) -> None:
+        """What became of the inputs of a request."""
+        self._became("answered").inc(answered)
+        self._became("refused").inc(refused)
 
     def batch(self, items: int) -> None:
         self.batches.observe(items)
@@ -59,6 +68,9 @@ class Metrics:
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
         now = time.monotonic()
-        for path in self._flying:
+        for path, flying in self._flying.items():
             self._fly(path, 0, now)
+            self.in_flight.labels(path).set(flying)
+            self.in_flight_seconds.labels(path).inc(self._flown[path])
+            self._flown[path] = 0.0
         return generate_latest(self.registry)

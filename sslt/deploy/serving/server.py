@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import logging
@@ -15,6 +14,11 @@ from typing import Any
 import uvicorn
 
 from sslt.errors import UserError
+
+try:
+    from uvloop import run as _run
+except ImportError:  # Windows has none
+    from asyncio import run as _run  # type: ignore[assignment]
 
 log = logging.getLogger("sslt")
 KEPT = 75  # seconds that an idle connection stays open: longer than proxies keep theirs, which would else send into a closed one
@@ -81,4 +85,4 @@ def run(app: Any, sock: socket.socket, patience: float, listens: Callable[[], No
     """
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none", "timeout_keep_alive": KEPT}
     config = uvicorn.Config(app, lifespan="on", timeout_graceful_shutdown=int(patience) + 1, **quiet)
-    asyncio.run(_Server(config, listens).serve(sockets=[sock]))
+    _run(_Server(config, listens).serve(sockets=[sock]))

@@ -91,12 +91,11 @@ class Service:
                 return Reply(503, {"error": f"{e}: ask again"}, {"Retry-After": str(self.queue.seconds_left() + 5)})
             for i, answer in zip(good, answers, strict=True):
                 rows[i] = answer
-        for i, row in enumerate(rows):
-            rows[i] = {"row": i, **{k: v for k, v in row.items() if k != "row"}}
-            self.metrics.items.labels("refused" if "error" in row else "answered").inc()
-        codes = {row["status"] for row in rows if "error" in row}
-        if all("error" in row for row in rows):
-            status = codes.pop() if len(codes) == 1 else 422
+        rows = [{"row": i, **{k: v for k, v in row.items() if k != "row"}} for i, row in enumerate(rows)]
+        refused = [row["status"] for row in rows if "error" in row]
+        self.metrics.inputs(len(rows) - len(refused), len(refused))
+        if len(refused) == len(rows):
+            status = refused[0] if len(set(refused)) == 1 else 422
             return Reply(status, {"error": rows[0]["error"], f"{_named(kind)}": rows})
         return Reply(200, {_named(kind): rows})
 

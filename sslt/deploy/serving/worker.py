@@ -1,6 +1,8 @@
 """The process that has the model, and the end of the pipe to it.
 
 A process of its own: what kills it (memory, a fault in a library) does not take the server along, whose event loop it never makes wait.
+Its threads sleep while they wait for one another (`OMP_WAIT_POLICY`, unless the user has set it): those that look round and round for
+work keep the event loop from its core (a bag of words on two cores: 980 requests a second at a p99 of 250 ms, and 1,512 so).
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class Worker:
         ours, theirs = Pipe()
         module, _, function = self.entry.partition(":")
         code = _CODE.format(sys.path, module, function, function, theirs.fileno(), self.args)
-        env = {k: v for k, v in os.environ.items() if k not in self.hidden}
+        env = {"OMP_WAIT_POLICY": "PASSIVE", **{k: v for k, v in os.environ.items() if k not in self.hidden}}
         with contextlib.closing(theirs):
             # a session of its own: Ctrl-C in the terminal is the server's to answer
             self.process = subprocess.Popen(

@@ -27,7 +27,7 @@ from sslt.errors import UserError
 
 class Model:
     def info(self):
-        return {"pid": os.getpid(), "secret": os.environ.get("SSLT_API_KEY")}
+        return {"pid": os.getpid(), "secret": os.environ.get("SSLT_API_KEY"), "waits": os.environ.get("OMP_WAIT_POLICY")}
 
     def answers(self, kind, items):
         if "die" in items:
@@ -78,12 +78,16 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_a_worker_answers_and_knows_no_key(worker):
+def test_a_worker_answers_knows_no_key_and_waits_asleep(worker, monkeypatch):
+    """Unless the user has its threads wait otherwise."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     told = worker.start()
-    assert told == {"pid": worker.pid, "secret": None}
+    assert told == {"pid": worker.pid, "secret": None, "waits": "PASSIVE"}
     assert worker.ask("predict", [1, b"2"]) == [{"said": 1}, {"said": b"2"}]
     worker.stop()
     assert not worker.alive
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert worker.start()["waits"] == "ACTIVE"
 
 
 def test_a_mistake_of_its_start_is_told(worker, own_code):
