@@ -82,6 +82,7 @@ SETTINGS = {
     "max_batch": "Count",
     "max_wait_ms": "NonNegative",
     "max_queue": "Count",
+    "max_queue_bytes": "Count",
     "max_items": "Count",
     "max_bytes": "Count",
     "max_pixels": "Count",

@@ -66,9 +66,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that the tests of a session share, and the user's own does not see."""
+    """A cache that the tests of a session share, those of other workers, too, and the user's own does not see."""
     shared = os.environ.get("SSLT_TEST_CACHE")
-    return Path(shared) if shared else tmp_path_factory.mktemp("cache")
+    own = tmp_path_factory.getbasetemp()
+    folder = Path(shared) if shared else (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -66,9 +66,8 @@ def write_map(run: Run, features: Any, samples: Any) -> None:
     with reported("embeddings"):
         from sslt.report.plots import embedding_map
 
-        some = slice(0, None, max(1, len(features) // 600))  # more would keep whoever waits for the run
-        labels = None if samples.labels is None else torch.as_tensor(samples.labels)[some]
-        embedding_map(features[some], labels, samples.names, run / "plots" / "embeddings.png", seed=0)
+        labels = None if samples.labels is None else torch.as_tensor(samples.labels)
+        embedding_map(features, labels, samples.names, run / "plots" / "embeddings.png", seed=0)
 
 
 def _write_texts(run: Run, processor: Any, tokens: Any, name: str) -> None:

@@ -34,7 +34,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         about = versions()
         info = {"run": Path(str(cfg["from"])).name, **worker.start()} | _said(cfg, about)
         supervisor = Supervisor(worker, int(cfg.restarts), float(cfg.hangs))
-        service = Service(info, limits_of(cfg), supervisor, int(cfg.max_batch), cfg.max_wait_ms / 1000, int(cfg.max_queue), key)
+        queue = {"max_batch": int(cfg.max_batch), "max_wait": cfg.max_wait_ms / 1000, "max_queue": int(cfg.max_queue)}
+        service = Service(info, limits_of(cfg), supervisor, **queue, max_queue_bytes=int(cfg.max_queue_bytes), key=key)
         address = server.address_of(sock)
         app = create_app(service, str(about["packages"].get("sslt", "0")), address)
         run.update(digest=info["digest"], address=address)
@@ -99,13 +100,25 @@ def limits_of(cfg: Any) -> Limits:
 
 def _said(cfg: Any, about: dict[str, Any]) -> dict[str, Any]:
     """What /info says beside what the worker knows."""
-    names = ("max_bytes", "max_items", "max_pixels", "max_characters", "max_batch", "max_queue", "max_wait_ms", "timeout")
+    names = (
+        "max_bytes",
+        "max_items",
+        "max_pixels",
+        "max_characters",
+        "max_batch",
+        "max_queue",
+        "max_queue_bytes",
+        "max_wait_ms",
+        "timeout",
+    )
     return {"limits": {name: cfg[name] for name in names}, "versions": {"python": about["python"], **about["packages"]}}
 
 
 def _check(cfg: Any) -> None:
     if cfg.max_items > cfg.max_queue:
         raise UserError(f"max_items={cfg.max_items} of one request do not fit into max_queue={cfg.max_queue}: raise that")
+    if cfg.max_bytes > cfg.max_queue_bytes:
+        raise UserError(f"max_bytes={cfg.max_bytes} of one request do not fit into max_queue_bytes={cfg.max_queue_bytes}: raise that")
     if cfg.trainer.devices not in (1, "auto", -1):
         raise UserError(f"trainer.devices={cfg.trainer.devices}: one device serves; start one server for each, on ports of their own")
     if str(cfg["from"]).startswith("scratch"):

@@ -60,7 +60,8 @@ def test_texts_are_the_sources_own(sslt, here, seen):
     raw = source.get("train")
     whole = {raw.items[i]: int(raw.labels[i]) for i in range(len(raw))}
     assert len(train.items) == 16 and all(whole[text] == label for text, label in zip(train.items, train.labels, strict=True))
-    assert list(test) == [source.get("test").items[i] for i in range(len(test))]
+    held = source.get("test").items
+    assert list(test) == [held[i] for i in range(len(test))]
 
 
 def test_the_untrained_encoder_is_that_of_the_seed():

@@ -54,6 +54,19 @@ def test_a_map_is_by_t_sne_and_the_same_when_drawn_again(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+@pytest.mark.parametrize(("n", "kept"), [(500, 500), (600, 600), (1800, 600)])
+def test_a_map_has_no_more_points_than_can_be_waited_for(tmp_path, monkeypatch, n, kept):
+    """Drawn of all of them, each with its label; the same ones when drawn again."""
+    seen = []
+    monkeypatch.setattr(plots, "_project", lambda x, seed: (seen.append(x[:, 0].astype(int)) or np.zeros((len(x), 2)), "a method"))
+    monkeypatch.setattr(plots, "_scatter_named", lambda ax, points, labels, names: seen.append(labels))
+    for name in ("a", "b"):
+        plots.embedding_map(torch.arange(n).float().unsqueeze(1), torch.arange(n) % 7, None, tmp_path / f"{name}.png")
+    rows, labels, again, _ = seen
+    assert len(set(rows.tolist())) == kept and np.array_equal(labels, rows % 7) and np.array_equal(rows, again)
+    assert kept == n or rows.max() > n - 50
+
+
 def test_embedding_map_of_collapsed_features(tmp_path):
     """All samples at one point, which t-SNE cannot take."""
     plots.embedding_map(torch.ones(100, 8), torch.arange(100) % 2, ["a", "b"], tmp_path / "e.png")

@@ -13,12 +13,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sslt.deploy.serving.batches import within
+from sslt.deploy.serving.batches import Full, within
 from sslt.deploy.serving.client import client_code
 from sslt.deploy.serving.inputs import Refused
 from sslt.deploy.serving.page import page
 from sslt.deploy.serving.schema import described
-from sslt.deploy.serving.service import Reply, Service, refusal
+from sslt.deploy.serving.service import Reply, Service, busy, refusal
 
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 DRAINED = 4  # times `max_bytes` that are read and thrown away, so that the client gets to read why its body is refused
@@ -40,13 +40,12 @@ def create_app(service: Service, version: str, address: str) -> FastAPI:
         async def ask(request: Request) -> Response:
             if (refused := _unknown(service, request)) is not None:
                 return refused
-            queue = service.queue
-            if len(queue) >= queue.max_queue:  # before a body is read for nothing
-                after = queue.seconds_left()
-                return _sent(Reply(503, {"error": f"too much waits to be answered: ask again in {after} s"}, {"Retry-After": str(after)}))
             try:
+                service.queue.admit(1, 0, service.limits.timeout)  # before a body is read for nothing
                 async with within(service.limits.timeout):
                     body = await _body(request, service.limits.max_bytes)
+            except Full as e:
+                return _sent(busy(e))
             except Refused as e:
                 return _sent(refusal(e), close=True)
             except asyncio.TimeoutError:
@@ -56,9 +55,9 @@ def create_app(service: Service, version: str, address: str) -> FastAPI:
         return ask
 
     for kind in ("predict", "features"):
-        answer = asked(kind)
-        app.add_route(f"/{kind}", answer, methods=["POST"], include_in_schema=False)  # FastAPI's own way there has a quarter of a request
-        app.post(f"/{kind}", summary=_SUMMARIES[kind], openapi_extra=described(kind, service))(answer)  # found second: for the document
+        answer = asked(kind)  # twice: by FastAPI, which adds a quarter to the time of a request, for the document alone
+        app.add_route(f"/{kind}", answer, methods=["POST"], include_in_schema=False)
+        app.post(f"/{kind}", summary=_SUMMARIES[kind], openapi_extra=described(kind, service))(answer)
 
     @app.get("/health", summary="200 while the model can answer, else 503; needs no key")
     async def health() -> Response:

@@ -17,6 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     from async_timeout import timeout as within
 
+KNOWN = 4  # batches that wait before anything follows from how long others took
 Answer = dict[str, Any]
 Ask = Callable[[str, list[Any]], Awaitable[list[Answer]]]
 
@@ -55,36 +56,53 @@ class BatchQueue:
 
     A batch is the oldest item and those of its kind that are nearest to it in size, at most `max_batch`. While nothing else is being
     answered it waits for more until its oldest item has waited `max_wait` seconds; what waits behind a batch that is being answered has
-    waited long enough. At most `max_queue` items wait.
+    waited long enough.
+
+    At most `max_queue` items wait, of requests that have at most `max_bytes` together, and not where they would wait for longer than their
+    request may take: what a short halt leaves is answered, and what is more than the machine can do is refused at once.
 
     ask: (kind, items) → an answer each, in their order; an exception is that of all of them. What nobody waits for any more is left out.
     """
 
-    def __init__(self, ask: Ask, max_batch: int, max_wait: float, max_queue: int, watcher: Watcher | None = None):
-        self.ask, self.max_batch, self.max_wait, self.max_queue, self.watcher = ask, max_batch, max_wait, max_queue, watcher
+    def __init__(
+        self, ask: Ask, max_batch: int, max_wait: float, max_queue: int, max_bytes: float = math.inf, watcher: Watcher | None = None
+    ):
+        self.ask, self.max_batch, self.max_wait, self.max_queue, self.max_bytes = ask, max_batch, max_wait, max_queue, max_bytes
+        self.watcher = watcher
         self.waiting: list[Job] = []
         self.answering = 0  # items in the batch that is being answered
+        self.held = 0  # bytes of the requests that are not answered
         self._news = asyncio.Event()
         self._rate = 0.0  # seconds that an item took lately
 
     def __len__(self) -> int:
         return len(self.waiting)
 
-    async def answers(self, kind: str, items: Sequence[Any], sizes: Sequence[int], timeout: float) -> list[Answer]:
-        """The answers to the items of one request, in their order.
+    def admit(self, items: int, size: int, timeout: float) -> None:
+        """Raises `Full` where so many more items, of a request of so many bytes, do not fit or would not be answered in `timeout` seconds.
+
+        How long they would wait is taken from how long others did, once these are enough (`KNOWN` batches).
+        """
+        late = len(self.waiting) >= KNOWN * self.max_batch and self._rate * len(self.waiting) > timeout
+        if late or len(self.waiting) + items > self.max_queue or self.held + size > self.max_bytes:
+            raise Full(self.seconds_left())
+
+    async def answers(self, kind: str, items: Sequence[Any], sizes: Sequence[int], timeout: float, size: int = 0) -> list[Answer]:
+        """The answers to the items of one request of `size` bytes, in their order.
 
         Raises `Full` where they do not fit, `asyncio.TimeoutError` after `timeout` seconds, and what `ask` raises.
         """
-        if len(self.waiting) + len(items) > self.max_queue:
-            raise Full(self.seconds_left())
+        self.admit(len(items), size, timeout)
         now, loop = time.monotonic(), asyncio.get_running_loop()
         jobs = [Job(kind, item, size, now, loop.create_future()) for item, size in zip(items, sizes, strict=True)]
         self.waiting += jobs
+        self.held += size
         self._news.set()
         try:
             async with within(timeout):
                 return [await job.answer for job in jobs]
         finally:  # those that are not answered are wanted by nobody
+            self.held -= size
             for job in jobs:
                 job.answer.cancel()
 

@@ -31,11 +31,19 @@ class Service:
     """A run that answers. info: what `/info` says; key: what requests have to know, None: nothing."""
 
     def __init__(
-        self, info: dict[str, Any], limits: Limits, supervisor: Supervisor, max_batch: int, max_wait: float, max_queue: int, key: str | None
+        self,
+        info: dict[str, Any],
+        limits: Limits,
+        supervisor: Supervisor,
+        max_batch: int,
+        max_wait: float,
+        max_queue: int,
+        max_queue_bytes: float,
+        key: str | None,
     ):
         self.info, self.limits, self.supervisor = info, limits, supervisor
         self.reads = Reads(info["reads"], tuple(info["parts"]))
-        self.queue = BatchQueue(supervisor.ask, max_batch, max_wait, max_queue)
+        self.queue = BatchQueue(supervisor.ask, max_batch, max_wait, max_queue, max_queue_bytes)
         self.metrics = Metrics(lambda: len(self.queue), lambda: supervisor.healthy)
         self.queue.watcher, supervisor.told = self.metrics, self.metrics.restarts.inc
         self._key = None if key is None else key.encode()
@@ -82,9 +90,9 @@ class Service:
         if good:
             try:
                 known, sizes = zip(*good.values(), strict=True)
-                answers = await self.queue.answers(kind, known, sizes, self.limits.timeout)
+                answers = await self.queue.answers(kind, known, sizes, self.limits.timeout, len(body))
             except Full as e:
-                return Reply(503, {"error": f"{e}: ask again in {e.after} s"}, {"Retry-After": str(e.after)})
+                return busy(e)
             except asyncio.TimeoutError:
                 return Reply(504, {"error": f"there was no answer within {self.limits.timeout:g} seconds (timeout=)"})
             except Lost as e:
@@ -113,3 +121,7 @@ def _named(kind: str) -> str:
 
 def refusal(e: Refused) -> Reply:
     return Reply(e.status, {"error": str(e)})
+
+
+def busy(e: Full) -> Reply:
+    return Reply(503, {"error": f"{e}: ask again in {e.after} s"}, {"Retry-After": str(e.after)})

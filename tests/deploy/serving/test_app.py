@@ -60,7 +60,7 @@ def served(
     **more: Any,
 ) -> None:
     async def whole() -> None:
-        keeper, queue = Keeper(), {"max_batch": 4, "max_wait": 0.005, "max_queue": 8, **more}
+        keeper, queue = Keeper(), {"max_batch": 4, "max_wait": 0.005, "max_queue": 8, "max_queue_bytes": 10**6, **more}
         about = {**ABOUT, "reads": reads, "parts": list(parts)}
         service = Service(about, limits, keeper, key=key, **queue)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(create_app(service, "1", "http://127.0.0.1:1"))

@@ -38,9 +38,9 @@ def with_queue(test: Callable[[BatchQueue, Asked], Awaitable[None]], **settings:
     asyncio.run(whole())
 
 
-def ask(queue: BatchQueue, *items: Any, kind: str = "predict", timeout: float = 10.0) -> asyncio.Task[Any]:
+def ask(queue: BatchQueue, *items: Any, kind: str = "predict", timeout: float = 10.0, size: int = 0) -> asyncio.Task[Any]:
     sizes = [item if isinstance(item, int) else 0 for item in items]
-    return asyncio.create_task(queue.answers(kind, items, sizes, timeout))
+    return asyncio.create_task(queue.answers(kind, items, sizes, timeout, size))
 
 
 def test_each_request_gets_its_own_answers_in_order():
@@ -92,6 +92,51 @@ def test_a_full_queue_says_so_and_takes_more_later():
         assert await ask(queue, 1) == [{"said": 1}]
 
     with_queue(test)
+
+
+def test_requests_that_wait_have_so_many_bytes_together():
+    """Those that are being answered among them; what is answered, or given up, makes room."""
+
+    async def test(queue, asked):
+        asked.go.clear()
+        first = ask(queue, 0, size=60)
+        while not asked.batches:
+            await asyncio.sleep(0.001)
+        with pytest.raises(Full):
+            await ask(queue, 1, size=41)
+        with pytest.raises(asyncio.TimeoutError):
+            await ask(queue, 1, size=40, timeout=0.01)
+        second = ask(queue, 2, size=40)
+        asked.go.set()
+        assert await first == [{"said": 0}] and await second == [{"said": 2}] and queue.held == 0
+        assert await ask(queue, 3, size=100) == [{"said": 3}]
+
+    with_queue(test, max_bytes=100)
+
+
+@pytest.mark.parametrize(("waits", "refused"), [(16, True), (15, False)])
+def test_what_would_wait_for_too_long_is_refused_at_once(waits, refused):
+    """Four batches of four wait, a tenth of a second an item: the next would not be answered within a second, but perhaps within three."""
+
+    async def test(queue, asked):
+        asked.go.clear()
+        tasks = [ask(queue, 0)]
+        while not asked.batches:
+            await asyncio.sleep(0.001)
+        tasks.append(ask(queue, *range(waits)))
+        await asyncio.sleep(0)
+        queue._rate = 0.1
+        queue.admit(1, 0, timeout=3.0)
+        if refused:
+            with pytest.raises(Full) as e:
+                queue.admit(1, 0, timeout=1.0)
+            assert e.value.after == 2
+        else:
+            queue.admit(1, 0, timeout=1.0)
+        asked.go.set()
+        await asyncio.gather(*tasks)
+
+    with_queue(test, max_queue=100)
 
 
 def test_what_nobody_waits_for_is_not_answered():
