@@ -159,7 +159,7 @@ def test_mistakes_are_one_line(sslt, here, capsys):
             (("port=70000",), "up to 65535"),
             (("port=0", "host=999.1.1.1"), "host=999.1.1.1"),
             (("api_key_file=nowhere",), "there is no such file"),
-            (("max_items=3000",), "max_queue=2048"),
+            (("max_items=3000",), "max_queue=1024"),
             (("max_bytes=1000000000",), "max_queue_bytes=268435456"),
             (("trainer.devices=2",), "trainer.devices=2"),
         ):
