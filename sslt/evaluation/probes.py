@@ -15,6 +15,7 @@ from sslt.errors import UserError
 from sslt.evaluation import few_shot, label_curve, spectrum
 from sslt.evaluation.beside import cheap, compared
 from sslt.evaluation.features import cached_features
+from sslt.report.end import write_map
 from sslt.runs import Run
 from sslt.targets import knn, linear
 from sslt.targets.classification import Classification
@@ -25,7 +26,7 @@ def features_alone(run: Run, encoder: Encoder, source: Any, samples: Samples, de
     x = _features(encoder, source, {"all": samples}, device, batch)["all"][0]
     if not run.is_main:
         return {}
-    _map(run, x, None, None)
+    write_map(run, x, samples)
     return _named("features", spectrum.collapse_report(x)) | {"features/uniformity": spectrum.uniformity(x)}
 
 
@@ -60,7 +61,7 @@ def encoder_probes(
     found |= _named("features", spectrum.collapse_report(tx))
     found["features/uniformity"] = float(spectrum.uniformity(tx))
     found["features/alignment"] = float(spectrum.class_alignment(tx, ty, cfg.seed))
-    _map(run, tx, ty, source.classes)
+    write_map(run, tx, splits["test"])
     return found, compared(target, "the linear probe", right, others, splits["test"].answers)
 
 
@@ -97,11 +98,3 @@ def _probes(cfg: Any, features: Mapping[str, tuple[torch.Tensor, Any]], space: A
 
 def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}/{k}": float(v) for k, v in values.items()}
-
-
-def _map(run: Run, x: torch.Tensor, labels: Any, classes: list[str] | None) -> None:
-    """Draw the features."""
-    from sslt.report.plots import embedding_map
-
-    (run / "plots").mkdir(exist_ok=True)
-    embedding_map(x, labels, classes, run / "plots" / "embeddings.png", seed=0)

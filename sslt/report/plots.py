@@ -173,7 +173,7 @@ def _running_mean(steps: np.ndarray, values: np.ndarray) -> Series:
 
 
 def embedding_map(x: Tensor, labels: Tensor | None, named: Sequence[str] | None, path: Path, seed: int = 0) -> None:
-    """Features [N, D] in two dimensions: t-SNE of at most 600 of them after PCA to 50, coloured by `labels` [N].
+    """Features [N, D] in two dimensions: t-SNE of at most `MAX_POINTS` of them after PCA to 50, coloured by `labels` [N].
 
     By the first two principal components where there are fewer than 50 samples, where all are the same, or where
     scikit-learn is not installed. Samples with features that are not finite are left out.

@@ -22,6 +22,7 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     """Serve `from=` until a signal comes. The model is in a worker process (`work`)."""
     from sslt.deploy.serving import server
     from sslt.deploy.serving.app import create_app
+    from sslt.deploy.serving.batches import BatchQueue
     from sslt.deploy.serving.client import client_code
     from sslt.deploy.serving.service import GRACE, Service
     from sslt.deploy.serving.supervisor import Supervisor
@@ -34,8 +35,8 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
         about = versions()
         info = {"run": Path(str(cfg["from"])).name, **worker.start()} | _said(cfg, about)
         supervisor = Supervisor(worker, int(cfg.restarts), float(cfg.hangs))
-        queue = {"max_batch": int(cfg.max_batch), "max_wait": cfg.max_wait_ms / 1000, "max_queue": int(cfg.max_queue)}
-        service = Service(info, limits_of(cfg), supervisor, **queue, max_queue_bytes=int(cfg.max_queue_bytes), key=key)
+        queue = BatchQueue(supervisor.ask, int(cfg.max_batch), cfg.max_wait_ms / 1000, int(cfg.max_queue), int(cfg.max_queue_bytes))
+        service = Service(info, limits_of(cfg), supervisor, queue, key)
         address = server.address_of(sock)
         app = create_app(service, str(about["packages"].get("sslt", "0")), address)
         run.update(digest=info["digest"], address=address)
@@ -100,17 +101,7 @@ def limits_of(cfg: Any) -> Limits:
 
 def _said(cfg: Any, about: dict[str, Any]) -> dict[str, Any]:
     """What /info says beside what the worker knows."""
-    names = (
-        "max_bytes",
-        "max_items",
-        "max_pixels",
-        "max_characters",
-        "max_batch",
-        "max_queue",
-        "max_queue_bytes",
-        "max_wait_ms",
-        "timeout",
-    )
+    names = [name for name in cfg if name.startswith("max_") or name == "timeout"]
     return {"limits": {name: cfg[name] for name in names}, "versions": {"python": about["python"], **about["packages"]}}
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-# `asyncio.wait_for` would start a task for each request
+# `asyncio.wait_for` would start a task each time
 if sys.version_info >= (3, 11):
     from asyncio import timeout as within
 else:
@@ -83,7 +83,7 @@ class BatchQueue:
 
         How long they would wait is taken from how long others did, once these are enough (`KNOWN` batches).
         """
-        late = len(self.waiting) >= KNOWN * self.max_batch and self._rate * len(self.waiting) > timeout
+        late = len(self.waiting) >= KNOWN * self.max_batch and self._left() > timeout
         if late or len(self.waiting) + items > self.max_queue or self.held + size > self.max_bytes:
             raise Full(self.seconds_left())
 
@@ -108,7 +108,10 @@ class BatchQueue:
 
     def seconds_left(self) -> int:
         """About how long all that waits will take, in whole seconds, at least 1."""
-        return max(1, math.ceil(self._rate * (len(self.waiting) + self.answering)))
+        return max(1, math.ceil(self._left()))
+
+    def _left(self) -> float:
+        return self._rate * (len(self.waiting) + self.answering)
 
     # ---------------------------------------------------------------- who goes with whom
     async def run(self) -> None:
@@ -134,7 +137,8 @@ class BatchQueue:
                 return batch
             self._news.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._news.wait(), left)
+                async with within(left):
+                    await self._news.wait()
         return []
 
     def _wanted(self) -> list[Job]:

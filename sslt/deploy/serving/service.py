@@ -28,22 +28,11 @@ class Reply:
 
 
 class Service:
-    """A run that answers. info: what `/info` says; key: what requests have to know, None: nothing."""
+    """A run that answers. info: what `/info` says; queue: asks the worker; key: what requests have to know, None: nothing."""
 
-    def __init__(
-        self,
-        info: dict[str, Any],
-        limits: Limits,
-        supervisor: Supervisor,
-        max_batch: int,
-        max_wait: float,
-        max_queue: int,
-        max_queue_bytes: float,
-        key: str | None,
-    ):
-        self.info, self.limits, self.supervisor = info, limits, supervisor
+    def __init__(self, info: dict[str, Any], limits: Limits, supervisor: Supervisor, queue: BatchQueue, key: str | None):
+        self.info, self.limits, self.supervisor, self.queue = info, limits, supervisor, queue
         self.reads = Reads(info["reads"], tuple(info["parts"]))
-        self.queue = BatchQueue(supervisor.ask, max_batch, max_wait, max_queue, max_queue_bytes)
         self.metrics = Metrics(lambda: len(self.queue), lambda: supervisor.healthy)
         self.queue.watcher, supervisor.told = self.metrics, self.metrics.restarts.inc
         self._key = None if key is None else key.encode()

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from sslt.deploy.serving.app import create_app
-from sslt.deploy.serving.batches import Lost
+from sslt.deploy.serving.batches import BatchQueue, Lost
 from sslt.deploy.serving.inputs import Limits
 from sslt.deploy.serving.service import Service
 
@@ -60,9 +60,10 @@ def served(
     **more: Any,
 ) -> None:
     async def whole() -> None:
-        keeper, queue = Keeper(), {"max_batch": 4, "max_wait": 0.005, "max_queue": 8, "max_queue_bytes": 10**6, **more}
+        keeper = Keeper()
+        queue = BatchQueue(keeper.ask, **{"max_batch": 4, "max_wait": 0.005, "max_queue": 8, **more})
         about = {**ABOUT, "reads": reads, "parts": list(parts)}
-        service = Service(about, limits, keeper, key=key, **queue)  # type: ignore[arg-type]
+        service = Service(about, limits, keeper, queue, key)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(create_app(service, "1", "http://127.0.0.1:1"))
         service.start()
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
@@ -208,6 +209,20 @@ def test_health_follows_the_worker():
         assert reply.status_code == 503 and reply.json()["reason"] == "it was killed"
 
     served(test)
+
+
+def test_bodies_that_wait_have_so_many_bytes_together():
+    """One that is answered makes room for the next; which was refused says when to come again."""
+
+    async def test(client, service, keeper):
+        keeper.seconds = 0.2
+        ask = lambda: client.post("/predict", json={"inputs": ["a" * 40]})  # noqa: E731
+        replies = await asyncio.gather(ask(), ask())
+        assert sorted(reply.status_code for reply in replies) == [200, 503]
+        assert next(reply for reply in replies if reply.status_code == 503).headers["retry-after"] == "1"
+        assert (await ask()).status_code == 200
+
+    served(test, max_bytes=100)
 
 
 def test_metrics_hold_littles_law():

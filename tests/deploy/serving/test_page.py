@@ -22,6 +22,7 @@ import uvicorn
 from test_app import ABOUT, LIMITS, Keeper
 
 from sslt.deploy.serving.app import create_app
+from sslt.deploy.serving.batches import BatchQueue
 from sslt.deploy.serving.service import Service
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -41,7 +42,8 @@ class Rows(Keeper):
 @contextlib.contextmanager
 def served(reads: str) -> Iterator[tuple[Keeper, str]]:
     keeper = Rows()
-    service = Service({**ABOUT, "reads": reads, "parts": []}, LIMITS, keeper, 4, 0.001, 8, "a key")  # type: ignore[arg-type]
+    queue = BatchQueue(keeper.ask, 4, 0.001, 8)
+    service = Service({**ABOUT, "reads": reads, "parts": []}, LIMITS, keeper, queue, "a key")  # type: ignore[arg-type]
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(create_app(service, "1", ""), log_level="warning"))
