@@ -96,8 +96,8 @@ CHAINS = {
         },
         ["--words", "60"],
         "TF-IDF stands beside the bag, in the file or as arrays with it. Both are tables of words, and a call is mostly what surrounds it. "
-        "The server was measured on a quiet machine of two cores, the client beside it; the ten minutes by texts of 40 words, at 80 % of the "
-        "1,166 a second that it held of these.",
+        "The server was measured on a quiet machine of two cores, the client beside it; the ten minutes by texts of 40 words, at 80 % of "
+        "the 1,166 a second that it held of these.",
     ),
     "imdb": Chain(
         "IMDB, BERT of 2 layers from scratch",
