@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Section(NamedTuple):
-    """metrics: columns of the table, without a `test/` before them. baseline: the metric by which the cheap method is known."""
+    """metrics: columns of the table, without a `test/` before them. baseline: the metric by which the cheap method is known, where it is one for all rows."""
 
     title: str
     rows: list[Row]
@@ -81,6 +81,26 @@ def words(minutes: int) -> list[Row]:
     ]
 
 
+def prompts(minutes: int) -> list[Row]:
+    """Language models of long reviews asked about sentences: without a label, with 16 examples, tuned on 16 labels of a class."""
+    learn = ["data=imdb", f"trainer.max_time=00:{minutes:02}:00", "online_probe.every_n_epochs=0"]
+    words = "objective.words={positive:[great,good],negative:[bad,terrible]}"
+    ask = ["+target=prompt", "data=sentences", "data.name=mr", words]
+    zero, few = [*ask, "objective.calibrate=empty"], [*ask, "labels_per_class=16"]
+    masked, bag = ["+task=mlm", *learn], ["+task=mlm", *learn, "encoder=bert_tiny", "windows=all", "word_vectors=BAG"]
+    causal = ["+task=causal_lm", *learn, "encoder.processor.max_length=512"]
+    shown = [*zero, "objective.shots=16"]
+    return [
+        Row("masked words, no label", masked, "evaluate", zero),
+        Row("masked words, tuned on 16 labels a class", masked, "finetune", few),
+        Row("masked words with a bag's vectors, no label", bag, "evaluate", zero),
+        Row("masked words with a bag's vectors, tuned on 16 labels a class", bag, "finetune", few),
+        Row("next word, no label", causal, "evaluate", zero),
+        Row("next word, 16 examples before each text", causal, "evaluate", shown),
+        Row("next word, tuned on 16 labels a class", causal, "finetune", few),
+    ]
+
+
 RANKED = ["ndcg@10", "hr@10", "item-knn/ndcg@10", "popularity/ndcg@10"]
 SECTIONS = {
     "imdb": Section(
@@ -94,6 +114,11 @@ SECTIONS = {
         "before it has learned anything; fine-tuned, validation prefers the start to all that follows. Crops, or the bag as its teacher, "
         "keep what it began with, and masked words take it away. With fresh words the probe of the same network has 58 (above; it reads "
         "the first 128 tokens there).",
+        ("+task=crops", "data=imdb", "trainer.max_time=00:03:00", "online_probe.every_n_epochs=0")),
+    "prompts": Section(
+        "IMDB's language models asked about sentences", prompts(10), ["accuracy", "baseline/accuracy"], "",
+        "Sentences of film reviews (MR), after ten minutes on IMDB: `It was great`, `good`, or `bad`, `terrible`. Without a label: "
+        "calibrated by an empty text. Baseline: the strongest cheap method with the labels that are tuned on, or with all where none is.",
         ("+task=crops", "data=imdb", "trainer.max_time=00:03:00", "online_probe.every_n_epochs=0")),
     "video": Section(
         "Amazon video: the next of 23,715 items", items("video", 5, 5), RANKED, "ndcg@10",
@@ -164,7 +189,7 @@ def section(cells: Cells, name: str) -> list[str]:
     keys = [m if "/" in m else f"test/{m}" for m in of.metrics]
     rows = [f"| | {' | '.join(of.metrics)} |", "|---" * (len(keys) + 1) + "|"]
     measured = lambda row, key: cells.values(f"{name}-[0-9]-{re.escape(row.name)}", key)  # noqa: E731
-    base = next((v for row in of.rows if (v := measured(row, f"baseline/{of.baseline}"))), [])
+    base = next((v for row in of.rows if of.baseline and (v := measured(row, f"baseline/{of.baseline}"))), [])
     for row in of.rows:
         found = [measured(row, key) for key in keys]
         if any(found):

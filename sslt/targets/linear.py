@@ -7,7 +7,9 @@ features, it runs in coordinates in which the loss is about equally curved along
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,9 @@ from sslt.errors import UserError
 
 L2_GRID = (1.0, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5)
 WIDEST = 8192  # features up to which their Gram matrix is made
+POWERS = (1.0, 2.0)  # of its deviation, by which a principal component may count where labels are few
+CHANCE = 0.5  # standard errors of a share on validation by which that has to be better
+MOST_ROWS = 2000  # from which the components are found
 WORSE = 2  # weaker fits in a row below the best one, after which none weaker is tried
 
 
@@ -66,7 +71,8 @@ def probe_weights(
 ) -> tuple[Tensor, Tensor, float]:
     """Weights [C, D] and bias [C] of `linear_probe`, for features as they are, and the `l2` that is best on `val` (x, y).
 
-    score: of logits and `y`, in place of accuracy. Without `val` the grid has one value. Raises `UserError` as `linear_probe` does.
+    score: of logits and `y`, a share, in place of accuracy. Without `val` the strongest of the grid is taken. Raises `UserError` as
+    `linear_probe` does.
     """
     score = score or accuracy
     if not l2_grid:
@@ -74,24 +80,75 @@ def probe_weights(
     for split, features in (("train", x), *((("val", val[0]),) if val is not None else ())):
         _check_features(features, split)
     mean, std = feature_statistics(x)
-    x = (x.detach().float() - mean) / std
-    held = None if val is None else ((val[0].detach().to(x.device).float() - mean) / std, val[1])
-    best: tuple[float, float, Tensor, Tensor] | None = None
+    z = (x.detach().float() - mean) / std
+    if val is None:
+        weight, bias = fit_logistic(z, y, n_classes, max(l2_grid), gram=_gram(z))
+        found = Fit(0.0, max(l2_grid), weight, bias)
+    else:
+        held = (val[0].detach().to(z.device).float() - mean) / std
+        found = _best_fit(z, y, held, val[1], n_classes, l2_grid, score)
+        if len(z) < z.shape[1]:
+            least = found.score + CHANCE * math.sqrt(found.score * (1 - found.score) / len(held))
+            for axes in _axes(torch.cat([z, held])):
+                other = _best_fit(z @ axes, y, held @ axes, val[1], n_classes, l2_grid, score)
+                if other.score > least:
+                    found, least = other._replace(weight=other.weight @ axes.T), other.score
+    weight = found.weight / std  # standardising is linear, too
+    return weight, found.bias - weight @ mean, found.l2
+
+
+class Fit(NamedTuple):
+    """Weights [C, D] and bias [C] fitted with `l2`, and their score on validation."""
+
+    score: float
+    l2: float
+    weight: Tensor
+    bias: Tensor
+
+
+def _best_fit(
+    x: Tensor, y: Tensor, held: Tensor, truth: Tensor, n_classes: int, l2_grid: Sequence[float], score: Callable[[Tensor, Tensor], float]
+) -> Fit:
+    """The fit on `x`, `y` whose score on `held`, `truth` is best; of equal ones the stronger."""
+    best: Fit | None = None
     fit: tuple[Tensor, Tensor] | None = None
-    n, d = x.shape
-    gram = x.T @ x / n if d <= min(n, WIDEST) else None
-    worse = 0
+    gram, worse = _gram(x), 0
     for l2 in sorted(l2_grid, reverse=True):
         fit = fit_logistic(x, y, n_classes, l2, init=fit, gram=gram)
-        found = 0.0 if held is None else score(held[0] @ fit[0].T + fit[1], held[1])
-        worse = worse + 1 if best is not None and found < best[0] else 0
-        if best is None or found > best[0]:
-            best = (found, l2, *fit)
+        found = score(held @ fit[0].T + fit[1], truth)
+        worse = worse + 1 if best is not None and found < best.score else 0
+        if best is None or found > best.score:
+            best = Fit(found, l2, *fit)
         if worse == WORSE:
             break
     assert best is not None
-    weight = best[2] / std  # standardising is linear, too
-    return weight, best[3] - weight @ mean, best[1]
+    return best
+
+
+def _gram(x: Tensor) -> Tensor | None:
+    """xᵀx / N, where it is worth its while."""
+    return x.T @ x / len(x) if x.shape[1] <= min(len(x), WIDEST) else None
+
+
+def _axes(rows: Tensor) -> Iterator[Tensor]:
+    """Matrices [D, K] after which the features `rows` [N, D] are their principal components, each times a power of its deviation.
+
+    A penalty on weights then is least for what features differ by most, and needs no label to know it (cluster kernels: Chapelle, Weston
+    & Schölkopf, 2002). Mean variances are 1, as those of standardised features are. Nothing for features that do not vary.
+    """
+    rows = rows[:MOST_ROWS].double()
+    rows = rows - rows.mean(0)
+    n, d = rows.shape
+    variance, axes = torch.linalg.eigh((rows.T @ rows if d <= n else rows @ rows.T) / n)
+    kept = variance > 1e-6 * variance[-1].clamp(min=1e-6)
+    if not bool(kept.any()):
+        return
+    variance, axes = variance[kept], axes[:, kept]
+    if d > n:
+        axes = rows.T @ axes / (n * variance).sqrt()
+    for power in POWERS:
+        scales = variance ** (power / 2)
+        yield (axes * scales / (scales.square() * variance).sum().div(d).sqrt()).float()
 
 
 def fit_logistic(
@@ -194,20 +251,34 @@ def ridge_weights(x: Tensor, y: Tensor, val: tuple[Tensor, Tensor] | None, l2_gr
         mean, std = feature_statistics(x)
         z, middle = (x.detach().float() - mean) / std, y.double().mean()
         target = (y.double() - middle).to(z.device, torch.float32)
-        n, d = z.shape
-        kernel, right = (z.T @ z / n, z.T @ target / n) if d <= n else (z @ z.T / n, target)
-        best: tuple[float, float, Tensor, Tensor] | None = None
-        for l2 in sorted(l2_grid, reverse=True):
-            least = 1e-6 * float(kernel.diagonal().mean())  # a rounding's worth
-            root = torch.linalg.cholesky(kernel + max(l2, least) * torch.eye(len(kernel), device=z.device))
-            solved = torch.cholesky_solve(right[:, None], root)[:, 0]
-            weight = (solved if d <= n else z.T @ solved / n) / std
-            bias = middle.float() - weight @ mean
-            wrong = 0.0 if val is None else float((val[0].detach().float() @ weight + bias - val[1].to(z.device)).square().mean())
-            if best is None or wrong < best[0]:
-                best = (wrong, l2, weight, bias)
+        if val is None:
+            _, l2, weight = _best_ridge(z, target, z, target, l2_grid)
+        else:
+            held, truth = (val[0].detach().to(z.device).float() - mean) / std, (val[1].double() - middle).to(z.device, torch.float32)
+            wrong, l2, weight = _best_ridge(z, target, held, truth, l2_grid)
+            for axes in _axes(torch.cat([z, held])) if len(z) < z.shape[1] else ():
+                other, strength, along = _best_ridge(z @ axes, target, held @ axes, truth, l2_grid)
+                if other < wrong:
+                    wrong, l2, weight = other, strength, axes @ along
+        weight = weight / std
+    return weight, middle.float() - weight @ mean, l2
+
+
+def _best_ridge(x: Tensor, y: Tensor, held: Tensor, truth: Tensor, l2_grid: Sequence[float]) -> tuple[float, float, Tensor]:
+    """The least squared error on `held`, `truth` of ridge regression on `x`, `y`, all of them centred, its `l2` and weights [D]."""
+    n, d = x.shape
+    kernel, right = (x.T @ x / n, x.T @ y / n) if d <= n else (x @ x.T / n, y)
+    best: tuple[float, float, Tensor] | None = None
+    for l2 in sorted(l2_grid, reverse=True):
+        least = 1e-6 * float(kernel.diagonal().mean())  # a rounding's worth
+        root = torch.linalg.cholesky(kernel + max(l2, least) * torch.eye(len(kernel), device=x.device))
+        solved = torch.cholesky_solve(right[:, None], root)[:, 0]
+        weight = solved if d <= n else x.T @ solved / n
+        wrong = float((held @ weight - truth).square().mean())
+        if best is None or wrong < best[0]:
+            best = (wrong, l2, weight)
     assert best is not None
-    return best[2], best[3], best[1]
+    return best
 
 
 def _root_of_curvature(gram: Tensor, n_classes: int, l2: float) -> Tensor:

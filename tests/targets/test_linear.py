@@ -112,3 +112,53 @@ def test_impossible_input_is_explained():
         linear_probe(x * float("nan"), y, x, y, x, y, 4)
     with pytest.raises(UserError, match="l2"):
         linear_probe(x, y, x, y, x, y, 4, l2_grid=())
+
+
+def _wide(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """200 features in which what differs most, along a direction that none of them has for itself, is the class of two."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 2
+    x = torch.randn(n, 200, generator=g)
+    x[:, 0] = 3 * (2.0 * y - 1) + 1.5 * x[:, 0]
+    return x @ torch.linalg.qr(torch.randn(200, 200, generator=torch.Generator().manual_seed(5)))[0], y
+
+
+def test_few_labels_count_most_what_features_differ_by(monkeypatch):
+    """Ten labels of 200 features: what varies most says the class, which no label has to tell. With labels enough nobody looks for it."""
+    val, test = _wide(200, 1), _wide(1000, 2)
+    found = np.mean([linear_probe(*_wide(10, 3 + i), *val, *test, 2).accuracy for i in range(5)])
+    logits = linear_probe(*_wide(10, 3), *val, *test, 2).logits_test
+    weight, bias, _ = linear.probe_weights(*_wide(10, 3), val, 2, linear.L2_GRID)
+    torch.testing.assert_close(logits, test[0] @ weight.T + bias)
+    monkeypatch.setattr(linear, "_axes", lambda rows: ())
+    without = np.mean([linear_probe(*_wide(10, 3 + i), *val, *test, 2).accuracy for i in range(5)])
+    assert found > without + 0.08
+    monkeypatch.setattr(linear, "_axes", None)
+    linear_probe(*_wide(200, 3), *val, *test, 2)
+
+
+@pytest.mark.parametrize("n", [300, 25])
+def test_components_are_those_of_numpy(n, monkeypatch):
+    """Uncorrelated, each times a power of its deviation; mean variance 1; the directions that a decomposition of other make finds."""
+    monkeypatch.setattr(linear, "POWERS", (0.0, 1.0, 2.0))
+    rows = _wide(n, 0)[0]
+    centred = rows.double().numpy() - rows.double().numpy().mean(0)
+    _, deviations, directions = np.linalg.svd(centred / n**0.5, full_matrices=False)
+    for power, axes in zip(linear.POWERS, linear._axes(rows), strict=True):
+        across = np.cov((rows @ axes).double().numpy().T, bias=True)
+        kept = deviations[deviations > 1e-3 * deviations[0]]
+        expected = np.sort(kept ** (2 + 2 * power))
+        np.testing.assert_allclose(across, np.diag(expected / expected.sum() * 200), atol=1e-3 * across.max())
+        strongest = axes[:, -1] / axes[:, -1].norm()
+        assert abs(float(strongest.double().numpy() @ directions[0])) == pytest.approx(1, abs=1e-5)
+    assert not list(linear._axes(torch.full((30, 4), 0.7)))
+
+
+@pytest.mark.parametrize(("ahead", "taken"), [(0.4, 0), (0.6, 1)])
+def test_components_are_taken_where_they_are_better_by_more_than_chance(ahead, taken, monkeypatch):
+    """By half a standard error of the share that is right on validation."""
+    scores = iter([0.8, 0.8 + ahead * (0.8 * 0.2 / 50) ** 0.5, 0.8])
+    fits = [linear.Fit(score, l2, torch.zeros(2, 200), torch.zeros(2)) for l2, score in zip((0.1, 0.2, 0.3), scores, strict=True)]
+    left = iter(fits)
+    monkeypatch.setattr(linear, "_best_fit", lambda x, *others: next(left)._replace(weight=torch.zeros(2, x.shape[1])))
+    assert linear.probe_weights(*_wide(10, 3), _wide(50, 1), 2, linear.L2_GRID)[2] == fits[taken].l2

@@ -94,6 +94,25 @@ def test_ridge_is_as_strong_as_validation_wants_it(noise):
     assert wrong[chosen] == pytest.approx(min(wrong.values()), rel=1e-4)
 
 
+def test_few_numbers_count_most_what_features_differ_by(monkeypatch):
+    """Eight numbers for 40 features, of which the largest component is the number: validation finds that, as with classes."""
+
+    def rows(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        x = torch.randn(n, 40, generator=g)
+        x[:, 0] *= 6
+        return x @ torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(5)))[0], 7 * x[:, 0] + 100
+
+    def error() -> float:
+        weight, bias, _ = linear.ridge_weights(*rows(8, 0), rows(100, 1), linear.L2_GRID)
+        x, y = rows(1000, 2)
+        return float((x @ weight + bias - y).square().mean() / y.var())
+
+    found = error()
+    monkeypatch.setattr(linear, "_axes", lambda rows: ())
+    assert found < 0.5 * error()
+
+
 @pytest.mark.parametrize(("unit", "zero"), [(1, 0), (1e-3, 0), (50, 2000), (-1, 0)])
 def test_the_solved_head_tells_numbers_in_their_own_unit(unit, zero):
     """Whatever that is, and where it has its zero."""
