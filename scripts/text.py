@@ -29,7 +29,8 @@ class Row(NamedTuple):
 
 
 class Section(NamedTuple):
-    """metrics: columns of the table, without a `test/` before them. baseline: the metric by which the cheap method is known, where it is one for all rows."""
+    """metrics: columns of the table, without a `test/` before them. baseline: the metric by which the cheap method is known ("": it differs
+    by the row)."""
 
     title: str
     rows: list[Row]
