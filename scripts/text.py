@@ -117,8 +117,8 @@ SECTIONS = {
         "the first 128 tokens there).",
         ("+task=crops", "data=imdb", "trainer.max_time=00:03:00", "online_probe.every_n_epochs=0")),
     "prompts": Section(
-        "IMDB's language models asked about sentences", prompts(10), ["accuracy", "baseline/accuracy"], "",
-        "Sentences of film reviews (MR), after ten minutes on IMDB: `It was great`, `good`, or `bad`, `terrible`. Without a label: "
+        "IMDB's language models asked about sentences", prompts(5), ["accuracy", "baseline/accuracy"], "",
+        "Sentences of film reviews (MR), after five minutes on IMDB: `It was great`, `good`, or `bad`, `terrible`. Without a label: "
         "calibrated by an empty text. Baseline: the strongest cheap method with the labels that are tuned on, or with all where none is.",
         ("+task=crops", "data=imdb", "trainer.max_time=00:03:00", "online_probe.every_n_epochs=0")),
     "video": Section(

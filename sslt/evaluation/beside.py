@@ -17,7 +17,7 @@ from sslt.data.streams.subsets import label_rows
 from sslt.targets.base import Rows, Target
 
 log = logging.getLogger("sslt")
-FORMAT = 5  # raise it when the methods change
+FORMAT = 6  # raise it when the methods change
 
 
 Labels = tuple[float, int | None, int]  # label_fraction, labels_per_class, seed

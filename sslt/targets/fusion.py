@@ -27,7 +27,7 @@ from sslt.encoders.lexicon import SPELLED, TRIPLES, Lexicon, Terms
 from sslt.encoders.side import SideModel
 from sslt.targets.baselines import L2, MOST_IMAGES, best_linear
 from sslt.targets.cheap_scores import each_label, one_against_rest, precision, strengths
-from sslt.targets.linear import accuracy, probe_weights
+from sslt.targets.linear import CHANCE, accuracy, probe_weights, standard_error
 from sslt.targets.metrics.multilabel import mean_average_precision
 
 log = logging.getLogger("sslt")
@@ -36,6 +36,7 @@ MOST_WORDS = 1_200_000  # of training text in which parts of words are counted i
 RARE = 2000  # texts from which on a term has to occur twice
 LETTERS = 2.0  # a word on average: below, words are characters, and triples of them are words
 NEXT_TO_NOTHING = 1e-3  # what the head is scaled by that has no part in the answers; by itself, with nothing beside it, it answers as ever
+Counted = tuple[np.ndarray, Terms]  # rows, and their terms
 Held = tuple[Any, Tensor] | None  # features or sparse rows of validation, and their truth
 
 
@@ -84,7 +85,7 @@ def add(
         best = max(range(len(each)), key=each.__getitem__)
         log.info("on validation the encoder has %.1f %%, %s, all together %.1f %% (late_fusion=false: the encoder alone)",
                  100 * each[0], others, 100 * together)  # fmt: skip
-        if together < each[best] - math.sqrt(each[best] * (1 - each[best]) / max(kind.trials(truth), 1)):  # by more than a standard error
+        if together < each[best] - standard_error(each[best], kind.trials(truth)):  # by more than a standard error
             if best == 0:
                 return found
             log.info("%s alone is better than all together by more than chance: it answers alone", solved[best - 1][0].title)
@@ -99,13 +100,56 @@ def add(
 
 
 def _words(kind: Kind, encoder: Encoder, train: Samples, val: Samples | None, n_classes: int) -> tuple[SideModel, Tensor]:
-    """A lexicon of the words that the encoder reads, and its scores on `val`, or on `train` without."""
+    """A lexicon of the words that the encoder reads, and its scores on `val`, or on `train` without.
+
+    Its terms count by how rare they are, and by what they tell of the answers as well where that is better on `val` by more than chance.
+    """
     lexicon = Lexicon.beside(encoder, {"third": third_kind(encoder, train), "outputs": n_classes})
-    x = _learn(lexicon, encoder, train)
-    held = None if val is None else (_matrix(lexicon, encoder, val), kind.truth(val))
-    table, bias = kind.words(x, kind.truth(train), held, n_classes)
-    lexicon.table, lexicon.bias = torch.from_numpy(table).float(), torch.from_numpy(bias).float()
-    return lexicon, torch.from_numpy((x if held is None else held[0]) @ table).float() + lexicon.bias
+    counted, answers = _learn(lexicon, encoder, train), kind.truth(train)
+    held = None if val is None else (list(_counted(lexicon, encoder, val)), kind.truth(val))
+
+    def solved(x: Any) -> _Solved:
+        of = None if held is None else (_rows(lexicon, held[0], len(held[1])), held[1])
+        table, bias = kind.words(x, answers, of, n_classes)
+        scores = torch.from_numpy((x if of is None else of[0]) @ table + bias).float()
+        return _Solved(scores, math.nan if held is None else kind.measured(scores, held[1]), lexicon.idf, table, bias)
+
+    x = _rows(lexicon, counted, len(train))
+    best = solved(x)
+    if held is not None:
+        lexicon.idf = lexicon.idf * torch.from_numpy(telling(x, answers, n_classes)).float().sqrt()
+        other = solved(_rows(lexicon, counted, len(train)))
+        if other.score > best.score + CHANCE * standard_error(best.score, kind.trials(held[1])):
+            best = other
+    lexicon.idf = best.idf
+    lexicon.table, lexicon.bias = torch.from_numpy(best.table).float(), torch.from_numpy(best.bias).float()
+    return lexicon, best.scores
+
+
+class _Solved(NamedTuple):
+    """Scores [N, C] of a lexicon's table [terms, C] and bias [C] with terms of weights `idf`, and how good they are."""
+
+    scores: Tensor
+    score: float
+    idf: Tensor
+    table: np.ndarray
+    bias: np.ndarray
+
+
+def telling(x: Any, answers: Tensor, n_classes: int) -> np.ndarray:
+    """How much each term of sparse rows `x` tells of classes [N], or of labels [N, C]: |log| of how much likelier one of a class has it.
+
+    The largest of all classes, and never nothing: a text of terms that tell nothing has a length. Shares begin at one text with the term
+    and one without (delta TF-IDF: Martineau & Finin, 2009).
+    """
+    of_class = (F.one_hot(answers.long(), n_classes) if answers.dim() == 1 else answers).bool().numpy()
+    n, having = len(of_class), np.bincount(x.indices, minlength=x.shape[1])
+    found = np.full(x.shape[1], 0.01)
+    for inside in of_class.T[of_class.any(0) & ~of_class.all(0)]:
+        own, size = np.bincount(x[inside].indices, minlength=x.shape[1]), inside.sum()
+        odds = np.log((own + 1) / (size + 2)) - np.log((having - own + 1) / (n - size + 2))
+        found = np.maximum(found, np.abs(odds))
+    return found
 
 
 def _described(name: str, kind: Kind, encoder: Encoder, train: Samples, val: Samples | None, n_classes: int) -> tuple[SideModel, Tensor]:
@@ -141,29 +185,25 @@ def third_kind(encoder: Encoder, train: Samples) -> str:
     return SPELLED if lengths is not None and int(np.sum(lengths)) <= MOST_WORDS else TRIPLES
 
 
-def _learn(lexicon: Lexicon, encoder: Encoder, train: Samples) -> Any:
-    """Let the lexicon know the terms of `train`; returns their matrix [N, terms]."""
+def _learn(lexicon: Lexicon, encoder: Encoder, train: Samples) -> list[Counted]:
+    """Let the lexicon know the terms of `train`; returns what is counted of each batch."""
     counted = list(_counted(lexicon, encoder, train))
     terms, documents = torch.cat([found.term for _, found in counted]).unique(return_counts=True)
     if len(train) >= RARE:
         terms, documents = terms[documents > 1], documents[documents > 1]
     lexicon.learn(terms, ((1 + len(train)) / (1 + documents)).log().float() + 1)
-    return _rows(lexicon, counted, len(train))
+    return counted
 
 
-def _matrix(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Any:
-    """The vectors of all texts as rows of a sparse matrix, in their order."""
-    return _rows(lexicon, _counted(lexicon, encoder, samples), len(samples))
-
-
-def _counted(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Iterator[tuple[np.ndarray, Terms]]:
-    """The rows of a batch, and their terms."""
+def _counted(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Iterator[Counted]:
+    """What is counted of each batch."""
     for index in samples.ordered_batches(BATCH):
         inputs = encoder.inputs(samples.batch(index))
         yield np.asarray(index), lexicon.counts(encoder.word_ids(inputs), inputs.get("subwords"))
 
 
-def _rows(lexicon: Lexicon, counted: Iterable[tuple[np.ndarray, Terms]], n: int) -> Any:
+def _rows(lexicon: Lexicon, counted: Iterable[Counted], n: int) -> Any:
+    """The vectors of all texts as rows of a sparse matrix, in their order."""
     from scipy.sparse import csr_matrix
 
     rows, columns, values = [], [], []

@@ -88,7 +88,7 @@ def probe_weights(
         held = (val[0].detach().to(z.device).float() - mean) / std
         found = _best_fit(z, y, held, val[1], n_classes, l2_grid, score)
         if len(z) < z.shape[1]:
-            least = found.score + CHANCE * math.sqrt(found.score * (1 - found.score) / len(held))
+            least = found.score + CHANCE * standard_error(found.score, len(held))
             for axes in _axes(torch.cat([z, held])):
                 other = _best_fit(z @ axes, y, held @ axes, val[1], n_classes, l2_grid, score)
                 if other.score > least:
@@ -299,6 +299,11 @@ def feature_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share (0..1) of rows of `logits` [N, C] whose largest entry is at `labels` [N]."""
     return float((logits.argmax(1) == labels.to(logits.device)).float().mean())
+
+
+def standard_error(share: float, n: int) -> float:
+    """Of a share (0..1) that was found with `n` trials."""
+    return math.sqrt(share * (1 - share) / max(n, 1))
 
 
 def _check_features(x: Tensor, split: str) -> None:

@@ -44,6 +44,51 @@ def test_a_class_without_labels_is_not_chosen():
     assert ((x @ table + bias).argmax(1) == y).all()
 
 
+def test_what_a_term_tells_is_known():
+    """By hand, for classes and for labels, and nothing of a class that no text has; a term that tells nothing has a weight all the same."""
+    from scipy.sparse import csr_matrix
+
+    x = csr_matrix(np.array([[1, 1, 0], [1, 1, 0], [1, 0, 2], [1, 0, 0.5]], np.float32))
+    classes = torch.tensor([0, 0, 2, 2])
+    expected = [0.01, np.log((3 / 4) / (1 / 4)), np.log((3 / 4) / (1 / 4))]
+    assert fusion.telling(x, classes, 4).tolist() == pytest.approx(expected)
+    labels = F.one_hot(classes, 4).float()
+    labels[:, 3] = 1  # which tells nothing either, as all have it
+    assert fusion.telling(x, labels, 4).tolist() == pytest.approx(expected)
+    labels[0, 1] = 1  # of one text: a term that it shares with another of the rest
+    assert fusion.telling(x, labels, 4)[0] == pytest.approx(np.log((4 / 5) / (2 / 3)))
+
+
+def test_terms_count_by_what_they_tell_where_validation_wants_it(bag, cache, monkeypatch):
+    """Two words of sixty say the class: by their rarity alone they are hardly heard. Where that is no better, weights are as they were."""
+    from hydra.utils import instantiate
+
+    from sslt.config import compose
+    from sslt.encoders.load import load_encoder
+    from sslt.stages.common import prepare
+
+    found = {}
+    for name, said in (("telling", True), ("noise", False)):
+        rng = np.random.default_rng(0)
+        path = bag.parent / f"{name}.csv"
+        rows = []
+        for i in range(600):
+            words = [f"w{n}" for n in rng.integers(0, 400, 60)] + [f"{('a', 'b')[i % 2 if said else 0]}{n}" for n in rng.integers(0, 8, 2)]
+            rows.append(f"{' '.join(rng.permutation(words))},{i % 2}")
+        path.write_text("\n".join(["text,label", *rows]) + "\n")
+        source = instantiate(compose("pretrain", ["+task=crops", "data=text_csv", f"data.path={path}", "data.val_fraction=0.4"]).data)
+        encoder = load_encoder(str(bag))
+        train, val = (prepare(encoder, source, split) for split in ("train", "val"))
+        for weighed in (True, False):
+            monkeypatch.setattr(fusion, "telling", fusion.telling if weighed else lambda x, answers, n: np.ones(x.shape[1]))
+            model, scores = fusion._words(fusion.CLASSES, encoder, train, val, 2)
+            found[name, weighed] = model.idf, fusion.CLASSES.measured(scores, fusion.CLASSES.truth(val))
+            monkeypatch.undo()
+    assert found["telling", True][1] > found["telling", False][1] + 0.05
+    assert not torch.equal(found["telling", True][0], found["telling", False][0])
+    assert torch.equal(found["noise", True][0], found["noise", False][0])
+
+
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory, cache) -> Path:
     """A pretrained bag of words, which tests read and do not change."""
