@@ -136,7 +136,7 @@ def _axes(rows: Tensor) -> Iterator[Tensor]:
     A penalty on weights then is least for what features differ by most, and needs no label to know it (cluster kernels: Chapelle, Weston
     & Schölkopf, 2002). Mean variances are 1, as those of standardised features are. Nothing for features that do not vary.
     """
-    rows = rows[:MOST_ROWS].double()
+    device, rows = rows.device, rows[:MOST_ROWS].cpu().double()  # some devices have no float64
     rows = rows - rows.mean(0)
     n, d = rows.shape
     variance, axes = torch.linalg.eigh((rows.T @ rows if d <= n else rows @ rows.T) / n)
@@ -148,7 +148,7 @@ def _axes(rows: Tensor) -> Iterator[Tensor]:
         axes = rows.T @ axes / (n * variance).sqrt()
     for power in POWERS:
         scales = variance ** (power / 2)
-        yield (axes * scales / (scales.square() * variance).sum().div(d).sqrt()).float()
+        yield (axes * scales / (scales.square() * variance).sum().div(d).sqrt()).float().to(device)
 
 
 def fit_logistic(
