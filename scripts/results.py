@@ -221,6 +221,7 @@ def main() -> None:
     options.add_argument("--arms", default=",".join(ARMS), help="probe, full")
     args = options.parse_args()
     cells = Cells(args.root, args.data, args.kept)
+    args.out.mkdir(parents=True, exist_ok=True)
     sets = {name: find(name, Path(args.data), args.root / "data") for name in SETS}
     for seed in SEEDS[: args.seeds]:
         for name in args.only.split(",") if args.only else SETS:
