@@ -13,22 +13,28 @@ from killed_runs import CONTEXT
 
 
 def run(function: Callable[[int], Any], folder: Path, seconds: int = 300, world: int = 2) -> list[Any]:
-    """function(rank) in processes that know each other; what each returned, as `torch.save` keeps it."""
+    """function(rank) in processes that know each other; what each returned, as `torch.save` keeps it.
+
+    Where one does not end in time, what each of them was at a little before.
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    processes = [CONTEXT.Process(target=_rank, args=(function, r, world, port, str(folder))) for r in range(world)]
+    processes = [CONTEXT.Process(target=_rank, args=(function, r, world, port, str(folder), 0.9 * seconds)) for r in range(world)]
     for p in processes:
         p.start()
     for p in processes:
         p.join(seconds)
         if p.is_alive():
             p.kill()
-    assert [p.exitcode for p in processes] == [0] * world
+    stacks = "\n".join(f"rank {file.stem}: {file.read_text()}" for file in sorted(folder.glob("*.stacks")))
+    assert [p.exitcode for p in processes] == [0] * world, stacks
     return [torch.load(folder / f"{r}.pt") for r in range(world)]
 
 
-def _rank(function: Callable[[int], Any], rank: int, world: int, port: int, folder: str) -> None:
+def _rank(function: Callable[[int], Any], rank: int, world: int, port: int, folder: str, late: float) -> None:
+    import faulthandler
+
     import quick_pictures
 
     from sslt import distributed
@@ -37,10 +43,13 @@ def _rank(function: Callable[[int], Any], rank: int, world: int, port: int, fold
     quick_pictures.roughly()
     os.environ.update(WORLD_SIZE=str(world), RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init("cpu")
-    try:
-        out = function(rank)
-    finally:
-        distributed.close()
+    with (Path(folder) / f"{rank}.stacks").open("w") as file:
+        faulthandler.dump_traceback_later(late, file=file)
+        try:
+            out = function(rank)
+        finally:
+            distributed.close()
+            faulthandler.cancel_dump_traceback_later()
     torch.save(out, Path(folder) / f"{rank}.pt")
 
 
