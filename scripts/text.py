@@ -103,6 +103,7 @@ def prompts(minutes: int) -> list[Row]:
 
 
 RANKED = ["ndcg@10", "hr@10", "item-knn/ndcg@10", "popularity/ndcg@10"]
+BAG_OF_IMDB = ("+task=crops", "data=imdb", "trainer.max_time=00:03:00", "online_probe.every_n_epochs=0")
 SECTIONS = {
     "imdb": Section(
         "IMDB: which pretraining pays within minutes", imdb(3), ["linear/accuracy", "untrained/linear/accuracy"], "accuracy",
@@ -115,12 +116,12 @@ SECTIONS = {
         "before it has learned anything; fine-tuned, validation prefers the start to all that follows. Crops, or the bag as its teacher, "
         "keep what it began with, and masked words take it away. With fresh words the probe of the same network has 58 (above; it reads "
         "the first 128 tokens there).",
-        ("+task=crops", "data=imdb", "trainer.max_time=00:03:00", "online_probe.every_n_epochs=0")),
+        BAG_OF_IMDB),
     "prompts": Section(
         "IMDB's language models asked about sentences", prompts(5), ["accuracy", "baseline/accuracy"], "",
         "Sentences of film reviews (MR), after five minutes on IMDB: `It was great`, `good`, or `bad`, `terrible`. Without a label: "
         "calibrated by an empty text. Baseline: the strongest cheap method with the labels that are tuned on, or with all where none is.",
-        ("+task=crops", "data=imdb", "trainer.max_time=00:03:00", "online_probe.every_n_epochs=0")),
+        BAG_OF_IMDB),
     "video": Section(
         "Amazon video: the next of 23,715 items", items("video", 5, 5), RANKED, "ndcg@10",
         "Full ranking, leave one out, seen items excluded, ties against us. Beside each: popularity and item-kNN of the same users. "
@@ -170,7 +171,8 @@ def measure(cells: Cells, name: str, seed: int) -> None:
     def bag(setting: str) -> str:
         if not setting.endswith("=BAG"):
             return setting
-        return setting.replace("BAG", str(cells.run(folder(f"{name}-{seed}-bag"), "pretrain", *SECTIONS[name].bag, f"seed={seed}")))
+        first = next(other for other, of in SECTIONS.items() if of.bag == SECTIONS[name].bag)  # which sections may share
+        return setting.replace("BAG", str(cells.run(folder(f"{first}-{seed}-bag"), "pretrain", *SECTIONS[name].bag, f"seed={seed}")))
 
     for row in SECTIONS[name].rows:
         cell = f"{name}-{seed}-{row.name}"

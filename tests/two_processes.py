@@ -25,8 +25,9 @@ def run(function: Callable[[int], Any], folder: Path, seconds: int = 300, world:
         p.start()
     for p in processes:
         p.join(seconds)
-        if p.is_alive():
-            p.kill()
+        if p.is_alive():  # and none of the others can end without it
+            for each in processes:
+                each.kill()
     stacks = "\n".join(f"rank {file.stem}: {file.read_text()}" for file in sorted(folder.glob("*.stacks")))
     assert [p.exitcode for p in processes] == [0] * world, stacks
     return [torch.load(folder / f"{r}.pt") for r in range(world)]

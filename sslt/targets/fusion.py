@@ -27,7 +27,7 @@ from sslt.encoders.lexicon import SPELLED, TRIPLES, Lexicon, Terms
 from sslt.encoders.side import SideModel
 from sslt.targets.baselines import L2, MOST_IMAGES, best_linear
 from sslt.targets.cheap_scores import each_label, one_against_rest, precision, strengths
-from sslt.targets.linear import CHANCE, accuracy, probe_weights, standard_error
+from sslt.targets.linear import accuracy, beyond_chance, probe_weights, standard_error
 from sslt.targets.metrics.multilabel import mean_average_precision
 
 log = logging.getLogger("sslt")
@@ -85,7 +85,7 @@ def add(
         best = max(range(len(each)), key=each.__getitem__)
         log.info("on validation the encoder has %.1f %%, %s, all together %.1f %% (late_fusion=false: the encoder alone)",
                  100 * each[0], others, 100 * together)  # fmt: skip
-        if together < each[best] - standard_error(each[best], kind.trials(truth)):  # by more than a standard error
+        if together < each[best] - standard_error(each[best], kind.trials(truth)):
             if best == 0:
                 return found
             log.info("%s alone is better than all together by more than chance: it answers alone", solved[best - 1][0].title)
@@ -119,7 +119,7 @@ def _words(kind: Kind, encoder: Encoder, train: Samples, val: Samples | None, n_
     if held is not None:
         lexicon.idf = lexicon.idf * torch.from_numpy(telling(x, answers, n_classes)).float().sqrt()
         other = solved(_rows(lexicon, counted, len(train)))
-        if other.score > best.score + CHANCE * standard_error(best.score, kind.trials(held[1])):
+        if other.score > beyond_chance(best.score, kind.trials(held[1])):
             best = other
     lexicon.idf = best.idf
     lexicon.table, lexicon.bias = torch.from_numpy(best.table).float(), torch.from_numpy(best.bias).float()

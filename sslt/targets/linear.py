@@ -88,7 +88,7 @@ def probe_weights(
         held = (val[0].detach().to(z.device).float() - mean) / std
         found = _best_fit(z, y, held, val[1], n_classes, l2_grid, score)
         if len(z) < z.shape[1]:
-            least = found.score + CHANCE * standard_error(found.score, len(held))
+            least = beyond_chance(found.score, len(held))
             for axes in _axes(torch.cat([z, held])):
                 other = _best_fit(z @ axes, y, held @ axes, val[1], n_classes, l2_grid, score)
                 if other.score > least:
@@ -304,6 +304,11 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def standard_error(share: float, n: int) -> float:
     """Of a share (0..1) that was found with `n` trials."""
     return math.sqrt(share * (1 - share) / max(n, 1))
+
+
+def beyond_chance(share: float, n: int) -> float:
+    """What another share of the same trials has to be above, to be taken for better."""
+    return share + CHANCE * standard_error(share, n)
 
 
 def _check_features(x: Tensor, split: str) -> None:
