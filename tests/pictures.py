@@ -1,8 +1,10 @@
-"""Images as samples, for tests of what is done with pixels: no files, no cache."""
+"""Images as samples, for tests of what is done with pixels: no files."""
 
 from __future__ import annotations
 
 import torch
+
+from sslt.data import cache
 
 
 class Pictures:
@@ -10,6 +12,10 @@ class Pictures:
 
     def __init__(self, images: torch.Tensor):
         self.images = images
+
+    @property
+    def fingerprint(self) -> str:
+        return cache.digest(self.images.numpy())
 
     def __len__(self):
         return len(self.images)

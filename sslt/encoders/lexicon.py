@@ -63,7 +63,7 @@ class Lexicon(SideModel):
 
     def forward(self, encoder: Encoder, inputs: dict[str, Tensor]) -> Tensor:
         tokens = encoder.word_ids(inputs)
-        found = self.weighed(self.counts(tokens, inputs.get("subwords")), len(tokens))
+        found = self.weighed(self.known(self.counts(tokens, inputs.get("subwords"))), len(tokens))
         return self.bias.repeat(len(tokens), 1).index_add_(0, found.text, self.table[found.term] * found.weight.unsqueeze(1))
 
     def scale(self, factor: float) -> None:
@@ -78,12 +78,16 @@ class Lexicon(SideModel):
         self.terms, self.idf = terms, idf
         self.table = torch.zeros(len(terms), self.outputs, device=terms.device)
 
-    def weighed(self, found: Terms, texts: int) -> Terms:
-        """Of the `counts` of so many texts the terms that are known, `term` being their places among these, with their weights."""
+    def known(self, found: Terms) -> Terms:
+        """Of `counts` the terms that are known, `term` being their places among these."""
         place = torch.searchsorted(self.terms, found.term).clamp(max=max(len(self.terms) - 1, 0))
         known = self.terms[place] == found.term if len(self.terms) else torch.zeros_like(found.term, dtype=torch.bool)
-        text, term = found.text[known], place[known]
-        weight = (1 + found.weight[known].log()) * self.idf[term]
+        return Terms(found.text[known], place[known], found.weight[known])
+
+    def weighed(self, known: Terms, texts: int) -> Terms:
+        """What is `known` of so many texts, with weights in place of counts."""
+        text, term, count = known
+        weight = (1 + count.log()) * self.idf[term]
         kind = text * 2 + ((self.terms[term] >= self.words + BUCKETS) & (self.third in BY_PARTS))
         squares = torch.zeros(2 * texts, device=weight.device).index_add_(0, kind, weight.square())
         return Terms(text, term, weight / squares.sqrt()[kind])

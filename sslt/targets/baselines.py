@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,16 +20,14 @@ from torch import Tensor
 from sslt.data.base import Samples
 from sslt.data.streams.subsets import some
 from sslt.encoders.descriptions import DESCRIPTIONS, Description
-from sslt.targets.knn import knn_predict
+from sslt.targets.described import MOST_IMAGES, DescribedRows, Solver
+from sslt.targets.knn import knn_votes
 from sslt.targets.linear import accuracy, feature_statistics, probe_weights
+from sslt.targets.tf_idf import TfIdf
 
 STRENGTHS = (0.5, 2.0, 8.0, 32.0)  # C of texts' linear models: unit rows want little regularisation
-L2 = (1e-1, 1e-2, 1e-3, 1e-4)  # of images' logistic regression on standardised features
 NEIGHBOURS = (1, 5, 20)
-MOST_IMAGES = 60_000  # that methods learn from: their descriptions stand in memory
 MANY_CLASSES = 20  # above which one-against-rest solvers are used, and NB-SVM is not
-MOST_CHARACTERS = 6_000_000  # of training text in which n-grams of characters are counted in seconds
-WITHOUT_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 
 class Rows(NamedTuple):
@@ -84,50 +81,13 @@ def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 # -------------------------------------------------------------------- texts
 def _on_texts(train: Rows, val: Rows | None, n_classes: int) -> Iterator[_Fitted]:
     """Linear models on sparse counts; scikit-learn's vectorisers and solvers."""
-    texts = list(train.items)
-    kind, vectors, words = tf_idf(texts)
+    vectors = TfIdf(list(train.items))
     name = "logistic regression" if n_classes <= MANY_CLASSES else "linear SVM"
-    x = vectors(texts)
-    score, model = best_linear(x, train.labels, None if val is None else (vectors(val.items), val.labels), n_classes)
-    yield _Fitted(f"{kind}, {name}", score, lambda items: model.predict(vectors(items)))
+    held = None if val is None else (vectors.of(val.items), val.labels)
+    score, model = best_linear(vectors.rows, train.labels, held, n_classes)
+    yield _Fitted(f"{vectors.name}, {name}", score, lambda items: model.predict(vectors.of(items)))
     if n_classes <= MANY_CLASSES:
-        yield _nb_svm(train, val, words, n_classes)
-
-
-def tf_idf(texts: Sequence[str]) -> tuple[str, Callable[[Sequence[str]], Any], Any]:
-    """TF-IDF fitted to texts: its name in words, what makes sparse rows of texts, and the vectoriser of words (or characters) in it."""
-    from scipy.sparse import hstack
-
-    unspaced = _without_spaces(texts)
-    kind = "characters" if unspaced else "words"
-    words = _fitted_vectoriser("char" if unspaced else "word", (1, 3) if unspaced else (1, 2), texts)
-    parts = [words]
-    if not unspaced and sum(map(len, texts)) <= MOST_CHARACTERS:
-        parts.append(_fitted_vectoriser("char_wb", (2, 5), texts))
-        kind += " and characters"
-
-    def vectors(items: Sequence[str]) -> Any:
-        return hstack([part.transform(items) for part in parts]).tocsr()
-
-    return f"TF-IDF of {kind}", vectors, words
-
-
-def _without_spaces(texts: Sequence[str]) -> bool:
-    """Whether most letters are of scripts that put no spaces between words."""
-    some = "".join(texts[:: max(1, len(texts) // 500)])
-    return len(WITHOUT_SPACES.findall(some)) > 0.3 * max(1, sum(c.isalpha() for c in some))
-
-
-def _fitted_vectoriser(analyzer: str, lengths: tuple[int, int], texts: Sequence[str], **kwargs: Any) -> Any:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    rare = 1 if len(texts) < 2000 else 2  # n-grams that occur once say nothing but take most of the room
-    word = {"token_pattern": r"(?u)\b\w+\b"} if analyzer == "word" else {}
-    made = TfidfVectorizer(sublinear_tf=True, analyzer=analyzer, ngram_range=lengths, min_df=rare, dtype=np.float32, **word, **kwargs)
-    try:
-        return made.fit(texts)
-    except ValueError:  # nothing occurs often enough, or there is nothing but signs
-        return made.set_params(min_df=1, analyzer="char").fit([t or " " for t in texts])
+        yield _nb_svm(vectors, train.labels, held)
 
 
 def _linear(n_classes: int, strength: float) -> Any:
@@ -155,33 +115,43 @@ def best_linear(x: Any, y: np.ndarray, val: tuple[Any, np.ndarray] | None, n_cla
     return best
 
 
-def _nb_svm(train: Rows, val: Rows | None, words: Any, n_classes: int) -> _Fitted:
-    """NB-SVM (Wang & Manning, 2012, section 2.3): presence of n-grams, scaled by their log-count ratio, one class against the rest."""
-    from sklearn.feature_extraction.text import CountVectorizer
+def _nb_svm(vectors: TfIdf, y: np.ndarray, val: tuple[Any, np.ndarray] | None) -> _Fitted:
+    """NB-SVM (Wang & Manning, 2012, section 2.3): presence of n-grams, scaled by their log-count ratio, one class against the rest.
 
-    keep = ("analyzer", "ngram_range", "token_pattern", "dtype")
-    counter = CountVectorizer(binary=True, vocabulary=words.vocabulary_, **{k: words.get_params()[k] for k in keep})
-    x, held = counter.transform(train.items), None if val is None else counter.transform(val.items)
-    classes = np.unique(train.labels)
+    Of the texts of `vectors`, `y` their labels; val: their rows, and labels.
+    """
+    x, held = vectors.present(vectors.rows), None if val is None else vectors.present(val[0])
+    classes = np.unique(y)
     rest = classes if len(classes) > 2 else classes[1:]
     ratios = []
     for c in rest:
-        inside, outside = (np.asarray(x[train.labels == c].sum(0) + 1), np.asarray(x[train.labels != c].sum(0) + 1))
+        inside, outside = (np.asarray(x[y == c].sum(0) + 1), np.asarray(x[y != c].sum(0) + 1))
         ratios.append(np.log(inside / inside.sum()) - np.log(outside / outside.sum()))
 
-    def predict(models: list[Any], rows: Any) -> np.ndarray:
-        scores = np.stack([m.decision_function(rows.multiply(r).tocsr()) for m, r in zip(models, ratios, strict=True)], 1)
-        return classes[scores.argmax(1)] if len(rest) > 1 else classes[(scores[:, 0] > 0).astype(int)]
+    def said(scores: list[np.ndarray]) -> np.ndarray:
+        return classes[np.stack(scores, 1).argmax(1)] if len(rest) > 1 else classes[(scores[0] > 0).astype(int)]
 
-    best: tuple[float, list[Any]] | None = None
-    for strength in STRENGTHS if val is not None else STRENGTHS[1:2]:
-        models = [_svm(strength / 100).fit(x.multiply(r).tocsr(), train.labels == c) for c, r in zip(rest, ratios, strict=True)]
-        score = math.nan if val is None else float((predict(models, held) == val.labels).mean())
-        if best is None or score > best[0]:
-            best = score, models
-    assert best is not None
-    models = best[1]
-    return _Fitted("NB-SVM of words", best[0], lambda items: predict(models, counter.transform(items)))
+    strengths = STRENGTHS if val is not None else STRENGTHS[1:2]
+    models: list[list[Any]] = [[] for _ in strengths]  # of each strength, by class
+    shown: list[list[np.ndarray]] = [[] for _ in strengths]
+    for c, ratio in zip(rest, ratios, strict=True):
+        scaled, val_scaled = _scaled(x, ratio), None if held is None else _scaled(held, ratio)
+        for i, strength in enumerate(strengths):
+            models[i].append(_svm(strength / 100).fit(scaled, y == c))
+            if val_scaled is not None:
+                shown[i].append(models[i][-1].decision_function(val_scaled))
+    scores = [math.nan if val is None else float((said(of) == val[1]).mean()) for of in shown]
+    chosen = models[int(np.argmax(scores))]  # of equally good ones the more regularised
+
+    def predict(items: Any) -> np.ndarray:
+        rows = vectors.present(vectors.of_words(items))
+        return said([model.decision_function(_scaled(rows, ratio)) for model, ratio in zip(chosen, ratios, strict=True)])
+
+    return _Fitted("NB-SVM of words", max(scores), predict)
+
+
+def _scaled(rows: Any, ratio: np.ndarray) -> Any:
+    return rows.multiply(ratio).tocsr()
 
 
 def _svm(strength: float) -> Any:
@@ -196,37 +166,45 @@ def _on_images(train: Rows, val: Rows | None, n_classes: int) -> Iterator[_Fitte
     if len(train.labels) > MOST_IMAGES:
         items = some(train.items, MOST_IMAGES, 0)
         train = Rows(items, np.asarray(items.labels))
+    truths = (torch.from_numpy(train.labels), None if val is None else torch.from_numpy(val.labels))
     for describe in descriptions(train.items):
-        x, y = describe.of(train.items), torch.from_numpy(train.labels)
-        held = None if val is None else (describe.of(val.items), torch.from_numpy(val.labels))
-        yield _logistic(describe, (x, y), held, n_classes)
-        yield _neighbours(describe, (x, y), held, n_classes)
+        rows = DescribedRows(describe, train.items, None if val is None else val.items)
+        yield _logistic(rows, truths, n_classes)
+        yield _neighbours(rows, truths, n_classes)
 
 
 def descriptions(images: Samples) -> Iterator[Description]:
-    """Each of the descriptions, learned from these images."""
+    """Each of the descriptions of images of this size, which has learned nothing."""
     channels, *sides = images.batch(np.arange(1))["image"].shape[1:]
     for kind in DESCRIPTIONS.values():
-        describe = kind(channels, min(sides))
-        describe.learn(images)
-        yield describe
+        yield kind(channels, min(sides))
 
 
-Described = tuple[Tensor, Tensor]
+def of_classes(n: int) -> Solver:
+    """Logistic regression of so many classes."""
+    return Solver(f"{n} classes", lambda x, y, val, l2: probe_weights(x, y, val, n, l2))
 
 
-def _logistic(describe: Description, train: Described, val: Described | None, n_classes: int) -> _Fitted:
-    weight, bias, _ = probe_weights(*train, val, n_classes, L2 if val is not None else L2[1:2])
-    score = math.nan if val is None else accuracy(val[0] @ weight.T + bias, val[1])
-    return _Fitted(f"{describe.name}, logistic regression", score, lambda items: (describe.of(items) @ weight.T + bias).argmax(1).numpy())
+Truths = tuple[Tensor, Tensor | None]  # of train and val
 
 
-def _neighbours(describe: Description, train: Described, val: Described | None, n_classes: int) -> _Fitted:
-    mean, _ = feature_statistics(train[0])
+def _logistic(rows: DescribedRows, truths: Truths, n_classes: int) -> _Fitted:
+    weight, bias = rows.linear(of_classes(n_classes), truths)
+    score = math.nan if rows.val is None or truths[1] is None else accuracy(rows.val @ weight.T + bias, truths[1])
+    name = f"{rows.describe.name}, logistic regression"
+    return _Fitted(name, score, lambda items: (rows.describe.of(items) @ weight.T + bias).argmax(1).numpy())
 
-    def scores(x: Tensor, k: int) -> Tensor:
-        return knn_predict(train[0] - mean, train[1], x - mean, n_classes, k)
 
-    tried = [(math.nan if val is None else accuracy(scores(val[0], k), val[1]), k) for k in (NEIGHBOURS if val is not None else (5,))]
-    score, best = max(tried, key=lambda t: t[0])
-    return _Fitted(f"{describe.name}, kNN (k={best})", score, lambda items: scores(describe.of(items), best).argmax(1).numpy())
+def _neighbours(rows: DescribedRows, truths: Truths, n_classes: int) -> _Fitted:
+    mean, _ = feature_statistics(rows.train)
+
+    def votes(x: Tensor, ks: Sequence[int]) -> Tensor:
+        return knn_votes(rows.train - mean, truths[0], x - mean, n_classes, ks)
+
+    best, score = 5, math.nan
+    if rows.val is not None and truths[1] is not None:
+        scores = [accuracy(found, truths[1]) for found in votes(rows.val, NEIGHBOURS)]
+        score = max(scores)
+        best = NEIGHBOURS[scores.index(score)]
+    name = f"{rows.describe.name}, kNN (k={best})"
+    return _Fitted(name, score, lambda items: votes(rows.describe.of(items), (best,))[0].argmax(1).numpy())

@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslt.data.base import Samples
 from sslt.data.streams.subsets import some
 from sslt.targets import baselines, linear
 from sslt.targets.base import Rows
+from sslt.targets.described import MOST_IMAGES, DescribedRows, Solver
 from sslt.targets.metrics.multilabel import mean_average_precision
+from sslt.targets.tf_idf import TfIdf
 
 STRENGTHS = (0.1, 0.5, 2.0, 8.0)  # of texts' linear models, the weaker the more regularised: C, or 1 / alpha; unit rows want little
 MOST_FITS = 100  # of these, over answers and strengths: each takes about a second
@@ -27,13 +30,12 @@ Scores = Callable[[Any], np.ndarray]
 class Fit(NamedTuple):
     """How a linear model is fitted.
 
-    texts: (sparse rows, answers, strength) → scores of rows. images: (features, answers, val or None, strengths) → weights, bias and the
-    strength that is best on `val`. score: of scores and answers, the higher the better.
+    texts: (sparse rows, answers, strength) → scores of rows. images: on descriptions. score: of scores and answers, the higher the better.
     """
 
     name: str
     texts: Callable[[Any, np.ndarray, float], Scores]
-    images: Callable[[Tensor, Tensor, tuple[Tensor, Tensor] | None, tuple[float, ...]], tuple[Tensor, Tensor, float]]
+    images: Solver
     score: Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -61,21 +63,23 @@ def strongest(fit: Fit, modality: str, train: Rows, val: Rows | None, test: Rows
 
 
 def _on_texts(fit: Fit, train: Rows, val: Rows | None) -> Iterator[tuple[str, Scores]]:
-    name, vectors, _ = baselines.tf_idf(list(train.one_each))
-    x, y = vectors(train.one_each), np.asarray(train.answers.values)
+    vectors, y = TfIdf(list(train.one_each)), np.asarray(train.answers.values)
     for strength in strengths(y[:1].size, val is not None):
-        scores = fit.texts(x, y, strength)
-        yield name, lambda items, scores=scores: scores(vectors(items))  # type: ignore[misc]
+        scores = fit.texts(vectors.rows, y, strength)
+        yield vectors.name, lambda items, scores=scores: scores(vectors.of(items))  # type: ignore[misc]
 
 
 def _on_images(fit: Fit, train: Rows, val: Rows | None) -> Iterator[tuple[str, Scores]]:
-    items = some(train.items, baselines.MOST_IMAGES, 0)
-    assert items.answers is not None
-    y = torch.from_numpy(np.asarray(items.answers.values))
+    items, held = some(train.items, MOST_IMAGES, 0), None if val is None else val.items
+    truths = (_answers(items), None if held is None else _answers(held))
     for describe in baselines.descriptions(items):
-        held = None if val is None else (describe.of(val.items), torch.from_numpy(np.asarray(val.answers.values)))
-        weight, bias, _ = fit.images(describe.of(items), y, held, baselines.L2 if held is not None else baselines.L2[1:2])
+        weight, bias = DescribedRows(describe, items, held).linear(fit.images, truths)
         yield describe.name, lambda rows, d=describe, w=weight, b=bias: (d.of(rows) @ w.T + b).double().numpy()  # type: ignore[misc]
+
+
+def _answers(samples: Samples) -> Tensor:
+    assert samples.answers is not None
+    return torch.from_numpy(np.asarray(samples.answers.values))
 
 
 def each_label(x: Any, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
@@ -107,6 +111,9 @@ def strengths(answers: int, chosen: bool) -> tuple[float, ...]:
 def one_against_rest(x: Tensor, y: Tensor, val: tuple[Tensor, Tensor] | None, l2: Sequence[float]) -> tuple[Tensor, Tensor, float]:
     """`linear.probe_weights` of each label of `y` [N, C] against the rest, by the mean average precision."""
     return linear.probe_weights(x, y, val, y.shape[1], l2, precision)
+
+
+OF_LABELS = Solver("labels", one_against_rest)
 
 
 def precision(scores: Tensor, truth: Tensor) -> float:

@@ -25,18 +25,19 @@ from sslt.encoders.base import Encoder
 from sslt.encoders.descriptions import Described
 from sslt.encoders.lexicon import SPELLED, TRIPLES, Lexicon, Terms
 from sslt.encoders.side import SideModel
-from sslt.targets.baselines import L2, MOST_IMAGES, best_linear
-from sslt.targets.cheap_scores import each_label, one_against_rest, precision, strengths
-from sslt.targets.linear import accuracy, beyond_chance, probe_weights, standard_error
+from sslt.targets.baselines import best_linear, of_classes
+from sslt.targets.cheap_scores import OF_LABELS, each_label, precision, strengths
+from sslt.targets.described import MOST_IMAGES, DescribedRows, Solver
+from sslt.targets.linear import accuracy, beyond_chance, standard_error
 from sslt.targets.metrics.multilabel import mean_average_precision
+from sslt.targets.tf_idf import RARE
 
 log = logging.getLogger("sslt")
 BATCH = 256
 MOST_WORDS = 1_200_000  # of training text in which parts of words are counted in seconds
-RARE = 2000  # texts from which on a term has to occur twice
 LETTERS = 2.0  # a word on average: below, words are characters, and triples of them are words
 NEXT_TO_NOTHING = 1e-3  # what the head is scaled by that has no part in the answers; by itself, with nothing beside it, it answers as ever
-Counted = tuple[np.ndarray, Terms]  # rows, and their terms
+Counted = tuple[np.ndarray, Terms]  # rows of a batch, and their terms
 Held = tuple[Any, Tensor] | None  # features or sparse rows of validation, and their truth
 
 
@@ -44,7 +45,7 @@ class Kind(NamedTuple):
     """What is told of samples, and how scores [N, C] of it are fitted and judged.
 
     score: the name of what `measured` gives of scores and truth, the higher the better, a share; `trials`: of how many it is one. loss:
-    of both, summed. words: (sparse rows, truth, Held, C) → table [terms, C] and bias [C]. dense: the same of features, also of strengths.
+    of both, summed. words: (sparse rows, truth, Held, C) → table [terms, C] and bias [C]. dense: of so many answers, on features.
     """
 
     score: str
@@ -53,7 +54,7 @@ class Kind(NamedTuple):
     trials: Callable[[Tensor], int]
     loss: Callable[[Tensor, Tensor], Tensor]
     words: Callable[[Any, Tensor, Held, int], tuple[np.ndarray, np.ndarray]]
-    dense: Callable[..., tuple[Tensor, Tensor, float]]
+    dense: Callable[[int], Solver]
 
 
 def add(
@@ -106,7 +107,7 @@ def _words(kind: Kind, encoder: Encoder, train: Samples, val: Samples | None, n_
     """
     lexicon = Lexicon.beside(encoder, {"third": third_kind(encoder, train), "outputs": n_classes})
     counted, answers = _learn(lexicon, encoder, train), kind.truth(train)
-    held = None if val is None else (list(_counted(lexicon, encoder, val)), kind.truth(val))
+    held = None if val is None else ([(i, lexicon.known(found)) for i, found in _counted(lexicon, encoder, val)], kind.truth(val))
 
     def solved(x: Any) -> _Solved:
         of = None if held is None else (_rows(lexicon, held[0], len(held[1])), held[1])
@@ -153,13 +154,11 @@ def telling(x: Any, answers: Tensor, n_classes: int) -> np.ndarray:
 
 
 def _described(name: str, kind: Kind, encoder: Encoder, train: Samples, val: Samples | None, n_classes: int) -> tuple[SideModel, Tensor]:
-    """Logistic regression on a description of at most `MOST_IMAGES` images, and its scores on `val`, or on `train` without."""
+    """A linear model on a description of at most `MOST_IMAGES` images, and its scores on `val`, or on `train` without."""
     train, model = some(train, MOST_IMAGES, 0), Described(encoder.processor, n_classes, name)
-    model.describe.learn(train)
-    x = model.describe.of(train)
-    held = None if val is None else (model.describe.of(val), kind.truth(val))
-    model.weight, model.bias, _ = kind.dense(x, kind.truth(train), held, n_classes, L2 if held else L2[1:2])
-    return model, F.linear(x if held is None else held[0], model.weight, model.bias)
+    rows = DescribedRows(model.describe, train, val)
+    model.weight, model.bias = rows.linear(kind.dense(n_classes), (kind.truth(train), None if val is None else kind.truth(val)))
+    return model, F.linear(rows.train if rows.val is None else rows.val, model.weight, model.bias)
 
 
 # by the names that encoders give in `side_models`
@@ -186,13 +185,13 @@ def third_kind(encoder: Encoder, train: Samples) -> str:
 
 
 def _learn(lexicon: Lexicon, encoder: Encoder, train: Samples) -> list[Counted]:
-    """Let the lexicon know the terms of `train`; returns what is counted of each batch."""
+    """Let the lexicon know the terms of `train`; returns what of them is known in each batch."""
     counted = list(_counted(lexicon, encoder, train))
     terms, documents = torch.cat([found.term for _, found in counted]).unique(return_counts=True)
     if len(train) >= RARE:
         terms, documents = terms[documents > 1], documents[documents > 1]
     lexicon.learn(terms, ((1 + len(train)) / (1 + documents)).log().float() + 1)
-    return counted
+    return [(index, lexicon.known(found)) for index, found in counted]
 
 
 def _counted(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Iterator[Counted]:
@@ -203,7 +202,7 @@ def _counted(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Iterator[C
 
 
 def _rows(lexicon: Lexicon, counted: Iterable[Counted], n: int) -> Any:
-    """The vectors of all texts as rows of a sparse matrix, in their order."""
+    """The vectors of all texts, of whose terms all are known, as rows of a sparse matrix, in their order."""
     from scipy.sparse import csr_matrix
 
     rows, columns, values = [], [], []
@@ -265,8 +264,8 @@ def _labels(samples: Samples) -> Tensor:
     return torch.from_numpy(np.asarray(samples.answers.values)).float()
 
 
-CLASSES = Kind("accuracy", labels_of, accuracy, len, partial(F.cross_entropy, reduction="sum"), _solve, probe_weights)
+CLASSES = Kind("accuracy", labels_of, accuracy, len, partial(F.cross_entropy, reduction="sum"), _solve, of_classes)
 LABELS = Kind(
     "map", _labels, precision, lambda truth: int(truth.sum()),
-    partial(F.binary_cross_entropy_with_logits, reduction="sum"), _solve_each, lambda x, y, held, _, l2: one_against_rest(x, y, held, l2),
+    partial(F.binary_cross_entropy_with_logits, reduction="sum"), _solve_each, lambda _: OF_LABELS,
 )  # fmt: skip

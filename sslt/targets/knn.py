@@ -6,6 +6,8 @@ section 3.4; k and temperature as usual since Caron et al. 2021 (DINO).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,20 +28,25 @@ def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, n_classes: i
     a row is a distribution. `k` above N means all N. Runs on the device of `bank`; memory is bounded by chunks over the
     queries. Raises `UserError` for an empty bank, k below 1 or a temperature that is not positive.
     """
+    return knn_votes(bank, bank_labels, queries, n_classes, (k,), temperature)[0]
+
+
+def knn_votes(bank: Tensor, bank_labels: Tensor, queries: Tensor, n_classes: int, ks: Sequence[int], temperature: float = 0.07) -> Tensor:
+    """`knn_predict` by each of several numbers of neighbours, which are looked for once: [K, M, C]."""
     if len(bank) == 0:
         raise UserError("k-nearest neighbours need at least one labelled sample to compare with; the bank is empty")
-    if k < 1 or temperature <= 0:
-        raise UserError(f"k-nearest neighbours with k={k}, temperature={temperature}: both must be above 0")
-    k = min(k, len(bank))
+    if min(ks) < 1 or temperature <= 0:
+        raise UserError(f"k-nearest neighbours with k={min(ks)}, temperature={temperature}: both must be above 0")
     bank = F.normalize(bank.detach().float(), dim=1)
     labels = bank_labels.to(bank.device).long()
-    scores = torch.zeros(len(queries), n_classes, device=bank.device)
+    scores = torch.zeros(len(ks), len(queries), n_classes, device=bank.device)
     rows = max(1, CHUNK_BYTES // (4 * len(bank)))
     for start in range(0, len(queries), rows):
         chunk = F.normalize(queries[start : start + rows].detach().to(bank.device).float(), dim=1)
-        similarity, neighbours = (chunk @ bank.T).topk(k, dim=1)
-        weights = (similarity / temperature).softmax(1)  # exp(s / T) over its sum
-        scores[start : start + rows].scatter_add_(1, labels[neighbours], weights)
+        similarity, neighbours = (chunk @ bank.T).topk(min(max(ks), len(bank)), dim=1)
+        for votes, k in zip(scores, ks, strict=True):
+            weights = (similarity[:, :k] / temperature).softmax(1)  # exp(s / T) over its sum
+            votes[start : start + rows].scatter_add_(1, labels[neighbours[:, :k]], weights)
     return scores
 
 

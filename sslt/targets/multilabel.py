@@ -133,7 +133,7 @@ class Multilabel(Target[Labels]):
 
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
         fit = cheap_scores.Fit(
-            "logistic regression of each label", cheap_scores.logistic_of_each, cheap_scores.one_against_rest, mean_average_precision
+            "logistic regression of each label", cheap_scores.logistic_of_each, cheap_scores.OF_LABELS, mean_average_precision
         )
         best = cheap_scores.strongest(fit, modality, train, val, test)
         least = 0.0 if val is None or best.val_scores is None else best_thresholds(best.val_scores, np.asarray(val.answers.values))

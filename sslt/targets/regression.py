@@ -18,6 +18,7 @@ from sslt.objectives.base import Loss, encode_views, wide
 from sslt.ranges import Positive, Share
 from sslt.targets import cheap_scores, linear
 from sslt.targets.base import Cheap, Rows, Target, as_tensors
+from sslt.targets.described import Solver
 from sslt.targets.metrics.numbers import number_metrics, spearman
 
 log = logging.getLogger("sslt")
@@ -115,7 +116,7 @@ class Regression(Target[Number]):
         return True
 
     def cheapest(self, modality: str, train: Rows, val: Rows | None, test: Rows) -> Cheap:
-        fit = cheap_scores.Fit("ridge regression", _on_counts, linear.ridge_weights, spearman)
+        fit = cheap_scores.Fit("ridge regression", _on_counts, Solver("numbers", linear.ridge_weights), spearman)
         best = cheap_scores.strongest(fit, modality, train, val, test)
         return Cheap(best.method, Number(best.scores, self.space), best.val_score)
 

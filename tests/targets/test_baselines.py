@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from pictures import Pictures
 
 from sslt.targets import baselines
 from sslt.targets.baselines import Rows
+from sslt.targets.tf_idf import TfIdf
 
 
 def test_majority_and_difference_are_known():
@@ -37,7 +39,7 @@ def test_the_best_of_all_candidates_on_validation_is_taken(monkeypatch):
     assert (found.method, found.predicted.tolist(), asked) == ("b", [0, 0, 0, 0], ["b"])
 
 
-def test_the_choice_is_by_validation_and_not_by_test():
+def test_the_choice_is_by_validation_and_not_by_test(here):
     """Validation likes what nearest neighbours say, which alone is asked about the test rows."""
     rng = np.random.default_rng(1)
     y = np.arange(80) % 2
@@ -73,10 +75,11 @@ def test_nb_svm_equals_its_definition():
 
     texts = ["a b b c", "a c d", "b d e e", "e f a", "c c f", "d e f"]
     y = np.array([0, 0, 1, 1, 0, 1])
-    words = baselines._fitted_vectoriser("word", (1, 1), texts)
-    fitted = baselines._nb_svm(Rows(texts, y), Rows(texts, y), words, 2)
-    names = sorted(words.vocabulary_, key=words.vocabulary_.get)
-    seen = np.array([[float(w in t.split()) for w in names] for t in texts])
+    vectors = TfIdf(texts)
+    fitted = baselines._nb_svm(vectors, y, (vectors.rows, y))
+    names = sorted(vectors.words.vocabulary_, key=vectors.words.vocabulary_.get)
+    pairs = [{*t.split(), *(" ".join(p) for p in itertools.pairwise(t.split()))} for t in texts]
+    seen = np.array([[float(w in there) for w in names] for there in pairs])
     p, q = seen[y == 1].sum(0) + 1, seen[y == 0].sum(0) + 1
     ratio = np.log((p / p.sum()) / (q / q.sum()))
     scores = []
@@ -84,6 +87,11 @@ def test_nb_svm_equals_its_definition():
         model = LinearSVC(C=strength / 100).fit(seen * ratio, y == 1)
         scores.append(((model.decision_function(seen * ratio) > 0) == y).mean())
     assert fitted.val_accuracy == pytest.approx(max(scores))
+    model = LinearSVC(C=baselines.STRENGTHS[int(np.argmax(scores))] / 100).fit(seen * ratio, y == 1)
+    asked = ["b e", "f d e", "c"]
+    rows = np.array([[float(w in (*t.split(), t)) for w in names] for t in asked])
+    rows[1] = [float(w in ("f", "d", "e", "f d", "d e")) for w in names]
+    assert (fitted.predict(asked) == (model.decision_function(rows * ratio) > 0)).all()
 
 
 @pytest.mark.parametrize("texts", [["", "", "x", ""], ["?", "!", "?!", "."]])

@@ -56,3 +56,13 @@ def test_bad_settings_are_explained():
         knn.knn_predict(bank[:0], labels[:0], queries, 4)
     with pytest.raises(UserError, match="k=0"):
         knn.knn_predict(bank, labels, queries, 4, k=0)
+
+
+def test_several_numbers_of_neighbours_are_each_of_them():
+    g = torch.Generator().manual_seed(0)
+    bank, queries, labels = torch.randn(30, 5, generator=g), torch.randn(12, 5, generator=g), torch.arange(30) % 4
+    found = knn.knn_votes(bank, labels, queries, 4, (1, 20, 5, 100), temperature=0.2)
+    for scores, k in zip(found, (1, 20, 5, 100), strict=True):
+        torch.testing.assert_close(scores, knn.knn_predict(bank, labels, queries, 4, k, temperature=0.2))
+    with pytest.raises(UserError, match="k=0"):
+        knn.knn_votes(bank, labels, queries, 4, (5, 0))

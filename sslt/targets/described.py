@@ -1,0 +1,81 @@
+"""Linear models on descriptions of images: cheap methods are held against them, and late fusion has them beside an encoder.
+
+Solving them is most of what either costs; the same rows are solved once for both, and for every later command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from sslt.data import cache
+from sslt.data.base import Samples
+from sslt.encoders.descriptions import Description
+from sslt.encoders.files import read_tensors, write_tensors
+
+FORMAT = 1  # raise it when descriptions or solvers change
+L2 = (1e-1, 1e-2, 1e-3, 1e-4)  # of linear models on standardised features
+MOST_IMAGES = 60_000  # that methods learn from: their descriptions stand in memory
+FILE = "linear.safetensors"
+
+
+class Solver(NamedTuple):
+    """How weights are found: (features [N, D], truth, val or None, strengths) → weights, bias and the strength that is best on `val`.
+
+    name: told apart by it on disk, so with the number of answers.
+    """
+
+    name: str
+    solve: Callable[[Tensor, Tensor, tuple[Tensor, Tensor] | None, tuple[float, ...]], tuple[Tensor, Tensor, float]]
+
+
+class DescribedRows:
+    """Images to learn from, and those of validation, where there are some, by one description."""
+
+    def __init__(self, describe: Description, train: Samples, val: Samples | None):
+        self.describe, self._train, self._val = describe, train, val
+        self._knows = False  # what `describe` learns from images
+
+    @cached_property
+    def train(self) -> Tensor:
+        """Features [N, D]."""
+        return self._of(self._train)
+
+    @cached_property
+    def val(self) -> Tensor | None:
+        """Features [M, D]."""
+        return None if self._val is None else self._of(self._val)
+
+    def linear(self, solver: Solver, truths: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+        """Weights [C, D] and bias [C] (for numbers [D] and one) for the truths of train and val.
+
+        Of the strengths `L2` that which is best on val; without, a middle one. Kept on disk by the content of the rows, with what the
+        description learned.
+        """
+        rows = [None if samples is None else samples.fingerprint for samples in (self._train, self._val)]
+        key = cache.digest(
+            "described", FORMAT, self.describe.name, solver.name, rows, *(None if t is None else t.double().numpy() for t in truths)
+        )
+        entry = cache.get_or_make("described", key, lambda folder: self._write(solver, truths, folder / FILE), resumable=True)
+        found = read_tensors(entry.path / FILE)
+        weight, bias = found.pop("weight"), found.pop("bias")
+        self.describe.load_state_dict(found)
+        self._knows = True
+        return weight, bias
+
+    def _of(self, samples: Samples) -> Tensor:
+        if not self._knows:
+            self.describe.learn(self._train)
+            self._knows = True
+        return self.describe.of(samples)
+
+    def _write(self, solver: Solver, truths: tuple[Tensor, Tensor | None], file: Path) -> dict[str, Any]:
+        x, (y, truth) = self.train, truths
+        held = None if self.val is None or truth is None else (self.val, truth)
+        weight, bias, l2 = solver.solve(x, y, held, L2 if held is not None else L2[1:2])
+        write_tensors(file, {**self.describe.state_dict(), "weight": weight, "bias": bias})
+        return {"l2": l2}
