@@ -77,6 +77,8 @@ class RowsRead(nn.Module):
     decay; without them a step costs a hundredth.
     """
 
+    chunk_size = None  # all texts of a batch at a time, as `Encoder` has it
+
     def __init__(self, bag: BagEncoder, samples: Samples):
         super().__init__()
         self.bag = [bag]  # not a module of this one, whose parameters are the rows

@@ -321,6 +321,26 @@ def test_rows_of_a_bag_that_are_read():
         assert changed.sum() == len(rows) and changed[rows].all()
 
 
+def test_a_bag_learns_by_a_recipe_of_peers():
+    """Loop and optimizer of the peer move the rows that it reads, and the head."""
+    import numpy as np
+    import torch
+    from peer_recipes import RECIPES, Model
+
+    from sslt import config
+    from sslt.encoders.load import build_encoder
+
+    pytest.importorskip("accelerate")
+    cfg = config.compose("finetune", ["+target=docs", "from=scratch", "encoder=bag", "encoder.dim=8", "encoder.pairs=512"])
+    source = config.build(cfg.data)
+    bag = build_encoder(cfg.encoder, source)
+    train = bag.processor.prepare(source, "train").subset(np.arange(24))
+    model = Model(bag, config.build(cfg.objective, bag, space=source.space), config.build(cfg.views), train)
+    before = [p.detach().clone() for p in model.parameters()]
+    assert RECIPES["Trainer 5e-5, as long"](model, train, 8, 4, 0) == 4
+    assert all(not torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True))
+
+
 def test_what_is_said_of_peers():
     """Differences are over the seeds that both have; half a point behind counts as no worse, more does not."""
     import peers
