@@ -176,8 +176,7 @@ Every cell is a command with its defaults. Three seeds unless a cell says otherw
 own; mean ± 95 % interval (Student's t, so wide with three). The last weights are reported, on the test split, read once. Labels come by
 `sslt finetune +target=SET from=RUN labels_per_class=N`, or `label_fraction=`, all of a set by neither (of large sets of images with
 `trainer.max_time=00:10:00`); the probe by `adaptation=probe`; from scratch by `from=scratch:RUN`. The script puts sets that come in
-another layout into tables below its --root. SimCLR's small ResNet is that of before 2026-11-28: `encoder.stem_start=random`. IMDB's cells
-are of before that day, too, when linear models of texts stopped too early: its words alone have 91.6 with all labels since, 90.6 before.
+another layout into tables below its --root. SimCLR's small ResNet is that of before 2026-11-28: `encoder.stem_start=random`.
 """
 BESIDE = """The cheap baseline is the strongest of the methods that `sslt` puts beside its results (TF-IDF; pixels, gradients and colours,
 whitened patches), picked on the validation split, from the same labels. "From scratch" is the same architecture with fresh weights. The
