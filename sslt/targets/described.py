@@ -1,26 +1,22 @@
 """Linear models on descriptions of images: cheap methods are held against them, and late fusion has them beside an encoder.
 
-Solving them is most of what either costs; the same rows are solved once for both, and for every later command.
+Solving them is most of what either costs, and is done once for both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from sslt.data import cache
 from sslt.data.base import Samples
 from sslt.encoders.descriptions import Description
-from sslt.encoders.files import read_tensors, write_tensors
+from sslt.targets.kept import kept
 
-FORMAT = 1  # raise it when descriptions or solvers change
 L2 = (1e-1, 1e-2, 1e-3, 1e-4)  # of linear models on standardised features
 MOST_IMAGES = 60_000  # that methods learn from: their descriptions stand in memory
-FILE = "linear.safetensors"
 
 
 class Solver(NamedTuple):
@@ -57,11 +53,8 @@ class DescribedRows:
         description learned.
         """
         rows = [None if samples is None else samples.fingerprint for samples in (self._train, self._val)]
-        key = cache.digest(
-            "described", FORMAT, self.describe.name, solver.name, rows, *(None if t is None else t.double().numpy() for t in truths)
-        )
-        entry = cache.get_or_make("described", key, lambda folder: self._write(solver, truths, folder / FILE), resumable=True)
-        found = read_tensors(entry.path / FILE)
+        told = [None if truth is None else truth.double() for truth in truths]  # of labels, bool to some
+        found = kept("described", [self.describe.name, solver.name, rows, *told], lambda: self._solve(solver, truths))
         weight, bias = found.pop("weight"), found.pop("bias")
         self.describe.load_state_dict(found)
         self._knows = True
@@ -73,9 +66,8 @@ class DescribedRows:
             self._knows = True
         return self.describe.of(samples)
 
-    def _write(self, solver: Solver, truths: tuple[Tensor, Tensor | None], file: Path) -> dict[str, Any]:
+    def _solve(self, solver: Solver, truths: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
         x, (y, truth) = self.train, truths
         held = None if self.val is None or truth is None else (self.val, truth)
-        weight, bias, l2 = solver.solve(x, y, held, L2 if held is not None else L2[1:2])
-        write_tensors(file, {**self.describe.state_dict(), "weight": weight, "bias": bias})
-        return {"l2": l2}
+        weight, bias, _ = solver.solve(x, y, held, L2 if held is not None else L2[1:2])
+        return {**self.describe.state_dict(), "weight": weight, "bias": bias}

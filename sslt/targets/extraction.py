@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslt.encoders.base import Encoder
+from sslt.targets.kept import kept
 from sslt.targets.metrics import written
 
 BUCKETS = 1 << 18  # that words and pairs of words are hashed into
@@ -75,18 +76,28 @@ class SentencePicker(nn.Module):
         val: tuple[Sequence[str], Sequence[Sequence[str]]] | None,
     ) -> SentencePicker:  # fmt: skip
         """Of texts with one or more summaries each; strength and number of sentences are the best on `val`, or on these texts without."""
+        parts = [list(texts), [list(of) for of in references], language, val and [list(val[0]), [list(of) for of in val[1]]]]
+        made = cls()
+        made.load_state_dict(kept("pickers", parts, lambda: cls._solved(texts, references, language, val).state_dict()))
+        return made
+
+    @classmethod
+    def _solved(
+        cls, texts: Sequence[str], references: Sequence[Sequence[str]], language: str | None,
+        val: tuple[Sequence[str], Sequence[Sequence[str]]] | None,
+    ) -> SentencePicker:  # fmt: skip
         from sklearn.linear_model import Ridge
 
         order = np.random.default_rng(0).permutation(len(texts))[:TAUGHT]
         parts = _Parts.of([texts[i] for i in order])
-        kept = max(1, int(np.searchsorted(np.cumsum(parts.sizes), TAUGHT, side="right")))
-        parts = _Parts(parts.flat[: int(parts.sizes[:kept].sum())], parts.sizes[:kept])
-        of = np.repeat(order[:kept], parts.sizes).tolist()
+        whole = max(1, int(np.searchsorted(np.cumsum(parts.sizes), TAUGHT, side="right")))
+        parts = _Parts(parts.flat[: int(parts.sizes[:whole].sum())], parts.sizes[:whole])
+        of = np.repeat(order[:whole], parts.sizes).tolist()
         y = written.rouge(parts.flat, [references[i] for i in of], language, ("rougeL",))[:, 0]
         made = cls()
         made._weigh_terms(parts)
         x = made._features(parts)
-        held, summaries = val or ([texts[i] for i in order[:kept]], [references[i] for i in order[:kept]])
+        held, summaries = val or ([texts[i] for i in order[:whole]], [references[i] for i in order[:whole]])
         some = np.sort(np.random.default_rng(1).permutation(len(held))[:CHOSEN_ON])
         asked, wanted = _Parts.of([held[i] for i in some]), [summaries[i] for i in some]
         seen, best = made._features(asked), -math.inf

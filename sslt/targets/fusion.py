@@ -28,6 +28,7 @@ from sslt.encoders.side import SideModel
 from sslt.targets.baselines import best_linear, of_classes
 from sslt.targets.cheap_scores import OF_LABELS, each_label, precision, strengths
 from sslt.targets.described import MOST_IMAGES, DescribedRows, Solver
+from sslt.targets.kept import kept
 from sslt.targets.linear import accuracy, beyond_chance, standard_error
 from sslt.targets.metrics.multilabel import mean_average_precision
 from sslt.targets.tf_idf import RARE
@@ -108,33 +109,45 @@ def _words(kind: Kind, encoder: Encoder, train: Samples, val: Samples | None, n_
     lexicon = Lexicon.beside(encoder, {"third": third_kind(encoder, train), "outputs": n_classes})
     counted, answers = _learn(lexicon, encoder, train), kind.truth(train)
     held = None if val is None else ([(i, lexicon.known(found)) for i, found in _counted(lexicon, encoder, val)], kind.truth(val))
+    parts = [kind.score, lexicon.settings, lexicon.words, lexicon.terms, lexicon.idf, answers, None if held is None else held[1]]
+    parts += [part for index, terms in (*counted, *(held[0] if held else ())) for part in (index, *terms)]
+    found = kept("words", parts, lambda: _solved(kind, lexicon, counted, answers, held, n_classes)._asdict())
+    lexicon.idf, lexicon.table, lexicon.bias = (found[name] for name in ("idf", "table", "bias"))
+    return lexicon, found["scores"]
+
+
+class _Solved(NamedTuple):
+    """Scores [N, C] of a lexicon's table [terms, C] and bias [C] with terms of weights `idf`."""
+
+    scores: Tensor
+    table: Tensor
+    bias: Tensor
+    idf: Tensor
+
+
+def _solved(
+    kind: Kind, lexicon: Lexicon, counted: list[Counted], answers: Tensor, held: tuple[list[Counted], Tensor] | None, n_classes: int
+) -> _Solved:
+    """Those of the weights that are better on `held`; `lexicon` has others afterwards."""
 
     def solved(x: Any) -> _Solved:
         of = None if held is None else (_rows(lexicon, held[0], len(held[1])), held[1])
         table, bias = kind.words(x, answers, of, n_classes)
-        scores = torch.from_numpy((x if of is None else of[0]) @ table + bias).float()
-        return _Solved(scores, math.nan if held is None else kind.measured(scores, held[1]), lexicon.idf, table, bias)
+        scores = (x if of is None else of[0]) @ table + bias
+        return _Solved(_float32(scores), _float32(table), _float32(bias), lexicon.idf)
 
-    x = _rows(lexicon, counted, len(train))
+    x = _rows(lexicon, counted, len(answers))
     best = solved(x)
     if held is not None:
         lexicon.idf = lexicon.idf * torch.from_numpy(telling(x, answers, n_classes)).float().sqrt()
-        other = solved(_rows(lexicon, counted, len(train)))
-        if other.score > beyond_chance(best.score, kind.trials(held[1])):
+        other = solved(_rows(lexicon, counted, len(answers)))
+        if kind.measured(other.scores, held[1]) > beyond_chance(kind.measured(best.scores, held[1]), kind.trials(held[1])):
             best = other
-    lexicon.idf = best.idf
-    lexicon.table, lexicon.bias = torch.from_numpy(best.table).float(), torch.from_numpy(best.bias).float()
-    return lexicon, best.scores
+    return best
 
 
-class _Solved(NamedTuple):
-    """Scores [N, C] of a lexicon's table [terms, C] and bias [C] with terms of weights `idf`, and how good they are."""
-
-    scores: Tensor
-    score: float
-    idf: Tensor
-    table: np.ndarray
-    bias: np.ndarray
+def _float32(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).float()
 
 
 def telling(x: Any, answers: Tensor, n_classes: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from sslt.data.answers import IGNORE
 from sslt.data.base import Samples
 from sslt.data.streams.subsets import in_order, some
 from sslt.encoders.pixel_numbers import PixelNumbers, numbers
+from sslt.targets.kept import kept
 
 PIXELS, IMAGES = 40_000, 1000  # that a model learns from, at most
 CHUNK = 16  # images at a time
@@ -23,14 +24,23 @@ STEPS, BATCH, RATE, DECAY = 400, 4096, 0.01, 1e-3
 
 def solve(samples: Samples, classes: int) -> list[PixelNumbers]:
     """Models of pixels of the training images, one for each of `HIDDEN`. [] where fewer than two classes are seen."""
+    channels = samples.batch(np.array([0]))["image"].shape[1]
+    models = nn.ModuleList(PixelNumbers(channels, classes, hidden) for hidden in HIDDEN)
+    found = kept("pixels", [samples.fingerprint, classes], lambda: _solved(samples, models))
+    if not found:
+        return []
+    models.load_state_dict(found)
+    return list(models)  # type: ignore[arg-type]
+
+
+def _solved(samples: Samples, models: nn.ModuleList) -> dict[str, Tensor]:
+    """What the models are then; nothing where there is nothing to learn."""
     x, y = sampled(samples, numbers)
     if len(y.unique()) < 2:
-        return []
-    channels = samples.batch(np.array([0]))["image"].shape[1]
-    found = [PixelNumbers(channels, classes, hidden) for hidden in HIDDEN]
-    for model in found:
-        model.fill(_fitted(x, y, classes, model.settings["hidden"]))
-    return found
+        return {}
+    for model in models:
+        model.fill(_fitted(x, y, model.settings["outputs"], model.settings["hidden"]))  # type: ignore[operator, arg-type, index]
+    return models.state_dict()
 
 
 def sampled(samples: Samples, of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -71,8 +71,8 @@ def test_other_rows_truths_and_solvers_are_solved_anew(here):
 def test_cheap_methods_and_what_stands_beside_an_encoder_share_them(sslt, here, monkeypatch, answer):
     """Three descriptions are three problems, once; the next command with the same rows has none."""
     solved = []
-    write = DescribedRows._write
-    monkeypatch.setattr(DescribedRows, "_write", lambda self, *args: solved.append(self.describe.name) or write(self, *args))
+    solve = DescribedRows._solve
+    monkeypatch.setattr(DescribedRows, "_solve", lambda self, *args: solved.append(self.describe.name) or solve(self, *args))
     own = ["+target=digits", "labels_per_class=4"]
     if answer == "labels":
         digits = load_digits()

@@ -33,7 +33,7 @@ def documents(n: int, cues: tuple[str, ...]) -> tuple[list[str], list[list[str]]
 
 
 @pytest.mark.parametrize("cues", [CUES[:1], CUES])
-def test_what_a_sentence_says_tells_that_it_is_a_summary(cues):
+def test_what_a_sentence_says_tells_that_it_is_a_summary(here, cues):
     """As many of them as summaries have, in the order of the text; without validation, too."""
     train, val, (new, wanted) = documents(150, cues), documents(40, cues), documents(30, cues)
     for held in (val, None):
@@ -42,7 +42,7 @@ def test_what_a_sentence_says_tells_that_it_is_a_summary(cues):
     assert picker.write(["", "One."]) == ["", "One."]
 
 
-def test_where_it_stands_tells_it_too():
+def test_where_it_stands_tells_it_too(here):
     texts = [" ".join(sentence() for _ in range(6)) for _ in range(120)]
     for place in (1, -1):
         picker = SentencePicker.solve(texts[:80], [[written.sentences(t)[place]] for t in texts[:80]], None, None)
@@ -75,11 +75,28 @@ def test_features_are_those_of_scikit_learn():
     assert row == len(parts.flat)
 
 
-def test_it_is_what_its_state_says():
+def test_it_is_what_its_state_says(here):
     texts, summaries = documents(60, CUES)
     picker, again = SentencePicker.solve(texts, summaries, None, None), SentencePicker.beside(None, {})
     again.load_state_dict(picker.state_dict())
     assert again.write(texts) == picker.write(texts) and torch.equal(again.n, picker.n)
+
+
+def test_of_the_same_texts_it_is_solved_once(here, monkeypatch):
+    """Of other texts, summaries or validation anew."""
+    monkeypatch.setenv("SSLT_CACHE", str(here / "cache"))
+    solved = []
+    solve = SentencePicker._solved
+    monkeypatch.setattr(SentencePicker, "_solved", lambda *args: solved.append(1) or solve(*args))
+    (texts, summaries), val = documents(40, CUES), documents(20, CUES)
+    first, again = SentencePicker.solve(texts, summaries, None, val), SentencePicker.solve(texts, summaries, None, val)
+    assert len(solved) == 1 and all(torch.equal(again.state_dict()[k], v) for k, v in first.state_dict().items())
+    SentencePicker.solve(texts[::-1], summaries[::-1], None, val)
+    SentencePicker.solve(texts, summaries[::-1], None, val)
+    SentencePicker.solve(texts, summaries, "zh", val)
+    SentencePicker.solve(texts, summaries, None, None)
+    SentencePicker.solve(texts, summaries, None, (val[0], val[1][::-1]))
+    assert len(solved) == 6
 
 
 def test_of_many_sentences_some_are_learned_from(monkeypatch):
@@ -91,5 +108,5 @@ def test_of_many_sentences_some_are_learned_from(monkeypatch):
     for most, taught in ((52, 50), (3, 5)):
         monkeypatch.setattr("sslt.targets.extraction.TAUGHT", most)
         seen.clear()
-        SentencePicker.solve(texts, summaries, None, None)
+        SentencePicker._solved(texts, summaries, None, None)
         assert seen[0] == taught

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY_IMAGES, working_in
+from safetensors.torch import load_file
 
 from sslt.cli import main
 from sslt.runs import Run
@@ -59,7 +60,7 @@ def test_what_a_term_tells_is_known():
     assert fusion.telling(x, labels, 4)[0] == pytest.approx(np.log((4 / 5) / (2 / 3)))
 
 
-def test_terms_count_by_what_they_tell_where_validation_wants_it(bag, cache, monkeypatch):
+def test_terms_count_by_what_they_tell_where_validation_wants_it(bag, cache, tmp_path, monkeypatch):
     """Two words of sixty say the class: by their rarity alone they are hardly heard. Where that is no better, weights are as they were."""
     from hydra.utils import instantiate
 
@@ -81,6 +82,7 @@ def test_terms_count_by_what_they_tell_where_validation_wants_it(bag, cache, mon
         train, val = (prepare(encoder, source, split) for split in ("train", "val"))
         for weighed in (True, False):
             monkeypatch.setattr(fusion, "telling", fusion.telling if weighed else lambda x, answers, n: np.ones(x.shape[1]))
+            monkeypatch.setenv("SSLT_CACHE", str(tmp_path / str(weighed)))  # which keeps what was solved
             model, scores = fusion._words(fusion.CLASSES, encoder, train, val, 2)
             found[name, weighed] = model.idf, fusion.CLASSES.measured(scores, fusion.CLASSES.truth(val))
             monkeypatch.undo()
@@ -111,6 +113,25 @@ def test_words_stand_beside_the_encoder_in_every_command(sslt, bag, here):
     assert Run(here / "measured").metrics["test/accuracy"] == found["test/accuracy"]
     sslt("predict", "from=both", "data=docs", "split=test", "trainer.accelerator=cpu", "hydra.run.dir=predicted")
     assert Run(here / "predicted").metrics["predict/accuracy"] == pytest.approx(found["test/accuracy"])
+
+
+def test_words_of_the_same_rows_are_solved_once(sslt, bag, here, monkeypatch):
+    """By one command for all later ones, whatever else these change; of other labels anew."""
+    solved = []
+    solve = fusion._solved
+    monkeypatch.setattr(fusion, "_solved", lambda *args: solved.append(1) or solve(*args))
+    monkeypatch.setenv("SSLT_CACHE", str(here / "cache"))
+    few = [*TUNE, f"from={bag}", "labels_per_class=6"]
+    sslt(*few, "hydra.run.dir=first")
+    sslt(*few, "optimizer.lr=0.01", "hydra.run.dir=second")
+    assert len(solved) == 1
+    first, second = Run(here / "first").metrics, Run(here / "second").metrics
+    assert first["val/words_accuracy"] == second["val/words_accuracy"] and first["test/accuracy"] != second["test/accuracy"]
+    words = [load_file(here / run / "head" / "model.safetensors") for run in ("first", "second")]
+    assert all(torch.equal(words[0][k], words[1][k]) for k in words[0] if k.endswith(("terms", "idf")))
+    sslt(*few, "seed=1", "hydra.run.dir=third")
+    sslt(*few[:-1], "labels_per_class=7", "hydra.run.dir=fourth")
+    assert len(solved) == 3
 
 
 def test_another_task_starts_without_the_words_of_this_one(sslt, bag, here):

@@ -42,14 +42,18 @@ def answers(encoder, target, samples) -> Map:
     return predicted(encoder, target, samples, CPU, 4)
 
 
-def test_models_of_pixels_learn_what_is_where(made):
+def test_models_of_pixels_learn_what_is_where(made, tmp_path, monkeypatch):
     """Most pixels of images they have not seen; the same twice; and what is random in a run goes on as if they had not been there."""
     _, train, val, _ = made
     torch.manual_seed(5)
     before = torch.get_rng_state()
     models = pixel_models.solve(train, 3)
     assert torch.equal(torch.get_rng_state(), before)
+    kept = pixel_models.solve(train, 3)
+    monkeypatch.setenv("SSLT_CACHE", str(tmp_path))  # where nothing is kept yet
     again = pixel_models.solve(train, 3)
+    for model, other in zip(models, kept, strict=True):
+        assert all(torch.equal(other.state_dict()[k], v) for k, v in model.state_dict().items())
     for model, twin in zip(models, again, strict=True):
         right = valid = 0
         for batch in in_order(val, 4):
@@ -60,8 +64,19 @@ def test_models_of_pixels_learn_what_is_where(made):
         assert right / valid > 0.9
 
 
-def test_one_class_teaches_no_model(made):
+def test_models_of_the_same_images_are_solved_once(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLT_CACHE", str(tmp_path))
+    _, train, val, _ = made
+    solved, solve = [], pixel_models._solved
+    monkeypatch.setattr(pixel_models, "_solved", lambda *args: solved.append(1) or solve(*args))
+    for samples, classes in ((train, 3), (train, 3), (train, 4), (val, 3)):
+        assert len(pixel_models.solve(samples, classes)) == len(pixel_models.HIDDEN)
+    assert len(solved) == 3
+
+
+def test_one_class_teaches_no_model(made, tmp_path, monkeypatch):
     """Where all training pixels are of one."""
+    monkeypatch.setenv("SSLT_CACHE", str(tmp_path))
     _, train, _, _ = made
     batch = train.batch
     train.batch = lambda index: {**batch(index), "map": torch.zeros_like(batch(index)["map"])}
