@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,18 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslt.data import cache
 from sslt.data.answers import Tags
 from sslt.data.prepare.text_samples import as_text
 from sslt.data.ragged import Ragged
 from sslt.encoders.base import Encoder
 from sslt.targets import bio
 from sslt.targets.base import Cheap, Rows
+from sslt.targets.kept import kept
 from sslt.targets.metrics.tags import tag_metrics
 from sslt.targets.tag_features import Entries, Words, context, find, words_of
 
 log = logging.getLogger("sslt")
-FORMAT = 1  # of what is kept in the cache: raise it when training changes
 METHOD = "linear tagger"
 BATCH = 32  # texts a step
 ALIKE = 16  # batches among which texts are ordered by length
@@ -60,16 +58,13 @@ class LinearTagger(nn.Module):
         super().__init__()
         self.types, self.characters, k = types, characters, 1 + 2 * types
         long = torch.int64
-        self._set(torch.zeros(rows, dtype=long), torch.zeros(rows + 1, k), torch.zeros(k + 1, k))
+        self.register_buffer("terms", torch.zeros(rows, dtype=long))  # sorted
+        self.register_buffer("table", torch.zeros(rows + 1, k))  # the first row is of features that training did not have
+        self.register_buffer("follows", torch.zeros(k + 1, k))  # the last row: at a text's start
         self.register_buffer("hashes", torch.zeros(entries, dtype=long))
         self.register_buffer("tagged", torch.zeros(entries, types, dtype=long))
         self.register_buffer("found", torch.zeros(entries, dtype=long))
         self.register_buffer("mix", torch.tensor([0.0, 1.0, 0.0]))
-
-    def _set(self, terms: Tensor, table: Tensor, follows: Tensor) -> None:
-        self.register_buffer("terms", terms)  # sorted
-        self.register_buffer("table", table)  # the first row is of features that training did not have
-        self.register_buffer("follows", follows)  # the last row: at a text's start
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -83,16 +78,15 @@ class LinearTagger(nn.Module):
     @classmethod
     def solve(cls, texts: Sequence[str], answers: Tags) -> LinearTagger:
         """Train on texts by Adagrad (Duchi et al., 2011), each step without a part of the features. From the cache where it is there."""
-        key = cache.digest("linear tagger", FORMAT, list(texts), answers.values.flat(), np.asarray(answers.values.sizes), answers.types)
-        entry = cache.get_or_make("taggers", key, lambda folder: cls._made(texts, answers, folder))
-        tagger = cls(**entry.meta)
-        tagger._set(*(torch.from_numpy(np.array(entry[name])) for name in ("terms", "table", "follows")))
-        for name in ("hashes", "tagged", "found"):
-            tagger.register_buffer(name, torch.from_numpy(np.array(entry[name])))
-        return tagger
+        parts = [list(texts), answers.values.flat(), np.asarray(answers.values.sizes), answers.types]
+        found = kept("taggers", parts, lambda: cls._solved(texts, answers))
+        made = cls(len(answers.types), bool(found.pop("characters")), len(found["terms"]), len(found["hashes"]))
+        made.load_state_dict(found)
+        return made
 
     @classmethod
-    def _made(cls, texts: Sequence[str], answers: Tags, folder: Path) -> dict[str, Any]:
+    def _solved(cls, texts: Sequence[str], answers: Tags) -> dict[str, Tensor]:
+        """Its state, and whether characters are words."""
         log.info("training a linear tagger on %d texts", len(texts))
         words, characters = words_of(texts, False), False
         if words.sizes.sum() > MOST_WORDS:
@@ -110,10 +104,8 @@ class LinearTagger(nn.Module):
         tagger = cls(len(answers.types), characters, len(terms), 0)
         tagger.terms = torch.from_numpy(terms.view(np.int64).copy())
         _train(tagger, _places(terms, found), _labels(words, answers.values), pieces(words.sizes))
-        arrays = {"terms": tagger.terms, "table": tagger.table, "follows": tagger.follows}
-        for name, array in {**{k: v.numpy() for k, v in arrays.items()}, **entries._asdict()}.items():
-            np.save(folder / f"{name}.npy", array.view(np.int64) if array.dtype == np.uint64 else array)
-        return {"types": len(answers.types), "characters": characters, "rows": len(terms), "entries": len(entries.hashes)}
+        arrays = {name: torch.from_numpy(array.view(np.int64)) for name, array in entries._asdict().items()}
+        return {**tagger.state_dict(), **arrays, "characters": torch.tensor(characters)}
 
     # ---------------------------------------------------------------- answers
     def read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -203,6 +203,6 @@ def test_training_follows_the_likelihood(monkeypatch):
     found = []
     for i, rate in enumerate((1e-9, 0.02, 0.1)):
         monkeypatch.setattr(linear_tagger, "RATE", rate)
-        monkeypatch.setattr(linear_tagger, "FORMAT", i)
+        monkeypatch.setattr("sslt.targets.kept.FORMAT", 100 + i)
         found.append(nll())
     assert found[0] > found[1] > found[2]
