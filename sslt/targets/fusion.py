@@ -108,7 +108,7 @@ def _words(kind: Kind, encoder: Encoder, train: Samples, val: Samples | None, n_
     """
     lexicon = Lexicon.beside(encoder, {"third": third_kind(encoder, train), "outputs": n_classes})
     counted, answers = _learn(lexicon, encoder, train), kind.truth(train)
-    held = None if val is None else ([(i, lexicon.known(found)) for i, found in _counted(lexicon, encoder, val)], kind.truth(val))
+    held = None if val is None else (_known(lexicon, _counted(lexicon, encoder, val)), kind.truth(val))
     parts = [kind.score, lexicon.settings, lexicon.words, lexicon.terms, lexicon.idf, answers, None if held is None else held[1]]
     parts += [part for index, terms in (*counted, *(held[0] if held else ())) for part in (index, *terms)]
     found = kept("words", parts, lambda: _solved(kind, lexicon, counted, answers, held, n_classes)._asdict())
@@ -204,7 +204,7 @@ def _learn(lexicon: Lexicon, encoder: Encoder, train: Samples) -> list[Counted]:
     if len(train) >= RARE:
         terms, documents = terms[documents > 1], documents[documents > 1]
     lexicon.learn(terms, ((1 + len(train)) / (1 + documents)).log().float() + 1)
-    return [(index, lexicon.known(found)) for index, found in counted]
+    return _known(lexicon, counted)
 
 
 def _counted(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Iterator[Counted]:
@@ -212,6 +212,10 @@ def _counted(lexicon: Lexicon, encoder: Encoder, samples: Samples) -> Iterator[C
     for index in samples.ordered_batches(BATCH):
         inputs = encoder.inputs(samples.batch(index))
         yield np.asarray(index), lexicon.counts(encoder.word_ids(inputs), inputs.get("subwords"))
+
+
+def _known(lexicon: Lexicon, counted: Iterable[Counted]) -> list[Counted]:
+    return [(index, lexicon.known(found)) for index, found in counted]
 
 
 def _rows(lexicon: Lexicon, counted: Iterable[Counted], n: int) -> Any:
