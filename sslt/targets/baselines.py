@@ -191,8 +191,8 @@ Truths = tuple[Tensor, Tensor | None]  # of train and val
 def _logistic(rows: DescribedRows, truths: Truths, n_classes: int) -> _Fitted:
     weight, bias = rows.linear(of_classes(n_classes), truths)
     score = math.nan if rows.val is None or truths[1] is None else accuracy(rows.val @ weight.T + bias, truths[1])
-    name = f"{rows.describe.name}, logistic regression"
-    return _Fitted(name, score, lambda items: (rows.describe.of(items) @ weight.T + bias).argmax(1).numpy())
+    describe = rows.describe  # and not the rows, whose features need not stay in memory
+    return _Fitted(f"{describe.name}, logistic regression", score, lambda items: (describe.of(items) @ weight.T + bias).argmax(1).numpy())
 
 
 def _neighbours(rows: DescribedRows, truths: Truths, n_classes: int) -> _Fitted:

@@ -70,6 +70,7 @@ def test_other_rows_truths_and_solvers_are_solved_anew(here):
 @pytest.mark.parametrize("answer", ["classes", "labels"])
 def test_cheap_methods_and_what_stands_beside_an_encoder_share_them(sslt, here, monkeypatch, answer):
     """Three descriptions are three problems, once; the next command with the same rows has none."""
+    monkeypatch.setenv("SSLT_CACHE", str(here / "cache"))  # other tests have the same rows
     solved = []
     solve = DescribedRows._solve
     monkeypatch.setattr(DescribedRows, "_solve", lambda self, *args: solved.append(self.describe.name) or solve(self, *args))

@@ -60,7 +60,7 @@ def test_what_a_term_tells_is_known():
     assert fusion.telling(x, labels, 4)[0] == pytest.approx(np.log((4 / 5) / (2 / 3)))
 
 
-def test_terms_count_by_what_they_tell_where_validation_wants_it(bag, cache, tmp_path, monkeypatch):
+def test_terms_count_by_what_they_tell_where_validation_wants_it(bag, cache, monkeypatch):
     """Two words of sixty say the class: by their rarity alone they are hardly heard. Where that is no better, weights are as they were."""
     from hydra.utils import instantiate
 
@@ -82,7 +82,7 @@ def test_terms_count_by_what_they_tell_where_validation_wants_it(bag, cache, tmp
         train, val = (prepare(encoder, source, split) for split in ("train", "val"))
         for weighed in (True, False):
             monkeypatch.setattr(fusion, "telling", fusion.telling if weighed else lambda x, answers, n: np.ones(x.shape[1]))
-            monkeypatch.setenv("SSLT_CACHE", str(tmp_path / str(weighed)))  # which keeps what was solved
+            monkeypatch.setattr("sslt.targets.kept.FORMAT", f"{weighed}")  # what was solved is kept
             model, scores = fusion._words(fusion.CLASSES, encoder, train, val, 2)
             found[name, weighed] = model.idf, fusion.CLASSES.measured(scores, fusion.CLASSES.truth(val))
             monkeypatch.undo()
