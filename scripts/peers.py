@@ -190,10 +190,10 @@ encoders that were pretrained on much; the encoders here are small, and the bag 
 the optimizer's) that no peer knows of. The transformer and the ResNets are the fair cases.
 """
 # what the numbers do not say; of the cells measured so far
-WHY = """timm smooths labels. With `objective.label_smoothing=0.1` sslt's encoder alone has 90.1 on digits with 5 labels a class (88.4 without), and
-86.2 on usps (84.1), better with each of three seeds on both. On docs from masked words the encoder had a minute of pretraining; sslt starts at the converged probe and
-stands on TF-IDF beside it, peers begin with a fresh head. Few labels make short epochs: the Trainer's own 3 or 2 epochs are 2 to 12 steps
-here, so that its columns of that length are near chance and say little of it.
+WHY = """timm smooths labels. With `objective.label_smoothing=0.1` sslt's encoder alone has 90.1 on digits with 5 labels a class (88.4
+without), and 86.2 on usps (84.1), better with each of three seeds on both. On docs from masked words the encoder had a minute of
+pretraining; sslt starts at the converged probe and stands on TF-IDF beside it, peers begin with a fresh head. Few labels make short
+epochs: the Trainer's own 3 or 2 epochs are 2 to 12 steps here, so that its columns of that length are near chance and say little of it.
 """
 
 
