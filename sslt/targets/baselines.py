@@ -17,10 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslt.data.base import Samples
 from sslt.data.streams.subsets import some
-from sslt.encoders.descriptions import DESCRIPTIONS, Description
-from sslt.targets.described import MOST_IMAGES, DescribedRows, Solver
+from sslt.targets.described import MOST_IMAGES, DescribedRows, Solver, Truths, by_each_description
 from sslt.targets.knn import knn_votes
 from sslt.targets.linear import accuracy, feature_statistics, probe_weights
 from sslt.targets.tf_idf import TfIdf
@@ -166,26 +164,15 @@ def _on_images(train: Rows, val: Rows | None, n_classes: int) -> Iterator[_Fitte
     if len(train.labels) > MOST_IMAGES:
         items = some(train.items, MOST_IMAGES, 0)
         train = Rows(items, np.asarray(items.labels))
-    truths = (torch.from_numpy(train.labels), None if val is None else torch.from_numpy(val.labels))
-    for describe in descriptions(train.items):
-        rows = DescribedRows(describe, train.items, None if val is None else val.items)
+    truths: Truths = (torch.from_numpy(train.labels), None if val is None else torch.from_numpy(val.labels))
+    for rows in by_each_description(train.items, None if val is None else val.items):
         yield _logistic(rows, truths, n_classes)
         yield _neighbours(rows, truths, n_classes)
-
-
-def descriptions(images: Samples) -> Iterator[Description]:
-    """Each of the descriptions of images of this size, which has learned nothing."""
-    channels, *sides = images.batch(np.arange(1))["image"].shape[1:]
-    for kind in DESCRIPTIONS.values():
-        yield kind(channels, min(sides))
 
 
 def of_classes(n: int) -> Solver:
     """Logistic regression of so many classes."""
     return Solver(f"{n} classes", lambda x, y, val, l2: probe_weights(x, y, val, n, l2))
-
-
-Truths = tuple[Tensor, Tensor | None]  # of train and val
 
 
 def _logistic(rows: DescribedRows, truths: Truths, n_classes: int) -> _Fitted:

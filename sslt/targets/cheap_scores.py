@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sslt.data.base import Samples
 from sslt.data.streams.subsets import some
-from sslt.targets import baselines, linear
+from sslt.targets import linear
 from sslt.targets.base import Rows
-from sslt.targets.described import MOST_IMAGES, DescribedRows, Solver
+from sslt.targets.described import MOST_IMAGES, Solver, by_each_description
 from sslt.targets.metrics.multilabel import mean_average_precision
 from sslt.targets.tf_idf import TfIdf
 
@@ -72,9 +72,9 @@ def _on_texts(fit: Fit, train: Rows, val: Rows | None) -> Iterator[tuple[str, Sc
 def _on_images(fit: Fit, train: Rows, val: Rows | None) -> Iterator[tuple[str, Scores]]:
     items, held = some(train.items, MOST_IMAGES, 0), None if val is None else val.items
     truths = (_answers(items), None if held is None else _answers(held))
-    for describe in baselines.descriptions(items):
-        weight, bias = DescribedRows(describe, items, held).linear(fit.images, truths)
-        yield describe.name, lambda rows, d=describe, w=weight, b=bias: (d.of(rows) @ w.T + b).double().numpy()  # type: ignore[misc]
+    for rows in by_each_description(items, held):
+        weight, bias = rows.linear(fit.images, truths)
+        yield rows.describe.name, lambda asked, d=rows.describe, w=weight, b=bias: (d.of(asked) @ w.T + b).double().numpy()  # type: ignore[misc]
 
 
 def _answers(samples: Samples) -> Tensor:

@@ -5,18 +5,22 @@ Solving them is most of what either costs, and is done once for both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from sslt.data.base import Samples
-from sslt.encoders.descriptions import Description
+from sslt.encoders.descriptions import DESCRIPTIONS, Description
 from sslt.targets.kept import kept
 
 L2 = (1e-1, 1e-2, 1e-3, 1e-4)  # of linear models on standardised features
 MOST_IMAGES = 60_000  # that methods learn from: their descriptions stand in memory
+
+
+Truths = tuple[Tensor, Tensor | None]  # of train and val
 
 
 class Solver(NamedTuple):
@@ -46,7 +50,7 @@ class DescribedRows:
         """Features [M, D]."""
         return None if self._val is None else self._of(self._val)
 
-    def linear(self, solver: Solver, truths: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+    def linear(self, solver: Solver, truths: Truths) -> tuple[Tensor, Tensor]:
         """Weights [C, D] and bias [C] (for numbers [D] and one) for the truths of train and val.
 
         Of the strengths `L2` that which is best on val; without, a middle one. Kept on disk by the content of the rows, with what the
@@ -66,8 +70,15 @@ class DescribedRows:
             self._knows = True
         return self.describe.of(samples)
 
-    def _solve(self, solver: Solver, truths: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
+    def _solve(self, solver: Solver, truths: Truths) -> dict[str, Tensor]:
         x, (y, truth) = self.train, truths
         held = None if self.val is None or truth is None else (self.val, truth)
         weight, bias, _ = solver.solve(x, y, held, L2 if held is not None else L2[1:2])
         return {**self.describe.state_dict(), "weight": weight, "bias": bias}
+
+
+def by_each_description(train: Samples, val: Samples | None) -> Iterator[DescribedRows]:
+    """The rows by every description of images of this size."""
+    channels, *sides = train.batch(np.arange(1))["image"].shape[1:]
+    for kind in DESCRIPTIONS.values():
+        yield DescribedRows(kind(channels, min(sides)), train, val)
