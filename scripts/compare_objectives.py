@@ -19,6 +19,7 @@ import os
 import shlex
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ SIZES: dict[str, dict[str, tuple[str, list[str]]]] = {
     },
 }
 BEST = 5
+TEACHERS = """## The student and its teacher
+
+Where a method has a momentum teacher, `encoder/` is the one of the two that its authors evaluate, and the other lies beside it:
+`from=RUN/student`, `from=RUN/teacher`. The same probes of both:"""
 
 
 def tasks() -> list[str]:
@@ -115,6 +120,11 @@ def _yaml(group: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((groups.CONFIG_DIR / group / f"{name}.yaml").read_text())
 
 
+def _other(run: Run) -> str | None:
+    """Of a run that leaves a student and its teacher, the folder of the one that its objective's authors do not evaluate."""
+    return {"student": "teacher", "teacher": "student"}.get(run.metrics.get("encoder/is", ""))
+
+
 class Comparison:
     """The cells of one data set and budget."""
 
@@ -137,6 +147,8 @@ class Comparison:
         if not run.finished:
             return None
         self.measure(f"{task}-{seed}", str(run.path), seed)
+        if (other := _other(run)) is not None:
+            self.probe(f"{task}-{seed}-{other}", str(run / other), seed)
         return f"{self.kind(run)}-{seed}", f"scratch:{run.path}", seed
 
     def run_all(self, tasks: Iterable[tuple[str, int]], out: Path) -> None:
@@ -158,10 +170,14 @@ class Comparison:
 
     def measure(self, name: str, start: str, seed: int) -> None:
         """Probes of an encoder, and fine-tuning it with few labels."""
-        probes = [f"from={start}", *PROBES[self.dataset], "shots=[]", "curve.fractions=[]", f"seed={seed}"]
-        self.cells.run(f"{name}-evaluate", "evaluate", *probes, may_fail=True)
+        self.probe(name, start, seed)
         few = [*FEW[self.dataset][1], "val_every_n_epochs=0", f"seed={seed}"]
         self.cells.run(f"{name}-finetune", "finetune", f"+target={self.dataset}", f"from={start}", *few, may_fail=True)
+
+    def probe(self, name: str, start: str, seed: int) -> Run:
+        """Probes of an encoder."""
+        probes = [f"from={start}", *PROBES[self.dataset], "shots=[]", "curve.fractions=[]", f"seed={seed}"]
+        return self.cells.run(f"{name}-evaluate", "evaluate", *probes, may_fail=True)
 
     def kind(self, run: Run) -> str:
         """Folder name of the untrained encoders of the same kind as a run's: made once for all tasks that have it."""
@@ -190,7 +206,13 @@ class Comparison:
         values = [value for step, value in zip(steps, curve, strict=True) if step >= SETTLED.get(task, 0)] or curve
         dim = int(read_json(run / "encoder" / "sslt.json")["dim"])
         epochs, rate = run.metrics["train/epochs"], run.metrics["throughput/samples_per_second"]
-        return Seed(epochs, rate, objective_table.ends(values), dim, *both)
+        found = Seed(epochs, rate, objective_table.ends(values), dim, *both)
+        beside = _other(run)
+        if beside is None:
+            return found
+        probes = Run(self.root / f"{task}-{seed}-{beside}-evaluate")
+        evaluated = run.metrics["encoder/is"]
+        return replace(found, both={evaluated: found.after, beside: probes.metrics}, evaluated=evaluated) if probes.finished else None
 
     def refused(self) -> dict[str, str]:
         """Tasks of which some command ended with an error, and what it said."""
@@ -231,6 +253,7 @@ class Comparison:
             *(["Settings of the encoders:\n\n" + "\n".join(sized)] if sized else []),
             *(["Settings other than the task's own, chosen on the validation split:\n\n" + "\n".join(recipes)] if recipes else []),
             *(["Could not be run or measured:\n\n" + "\n".join(refused)] if refused else []),
+            *([f"{TEACHERS}\n\n{both}"] if (both := objective_table.teachers(found)) else []),
         ]
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n\n".join(parts) + "\n")

@@ -20,7 +20,8 @@ class Seed:
     """What is measured of an objective with one seed.
 
     rate: samples a second. loss: at first and at last. dim: of the features. before, after: numbers of `sslt evaluate`, and
-    `finetuned`, the accuracy after fine-tuning, of the untrained and of the pretrained encoder.
+    `finetuned`, the accuracy after fine-tuning, of the untrained and of the pretrained encoder. both: where a momentum teacher and its
+    student are left, numbers of `sslt evaluate` by these names; evaluated: which of them `after` is of.
     """
 
     epochs: float
@@ -29,6 +30,8 @@ class Seed:
     dim: int
     before: Mapping[str, float]
     after: Mapping[str, float]
+    both: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    evaluated: str = "student"
 
 
 def ends(values: Sequence[float]) -> tuple[float, float]:
@@ -74,6 +77,19 @@ def table(found: Mapping[str, Sequence[Seed]], encoders: Mapping[str, str], few:
         cells += [" → ".join(f"{_mean(seeds, when, 'features/rankme'):.0f}" for when in ("before", "after"))]
         lines.append(f"| {' | '.join([*cells, verdict(seeds, reasons.get(task))])} |")
     return "\n".join(lines)
+
+
+def teachers(found: Mapping[str, Sequence[Seed]]) -> str:
+    """A Markdown table of the student and its momentum teacher, where a run leaves both; empty if none does."""
+    lines = [
+        "| objective | evaluated by its authors | kNN, student | kNN, teacher | linear, student | linear, teacher |",
+        "|---|---|---|---|---|---|",
+    ]
+    having = {task: [seed.both for seed in seeds] for task, seeds in found.items() if all(seed.both for seed in seeds)}
+    for task, both in sorted(having.items()):
+        cells = [percent([of[who][key] for of in both]) for key in ("knn/accuracy", "linear/accuracy") for who in ("student", "teacher")]
+        lines.append(f"| {task} | {found[task][0].evaluated} | {' | '.join(cells)} |")
+    return "\n".join(lines) if having else ""
 
 
 def picture(found: Mapping[str, Sequence[Seed]], path: Path, title: str) -> None:

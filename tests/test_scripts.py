@@ -110,6 +110,22 @@ def test_tasks_compared_are_those_on_images():
     assert encoder_of("simclr") == "resnet_small"
 
 
+def test_student_and_teacher_stand_side_by_side():
+    """Each number under whose it is, whichever of them was evaluated; objectives without a teacher have no row."""
+    from objective_table import teachers
+
+    def both(evaluated, **linear):
+        probes = {who: {"knn/accuracy": x / 2, "linear/accuracy": x} for who, x in linear.items()}
+        return dataclasses.replace(seed(), both=probes, evaluated=evaluated)
+
+    found = {"byol": [both("student", student=0.4, teacher=0.6)], "dino": [both("teacher", teacher=0.8, student=0.2)], "simclr": [seed()]}
+    byol, dino = teachers(found).splitlines()[2:]
+    one = "(1 seed) | "
+    assert byol == f"| byol | student | 20.0 {one}30.0 {one}40.0 {one}60.0 {one}".rstrip()
+    assert dino == f"| dino | teacher | 10.0 {one}40.0 {one}20.0 {one}80.0 {one}".rstrip()
+    assert teachers({"simclr": [seed()]}) == ""
+
+
 @pytest.mark.usefixtures("true_pictures")
 def test_cells_of_a_comparison(tmp_path, monkeypatch):
     """An untrained encoder is measured once for all tasks that have it, and a finished comparison can be written down."""
@@ -140,10 +156,9 @@ def test_cells_of_a_comparison(tmp_path, monkeypatch):
             MetricsCSV(run / "metrics.csv").append(9, 1.0, {"loss": 1.0})
             made = seed()
             side = made.before if "scratch:" in " ".join(args) else made.after
-            write_json(
-                run / "metrics.json",
-                {**side, "test/accuracy": side["finetuned"], "train/epochs": 5.0, "throughput/samples_per_second": 400.0},
-            )
+            told = {"test/accuracy": side["finetuned"], "train/epochs": 5.0, "throughput/samples_per_second": 400.0}
+            told |= {"encoder/is": "teacher"} if name == "byol-0-pretrain" else {}
+            write_json(run / "metrics.json", {**side, **told})
             return run
 
     def pool(jobs, _):
@@ -157,9 +172,12 @@ def test_cells_of_a_comparison(tmp_path, monkeypatch):
     assert [verb for name, verb, _ in commands if name.startswith("untrained")] == ["evaluate", "finetune"]
     assert "encoder.args.channels=[16,32,64,128]" in commands[0][2]
     assert "trainer.max_time=30" in commands[0][2]
+    ((name, _, args),) = (command for command in commands if "student" in command[0])
+    assert name == "byol-0-student-evaluate" and args[0] == f"from={tmp_path / 'runs' / 'byol-0-pretrain' / 'student'}"
     found = comparison.found()
     assert list(found) == ["byol", "simclr"]
     one = found["byol"][0]
+    assert set(one.both) == {"student", "teacher"} and one.evaluated == "teacher" and not found["simclr"][0].both
     assert (one.epochs, one.rate, one.loss, one.dim) == (5.0, 400.0, (2.0, 1.0), 256)
     assert (one.before["linear/accuracy"], one.after["linear/accuracy"], one.after["finetuned"]) == (0.4, 0.5, 0.35)
     text = (tmp_path / "found.md").read_text()
@@ -168,6 +186,7 @@ def test_cells_of_a_comparison(tmp_path, monkeypatch):
         and "--size tiny" in text
         and "ResNet, 16 to 128 wide" in text
         and "(found.png)" in text
+        and "| byol | teacher | 45.0 (1 seed) |" in text
         and (tmp_path / "found.png").exists()
     )
 
