@@ -138,15 +138,16 @@ def find_resumable(verb: str, overrides: list[str], root: str = "runs") -> Run |
     """The newest unfinished run of the same command, for `resume=auto`; of one that is started again, whatever that began with."""
     wanted = comparable(overrides)
     job = places.job() if places.restarted() else None
-    found = list(reversed(all_runs(root)))
-    for run in found if job else ():
-        if (run.info.get("verb"), run.info.get("job")) == (verb, job) and comparable(run.info.get("overrides", [])) == wanted:
-            return run
-    for run in found:
-        info = run.info
-        if info.get("verb") == verb and comparable(info.get("overrides", [])) == wanted and not run.finished:
-            return run
-    return None
+    alike = [run for run in reversed(all_runs(root)) if _is_of(run, verb, wanted)]
+    same_job = [run for run in alike if job and run.info.get("job") == job]
+    return next(iter(same_job), next((run for run in alike if not run.finished), None))
+
+
+def _is_of(run: Run, verb: str, overrides: list[str]) -> bool:
+    """Whether a run is one of a command; of one whose file is damaged nobody knows, and it does not hide the others."""
+    with contextlib.suppress(UserError):
+        return run.info.get("verb") == verb and comparable(run.info.get("overrides", [])) == overrides
+    return False
 
 
 def comparable(overrides: list[str]) -> list[str]:

@@ -75,6 +75,8 @@ def test_the_newest_unfinished_run_of_a_command_is_found(tmp_path):
     for name, info in runs.items():
         made(tmp_path / name, **info)
     assert [r.path.relative_to(tmp_path).as_posix() for r in all_runs(tmp_path)] == ["e", "a", "b/1", "c", "d"]
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "run.json").write_text("")  # nobody knows whose it is
     assert find_resumable("pretrain", ["x=1"], str(tmp_path)).path == tmp_path / "b" / "1"
     assert find_resumable("pretrain", ["x=3"], str(tmp_path)) is None
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from sslt.data.answers import Class, Labels, Map, Number, Tags
 from sslt.data.prepare.bag_processor import VOCABULARY
 from sslt.data.prepare.parts import part_names
+from sslt.data.prepare.tokenizers import reader_of
 from sslt.data.sources.pairs import SIDES
 from sslt.data.sources.tables import LABEL_NAMES, TEXT_NAMES
 from sslt.deploy.graph import Graph, ImageGraph, TextGraph
@@ -101,10 +102,7 @@ def write_beside(folder: Path, encoder: Encoder, target: Target | None, lexicon:
     """What makes inputs of texts (a tokenizer, a vocabulary) and spans of tags, and the scores of words as arrays."""
     p = encoder.processor
     if hasattr(p, "tokenizer"):
-        backend = p.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.save(str(folder / "tokenizer.json"))
+        reader_of(p.tokenizer).save(str(folder / "tokenizer.json"))
     elif hasattr(p, "documents"):
         p.save(folder)
         assert (folder / VOCABULARY).is_file()

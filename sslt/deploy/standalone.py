@@ -189,6 +189,11 @@ def decoded(file: Path) -> np.ndarray:
         if image.mode.startswith("I"):
             deep = np.asarray(image).astype(np.int64)[..., None]
             return (deep if deep.max() <= 255 else np.clip(deep, 0, 65535) // 257).astype(np.uint8)
+        if image.mode == "F":  # of 0..1 or 0..255
+            light = np.asarray(image)[..., None]
+            if not (light.min() >= 0 and light.max() <= 255):
+                raise ValueError(f"values from {light.min():g} to {light.max():g}, not in 0..255 or 0..1")
+            return np.rint(light * (255.0 if light.max() <= 1 else 1.0)).astype(np.uint8)
         if image.has_transparency_data:
             rgba = np.asarray(image.convert("RGBA"))
             alpha = rgba[..., 3:].astype(np.uint16)
@@ -209,6 +214,8 @@ class Texts:
         self.about, self.tokenizer = about, Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
+        # of one that can be undone the name of a mark in a text is text
+        self.tokenizer.encode_special_tokens = type(self.tokenizer.model).__name__ not in ("WordPiece", "WordLevel")
 
     def ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
@@ -409,7 +416,9 @@ def items_of(path: Path, about: dict[str, Any], columns: dict[str, Any]) -> tupl
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
     if about["kind"] == "image":
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        found = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        seen = (p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts))  # hidden ones are none
+        files = sorted(seen) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"{path}: there is no picture in this folder ({' '.join(sorted(SUFFIXES))})")
         return list(files), [str(p.relative_to(path)) if path.is_dir() else p.name for p in files]
@@ -427,7 +436,8 @@ def items_of(path: Path, about: dict[str, Any], columns: dict[str, Any]) -> tupl
 def texts_of(path: Path, parts: int, known: dict[str, Any]) -> list[Any]:
     """The texts of a file, of several columns tuples."""
     if path.suffix.lower() not in (".csv", ".jsonl"):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open(newline="\n", encoding="utf-8-sig") as f:  # other signs for an end of line stand inside texts
+            lines = [line.rstrip("\r\n") for line in f]
         return lines if parts == 1 else [tuple(line.split("\t")) for line in lines]
     with path.open(newline="", encoding="utf-8-sig") as f:  # a byte order mark is no part of the first name
         rows = csv.DictReader(f) if path.suffix.lower() == ".csv" else objects(path, f)

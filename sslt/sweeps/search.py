@@ -11,7 +11,7 @@ from typing import Any
 from sslt.errors import UserError, nearest
 from sslt.runs import Run, display
 from sslt.sweeps import metric as metrics
-from sslt.sweeps.folder import Cell
+from sslt.sweeps.folder import DONE, Cell
 from sslt.sweeps.space import distributions, typed
 from sslt.sweeps.study import PRUNERS, open_study
 from sslt.sweeps.sweeper import Cells
@@ -103,20 +103,19 @@ class Search(Cells):
         """Hand back what a trial came to."""
         from optuna.trial import TrialState
 
-        run, state = Run(cell.folder), cell.state
+        state = cell.state
+        if state not in DONE:
+            return  # it goes on, or is tried again, when the sweep is gone on with: what a study was told once it is never told otherwise
         if state == "pruned":
             study.tell(trial, state=TrialState.PRUNED)
-        elif state in ("interrupted", "running"):
-            return  # it goes on when the sweep does
+            return
+        name, higher, value = metrics.of(Run(cell.folder), self.metric, self.direction)
+        if value is None:
+            error = f"{display(cell.folder)} has no {name}, which the search chooses by: give hydra.sweeper.metric= one that it has"
+            self._note(cell, {"code": 2, "error": error, "told": False})
+            study.tell(trial, state=TrialState.FAIL)
         else:
-            name, higher, value = metrics.of(run, self.metric, self.direction) if state == "finished" else ("", True, None)
-            if value is None:
-                if state == "finished":
-                    error = f"{display(cell.folder)} has no {name}, which the search chooses by: give hydra.sweeper.metric= one that it has"
-                    self._note(cell, {"code": 2, "error": error, "told": False})
-                study.tell(trial, state=TrialState.FAIL)
-            else:
-                study.tell(trial, value if higher else -value)
+            study.tell(trial, value if higher else -value)
 
 
 def _is_over(study: Any, trial: Any) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sslt.data.prepare.text_processor import TextProcessor
+from sslt.data.prepare.tokenizers import reader_of
 from sslt.errors import UserError, nearest
 
 log = logging.getLogger("sslt")
@@ -116,9 +117,7 @@ class _Tokenizer:
     """Pieces of a text as a tokenizer reads them where they stand."""
 
     def __init__(self, processor: TextProcessor):
-        self.backend = cast(Any, processor.tokenizer).backend_tokenizer
-        self.backend.no_truncation()
-        self.backend.no_padding()
+        self.backend = reader_of(processor.tokenizer)
         self.unknown = processor.tokenizer.unk_token_id
 
     def all(self, text: str) -> list[int]:
@@ -147,7 +146,7 @@ class Spaces:
     """Tokens of a text as they are behind a space: "This" alone is another token than " This" for byte-level tokenizers."""
 
     def __init__(self, processor: TextProcessor):
-        self.backend = cast(Any, processor.tokenizer).backend_tokenizer
+        self.backend = reader_of(processor.tokenizer)
         self.matters = self._ids("a") != self._ids(" a")
 
     def before(self, tokens: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:

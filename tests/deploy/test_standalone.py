@@ -45,16 +45,27 @@ def test_picture_files_are_decoded_as_in_training(tmp_path):
         "rgba.png": (rgba, {}), "la.png": (rgba.convert("LA"), {}), "palette.png": (rgba.convert("RGB").quantize(8), {}),
         "grey.bmp": (rgba.convert("L"), {}), "bits.png": (rgba.convert("1"), {}), "photo.jpg": (rgba.convert("RGB"), {"exif": turned}),
         "deep.png": (Image.fromarray(rng.integers(0, 65536, (6, 9), dtype=np.uint16)), {}),
+        "share.tif": (Image.fromarray(rng.random((6, 9), dtype=np.float32)), {}),
+        "float.tif": (Image.fromarray(255 * rng.random((6, 9), dtype=np.float32)), {}),
     }  # fmt: skip
     for name, (image, more) in made.items():
         image.save(tmp_path / name, **more)
         assert np.array_equal(standalone.decoded(tmp_path / name), decode(tmp_path / name, name)), name
 
 
+def test_hidden_files_are_no_pictures(tmp_path):
+    """A Mac writes ._NAME beside each."""
+    for name in ("a.png", "._a.png", ".thumbs/b.png", "c/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert standalone.items_of(tmp_path, {"kind": "image"}, {})[1] == ["a.png", "c/d.png"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "parts", "wanted"),
     [
         ("lines.txt", "\ufeffone\n\ntwo\n", [], ["one", "", "two"]),
+        ("odd.txt", "one\u2028\x0cone\r\ntwo", [], ["one\u2028\x0cone", "two"]),
         ("table.CSV", '\ufefftext,n\r\n"a\nb",1\r\n,2\r\n', [], ["a\nb", ""]),
         ("pairs.csv", "b,a\nx,y\n", ["a", "b"], [("y", "x")]),
         ("rows.jsonl", '{"text": "a\u2028b"}\n\n{"text": "c"}\n', [], ["a\u2028b", "c"]),

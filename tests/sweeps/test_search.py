@@ -33,8 +33,8 @@ def toy(values):
     return -((math.log10(float(values["optimizer.lr"])) + 2) ** 2) + (0.1 if values["views"] == "b" else 0.0)
 
 
-def search(folder, score=toy, dies_in=None, space=SPACE, **settings):
-    """A search whose runs are made by `score` at once; gives it, and the numbers of the cells that ran."""
+def search(folder, score=toy, dies_in=None, fails=(), space=SPACE, **settings):
+    """A search whose runs are made by `score` at once; gives it, and the numbers of the cells that ran. fails: numbers of those that do."""
     current[:] = [Command("finetune", list(space), None, Job("finetune", None))]
     made, ran = Search(**USUAL | settings), []
 
@@ -48,8 +48,8 @@ def search(folder, score=toy, dies_in=None, space=SPACE, **settings):
                 raise Died
             if (value := score(cell.swept)) is not None:
                 run.add_metrics({"val/accuracy": value})
-            run.update(status="finished")
-        return [{"code": 0, "error": None, "told": True} for _ in cells]
+            run.update(status="failed" if cell.number in fails else "finished")
+        return [{"code": 2 * (cell.number in fails), "error": None, "told": True} for cell in cells]
 
     made.folder, made.config, made.hydra_context = Sweep(folder), OmegaConf.create({}), SimpleNamespace(config_loader=None)
     made._subfolder, made._launch = lambda number, overrides: str(number), launch
@@ -86,6 +86,19 @@ def test_a_killed_search_goes_on_with_the_same_trials(tmp_path, n_jobs):
         assert ran == list(range(at, 12)) and cells(folder) == cells(tmp_path / "whole")
         told = [t.value for t in open_study(folder).get_trials()]
         assert told == [t.value for t in open_study(tmp_path / "whole").get_trials()]
+
+
+def test_failed_trials_are_tried_again(tmp_path):
+    """When the search is gone on with, and count then; until then they say nothing of their values, and the command has failed."""
+    space = ["optimizer.lr=tag(log,interval(1e-5,1e-0))"]
+    search(tmp_path / "whole", lambda values: 1.0, space=space, sampler="random")
+    made, _ = search(tmp_path / "some", lambda values: 1.0, fails=(1, 3), space=space, sampler="random")
+    assert made.command.code == 2 and len(open_study(tmp_path / "some").get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 10
+    made, ran = search(tmp_path / "some", lambda values: 1.0, fails=(3,), space=space, sampler="random")
+    assert ran == [1, 3] and made.command.code == 2
+    made, ran = search(tmp_path / "some", lambda values: 1.0, space=space, sampler="random")
+    assert ran == [3] and made.command.code == 0 and cells(tmp_path / "some") == cells(tmp_path / "whole")
+    assert [t.value for t in open_study(tmp_path / "some").get_trials()] == [1.0] * 12
 
 
 def test_more_trials_go_on_from_those_there_are(tmp_path):

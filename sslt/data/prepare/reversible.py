@@ -1,4 +1,7 @@
-"""Training tokenizers that can be undone: what they make of a text gives the text again, so that texts can be written with them."""
+"""Training tokenizers that can be undone: what they make of a text gives the text again, so that texts can be written with them.
+
+But for "unigram": a blank before the text is lost, letters that were not in the texts it learned from are unknown, and ▁ is a blank.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from sslt.data.prepare import text_shards
 from sslt.data.prepare.parts import PartSamples, PartView, prepared
 from sslt.data.prepare.reversible import require_reversible, train_reversible
 from sslt.data.prepare.text_samples import TextSamples, as_characters
-from sslt.data.prepare.tokenizers import backend_spec, continues_word, inside_words, marks_of, special_ids, train_tokenizer
+from sslt.data.prepare.tokenizers import backend_spec, continues_word, inside_words, marks_of, reader_of, special_ids, train_tokenizer
 from sslt.data.ragged import Ragged
 from sslt.data.shards.ragged import RaggedShards
 from sslt.errors import UserError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sslt")
 
 FORMAT = 1
-SPLITS_FORMAT = 5  # of the tokens of a split: raise it when what is written, or how splits are drawn, changes
+SPLITS_FORMAT = 6  # of the tokens of a split: raise it when what is written, or how splits are drawn, changes
 CHUNK = 1000  # texts tokenized at a time
 TRAINING_CHARACTERS = 50_000_000  # a tokenizer learned from more text than this is no better
 SETTINGS = "text_processor.json"
@@ -307,18 +307,14 @@ class TextProcessor(TokenProcessor):
         """Ids of `CHUNK` texts at a time: whole texts, without special tokens."""
         # Said explicitly, so that worker processes forked later do not warn about threads they never use.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        backend = cast(Any, self.tokenizer).backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
+        backend = reader_of(self.tokenizer)
         encode = getattr(backend, "encode_batch_fast", backend.encode_batch)  # without character offsets
         for i in range(0, len(texts), CHUNK):
             chunk = [texts[j] for j in range(i, min(i + CHUNK, len(texts)))]
             yield [encoding.ids for encoding in encode(chunk, add_special_tokens=False)]
 
     def encode_with_places(self, texts: Sequence[Any] | np.ndarray) -> Iterator[list[tuple[list[int], list[tuple[int, int]]]]]:
-        backend = cast(Any, self.tokenizer).backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
+        backend = reader_of(self.tokenizer)
         for i in range(0, len(texts), CHUNK):
             chunk = [texts[j] for j in range(i, min(i + CHUNK, len(texts)))]
             yield [(found.ids, found.offsets) for found in backend.encode_batch(chunk, add_special_tokens=False)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from sslt.data.prepare.reversible import is_reversible
 from sslt.errors import UserError
 
 if TYPE_CHECKING:
@@ -160,15 +161,24 @@ def backend_spec(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {**json.loads(backend.to_str()), "truncation": None, "padding": None}
 
 
+def reader_of(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The fast backend as it reads texts: nothing is cut or padded, and what can be undone takes the name of a mark for text.
+
+    Of other tokenizers, BERT's among them, "[SEP]" in a text is the mark: some write the parts of a text so.
+    """
+    backend = cast(Any, tokenizer).backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = is_reversible(tokenizer)
+    return backend
+
+
 def marks_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int, int]:
     """The ids that start a text (None: nothing does), end it, and pad a batch, as the tokenizer itself lays a text out.
 
     Raises `UserError` where it has nothing to end a text with.
     """
-    backend = cast(Any, tokenizer).backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    found = backend.encode("a", add_special_tokens=True)
+    found = reader_of(tokenizer).encode("a", add_special_tokens=True)
     marks = np.array(found.special_tokens_mask, bool)
     own = np.flatnonzero(~marks)
     before, after = (found.ids[: own[0]], found.ids[own[-1] + 1 :]) if len(own) else ([], [])

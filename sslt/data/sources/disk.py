@@ -125,6 +125,13 @@ def lines(f: io.TextIOWrapper, path: Path) -> Iterator[str]:
         yield line
 
 
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a file of texts, which newlines alone end: other signs for an end of line stand inside texts."""
+    with reading(path), open_text(path, newline="\n") as f:
+        for line in lines(f, path):
+            yield line.rstrip("\r\n")
+
+
 def check_unpacked(path: Path, packed: int, unpacked: int) -> None:
     """Raise `UserError` where `packed` bytes of `path` come to more `unpacked` ones than those of real data do."""
     if unpacked > max(UNPACKED, RATIO * packed):

@@ -9,10 +9,10 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from sslt.errors import UserError, nearest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar("T")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -215,6 +216,19 @@ class FolderImages(Sequence[np.ndarray]):
 
     def __getitem__(self, i):  # type: ignore[override]
         return decode(self.files[i], disk.printable(str(self.files[i].relative_to(self.root))))
+
+
+def by_split(named: Mapping[str, T], where: str) -> dict[str, T]:
+    """What is named after a split, by `SPLIT_NAMES`. Raises `UserError` where two names are of one."""
+    found: dict[str, T] = {}
+    names: dict[str, str] = {}
+    for name, value in named.items():
+        if split := SPLIT_NAMES.get(name.lower()):
+            if split in found:
+                both = f"{names[split]} and {name}"
+                raise UserError(f"{where} has {both}, which both name the split {split}: put them together, or rename one")
+            found[split], names[split] = value, name
+    return found
 
 
 def subfolders(folder: Path) -> list[Path]:

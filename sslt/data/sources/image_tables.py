@@ -76,7 +76,10 @@ class ParquetTable:
             return "image"
         if declared == "ClassLabel":
             return "label"
-        return "values" if is_.is_integer(type_) or is_.is_string(type_) or is_.is_large_string(type_) else "other"
+        if is_.is_dictionary(type_):  # categories, as pandas writes them
+            type_ = type_.value_type
+        kinds = (is_.is_integer, is_.is_boolean, is_.is_string, is_.is_large_string)
+        return "values" if any(kind(type_) for kind in kinds) else "other"
 
     def __len__(self) -> int:
         return sum(part.metadata.num_rows for part in self.parts)
@@ -202,6 +205,9 @@ class DatasetImages(Sequence[np.ndarray]):
         return decode_cell(self.rows[int(i)][self.column], f"in row {i}", self.folder)
 
 
+USUAL = ("label", "labels", "fine_label", "class", "target")  # names of columns of answers
+
+
 class TableSource(ImageSource):
     """A source whose splits are tables with a column of images and, perhaps, some of answers."""
 
@@ -222,7 +228,10 @@ class TableSource(ImageSource):
         taken = ("label", "values") if self.answer is Class else ("label", "values", "other")  # lists, and numbers that are not whole
         for column in self.told.several or ():
             self._column(column, kinds, (), ())
-        label = self._column(self.label, kinds, ("label", "labels", "fine_label", "class", "target"), taken)
+        label = self._column(self.label, kinds, USUAL, taken)
+        if label is None and (passed := [column for column in USUAL if column in kinds]):
+            log.warning("the column '%s' of %s is not taken for classes: data.label=%s takes it, data.answer= says what it holds",
+                        passed[0], self.name, passed[0])  # fmt: skip
         if (image, label) != (self.image, self.label):
             log.info("columns of %s: images '%s', labels %s", self.name, image, f"'{label}'" if label else "none")
         return image, label
@@ -292,7 +301,8 @@ class TableSource(ImageSource):
 
     def fingerprint(self) -> str:
         told = [] if self.told.settings is None else [self.told.settings]
-        return cache.digest("table", self._columns, *told, [[split, self._tables[split].digest()] for split in self.own_splits()])
+        skips = ["skip"] if getattr(self, "on_error", "fail") == "skip" else []  # rows without a label are left out
+        return cache.digest("table", self._columns, *told, *skips, [[split, self._tables[split].digest()] for split in self.own_splits()])
 
     @cached_property
     def image_shape(self) -> tuple[int, int]:  # type: ignore[override]
@@ -363,10 +373,7 @@ class HuggingFaceImages(TableSource):
 
     def _splits_of(self, loaded: Any, folder: Path) -> dict[str, Table]:
         parts = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-        found: dict[str, Table] = {}
-        for key, rows in parts.items():
-            if split := SPLIT_NAMES.get(key):
-                found[split] = DatasetTable(rows, folder)
+        found = image_files.by_split(parts, self.name)
         if not found:
             raise UserError(f"{self.name} has the splits {', '.join(parts)}: none is one of {', '.join(SPLIT_NAMES)}")
-        return found
+        return {split: DatasetTable(rows, folder) for split, rows in found.items()}

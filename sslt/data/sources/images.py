@@ -253,7 +253,7 @@ class ImageFolder(ImageSource):
     @cached_property
     def _parts(self) -> dict[str, tuple[list[Path], list[str] | None]]:
         """For each split its files and their class folders."""
-        inner = {SPLIT_NAMES[d.name.lower()]: d for d in image_files.subfolders(self.path) if d.name.lower() in SPLIT_NAMES}
+        inner = image_files.by_split({d.name: d for d in image_files.subfolders(self.path)}, str(self.path))
         if not inner.keys() & {"train", "unlabeled"}:
             inner = {"": self.path}
         parts: dict[str, tuple[list[Path], list[str] | None]] = {}

@@ -125,9 +125,9 @@ def _of_table(path: Path, layout: Layout) -> Iterator[Event]:
 def _table(path: Path, header: bool) -> tables.Table:
     if suffix(path) in tables.KINDS and suffix(path) != ".txt":
         return tables.open_table(path, None, header)
-    with reading(path), open_text(path) as f:  # RecBole's, MovieLens's u.data and others
+    with reading(path), open_text(path) as f:  # RecBole's, MovieLens's u.data and ratings.dat, and others
         first = next(lines(f, path), "")
-    return tables.DelimitedTable(path, next((s for s in "\t,;" if s in first), " "), header, ())
+    return tables.DelimitedTable(path, next((s for s in ("\t", ",", ";", "::") if s in first), " "), header, (), texts=False)
 
 
 def _column(table: tables.Table, what: str, given: str | None, usual: tuple[str, ...]) -> str | None:

@@ -16,7 +16,7 @@ from sslt.data.answers import IGNORE, Answers, Instances, Map
 from sslt.data.base import SPLITS, Raw, check_on_error
 from sslt.data.ragged import Ragged
 from sslt.data.sources import disk, image_files
-from sslt.data.sources.image_files import SPLIT_NAMES, THREADS, ImageSource, encoder_shape
+from sslt.data.sources.image_files import THREADS, ImageSource, encoder_shape
 from sslt.errors import UserError, nearest
 
 GROUND = "background"
@@ -80,7 +80,7 @@ class Masks(ImageSource):
         if not above and not images.is_dir():
             raise UserError(f"there is no folder {images}: put pictures there, and their masks, of the same names, into {masks}")
         within = {} if above else {d.name: (d, masks / d.name) for d in image_files.subfolders(images)}
-        places = {SPLIT_NAMES[n.lower()]: place for n, place in (above or within).items() if n.lower() in SPLIT_NAMES}
+        places = image_files.by_split(above or within, str(self.path))
         if not places.keys() & {"train", "unlabeled"}:
             if above:
                 raise UserError(f"{self.path} has no train split: there are {', '.join(sorted(above))}, and no train/{images.name}")
@@ -97,7 +97,7 @@ class Masks(ImageSource):
     @property
     def _lists(self) -> dict[str, Path]:
         files = [f for d in (self.path, self.path / "splits") if d.is_dir() for f in sorted(d.glob("*.txt"))]
-        return {SPLIT_NAMES[f.stem.lower()]: f for f in files if f.stem.lower() in SPLIT_NAMES}
+        return image_files.by_split({f.stem: f for f in files}, str(self.path))
 
     def _pairs(self, images: Path, masks: Path, split: str) -> list[_Pair]:
         files = _by_name(images)

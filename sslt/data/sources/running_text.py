@@ -102,10 +102,10 @@ class TextLines(RunningText):
     """One text a line, without labels, in a text file (.xz and .gz too): what `sslt predict` reads. Empty lines are kept."""
 
     def fingerprint(self) -> str:
-        return cache.digest("TextLines", FORMAT, content_digest([self.path]))
+        return cache.digest("TextLines", FORMAT + 1, content_digest([self.path]))
 
     def read(self, split: str) -> Raw:
-        rows = disk.read_text(self.path).splitlines()
+        rows = list(disk.text_lines(self.path))
         if not rows:
             raise UserError(f"{self.path}: the file is empty")
         return Raw(rows)
@@ -114,6 +114,4 @@ class TextLines(RunningText):
         return unpacked_bytes([self.path])
 
     def stream(self, split: str, skipped: list[str]) -> Iterator[str]:
-        with disk.reading(self.path), disk.open_text(self.path) as f:
-            for line in disk.lines(f, self.path):
-                yield from line.splitlines()
+        return disk.text_lines(self.path)

@@ -36,6 +36,7 @@ KINDS = {
     ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
 }  # fmt: skip
 _HEAD = 4096  # characters looked at to tell a JSON array from JSON lines
+_PEEKED = 100  # rows that say whether the first is a header
 _SAMPLE = 1 << 20  # characters looked at to decide how a TSV file is quoted
 _FIELD = r'(?:"[^"]*(?:""[^"]*)*"|[^"\t\r\n]*)'
 _QUOTED_RECORD = re.compile(rf"{_FIELD}(?:\t{_FIELD})*(?:\r?\n|\Z)")
@@ -119,19 +120,25 @@ def _separator_of_txt(path: Path) -> str:
 
 
 class DelimitedTable(Table):
-    """Fields between separators. With a space, a line is a label, a space and a text that may hold more of them."""
+    """Fields between separators. With a space, a line is a label, a space and a text that may hold more of them.
 
-    def __init__(self, path: Path, sep: str, header: bool | None, wanted: Sequence[str]):
-        self.path, self.sep = path, sep
-        self.quoted = sep not in "\t " or (sep == "\t" and _consistently_quoted(path))
-        first = next((fields for _, fields in self._records()), None)
-        if first is None:
+    texts: whether there are some; where not, a line's fields are what stands between blanks.
+    """
+
+    def __init__(self, path: Path, sep: str, header: bool | None, wanted: Sequence[str], texts: bool = True):
+        self.path, self.sep, self.texts = path, sep, texts
+        self.quoted = len(sep) == 1 and (sep not in "\t " or (sep == "\t" and _consistently_quoted(path)))
+        peeked = [fields for _, fields in itertools.islice(self._records(), _PEEKED)]
+        if not peeked:
             raise UserError(f"{path}: empty file")
+        first, *others = peeked
         names = [name.strip() for name in first]
         if header is None:
             known = {*TEXT_NAMES, *LABEL_NAMES}
-            header = any(n.lower() in known for n in names) or any(not w.isdecimal() for w in wanted)
-            header = header and sep != " "
+            # A class may be called "question" or "description": that of the first line comes again.
+            columns = [{row[i].strip() for row in others if i < len(row)} for i in range(len(names))]
+            named = any(n.lower() in known and n not in values for n, values in zip(names, columns, strict=True))
+            header = (named or any(not w.isdecimal() for w in wanted)) and sep != " "
         self.named = header
         self.columns = names if header else [str(i) for i in range(len(first))]
 
@@ -149,16 +156,45 @@ class DelimitedTable(Table):
         if self.quoted:
             csv.field_size_limit(LONGEST_LINE)
             with reading(self.path), open_text(self.path, newline="") as f:
-                reader = csv.reader(lines(f, self.path), delimiter=self.sep)
-                for fields in reader:
+                for number, fields in _quoted_records(lines(f, self.path), self.sep, self.path):
                     if fields:
-                        yield reader.line_num, fields
+                        yield number, fields
         else:
             # Only "\n" ends a line here: a carriage return inside an unquoted text belongs to the text.
             with reading(self.path), open_text(self.path, newline="\n") as f:
                 for number, line in enumerate(lines(f, self.path), 1):
                     if line := line.rstrip("\r\n"):
-                        yield number, line.split(self.sep, 1 if self.sep == " " else -1)
+                        yield number, line.split(self.sep, 1) if self.sep == " " and self.texts else line.split(self.sep.strip(" ") or None)
+
+
+def _quoted_records(source: Iterator[str], sep: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, fields) of each record as CSV has it.
+
+    Quotation marks that nothing explains are taken as they are within a line. Raises `UserError` where they would make one record of
+    several lines, or of the rest of a file that was cut short.
+    """
+    last = ""
+
+    def seen() -> Iterator[str]:
+        nonlocal last
+        while last := next(source, ""):
+            yield last
+
+    reader = csv.reader(seen(), delimiter=sep, strict=True)
+    while True:
+        first = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            if reader.line_num > first or "end of data" in str(e):
+                raise UserError(
+                    f"{path}: what begins with a quotation mark in line {first} has no end, or one in line {reader.line_num} that is none: "
+                    f"a quotation mark within quoted text is written twice"
+                ) from None
+            (fields,) = csv.reader([last], delimiter=sep)
+        yield reader.line_num, fields
 
 
 def _consistently_quoted(path: Path) -> bool:

@@ -77,7 +77,7 @@ class WebDataset(ImageSource):
         if not labels:
             raise UserError(f"{self.path}: no sample has a class in .{self._label}")
         order = class_order(labels)
-        return class_names([np.array(list(map(int, order)))], None, self.path) if all(map(str.isdecimal, order)) else order
+        return class_names([np.array(list(map(int, labels)))], None, self.path) if all(map(str.isdecimal, order)) else order
 
     def read(self, split: str) -> Raw:
         self._check(split)

@@ -104,15 +104,9 @@ class ToTexts(Source):
         return Raw(list(dict.fromkeys(both)), None, raw.skipped, remarks=raw.remarks)
 
 
-def lines_of(path: Path) -> list[str]:
-    """The lines of a file, which newlines alone end: other signs for an end of line stand inside texts, and would shift one side."""
-    with disk.reading(path), disk.open_text(path, newline="\n") as f:
-        return [line.rstrip("\r\n") for line in disk.lines(f, path)]
-
-
 def aligned(source: Path, target: Path) -> Iterator[Written]:
     """Two files whose lines belong together. Raises `UserError` where they have different numbers of lines."""
-    a, b = lines_of(source), lines_of(target)
+    a, b = list(disk.text_lines(source)), list(disk.text_lines(target))
     if len(a) != len(b):
         raise UserError(f"{source} has {len(a):,} lines and {target} has {len(b):,}: line by line they are to say the same")
     for number, (text, answer) in enumerate(zip(a, b, strict=True), 1):

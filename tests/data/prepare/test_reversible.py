@@ -29,6 +29,17 @@ def test_what_was_read_can_be_written(kind):
         assert p.unknown_id not in ids
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_name_of_a_mark_is_text(kind):
+    """A text that has one in it comes back, and nobody can end it from within; WordPiece reads the mark, as BERT's users have it."""
+    p = TextProcessor(train_reversible(kind, [*TEXTS, *["press </s> or <mask> to stop"] * 4], 700, False, 2), 64)
+    (ids,) = next(iter(p.encode(["press </s> or <mask> to stop"])))
+    assert p.decode_text(ids) == "press </s> or <mask> to stop" and not set(ids) & set(p.special_ids)
+    wordpiece = TextProcessor(train_tokenizer(TEXTS, 200, True), 32)
+    (ids,) = next(iter(wordpiece.encode(["cat [SEP] dog"])))
+    assert wordpiece.sep_id in ids
+
+
 @pytest.mark.parametrize("kind", ["bpe", "characters"])
 def test_unseen_letters_are_their_bytes(kind):
     """What training never saw is written with bytes, and comes back."""

@@ -282,6 +282,14 @@ def test_folder_with_splits(tmp_path: Path) -> None:
         folder(tmp_path).read("test")
 
 
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    """One of them would be left out without a word."""
+    for name in ("train/x/a.png", "train/y/b.png", "val/x/c.png", "valid/y/d.png"):
+        save(tmp_path / name)
+    with pytest.raises(UserError, match="has val and valid, which both name the split val"):
+        folder(tmp_path).own_splits()
+
+
 def test_folder_errors(tmp_path: Path) -> None:
     """A wrong path, an empty folder and a wrong option are told apart."""
     (tmp_path / "photos").mkdir()
@@ -448,6 +456,28 @@ def test_hf_columns(tmp_path: Path) -> None:
     labels = hf(tmp_path / "a.parquet", label="kind").read("train").labels
     assert labels is not None and labels.tolist() == [1, 0]
     assert hf(tmp_path, label="none").read("train").labels is None
+
+
+def test_hf_categories_and_truths_are_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As pandas writes them; what is passed over for its kind is told."""
+    import pyarrow as pa
+
+    for values, classes in ((pa.array(["dog", "cat"]).dictionary_encode(), ["cat", "dog"]), ([True, False], ["0", "1"])):
+        write_parquet(tmp_path / "a.parquet", [noise(6, 6)] * 2, values)
+        raw = hf(tmp_path).read("train")
+        assert hf(tmp_path).classes == classes and raw.labels is not None and raw.labels.tolist() == [1, 0]
+    assert "is not taken for classes" not in caplog.text
+    write_parquet(tmp_path / "a.parquet", [noise(6, 6)] * 2, [0.0, 1.0])
+    assert hf(tmp_path).classes is None and "the column 'label' of" in caplog.text
+    assert hf(tmp_path, label="label").classes == ["0", "1"]
+
+
+def test_hf_what_skips_rows_is_another_set(tmp_path: Path) -> None:
+    """Else a set that was prepared without the rows that have no label would be taken where they are refused."""
+    write_parquet(tmp_path / "a.parquet", [noise(6, 6)] * 3, [0, 1, -1])
+    skipping, failing = (hf(tmp_path, on_error=on_error) for on_error in ("skip", "fail"))
+    assert skipping.fingerprint() != failing.fingerprint() == hf(tmp_path).fingerprint()
+    assert len(skipping.read("train")) == 2
 
 
 def test_hf_files_of_other_classes_are_not_mixed(tmp_path: Path) -> None:

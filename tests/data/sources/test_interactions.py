@@ -91,6 +91,15 @@ def test_a_table_without_a_header_is_not_taken_for_sequences(here):
         source(here / "u.data", "pairs", item="1")
 
 
+@pytest.mark.parametrize("between", [" ", "  ", "::"])
+def test_tables_between_blanks_and_colons(here, between):
+    """Every field is one, as in MovieLens's ratings.dat: an item's name holds no rating."""
+    events = [("1", "b", "5", "20"), ("1", "a", "4", "10"), ("2", "c", "3", "30")]
+    (here / "ratings.dat").write_text("\n".join(between.join(event) for event in events) + "\n")
+    found = source(here / "ratings.dat", hold_out=False, user="0", item="1", time="3")
+    assert sorted(found.get("unlabeled").items) == [("a", "b"), ("c",)]
+
+
 def test_dates_without_a_zone_are_in_order_wherever_they_are_read(here, monkeypatch):
     """Where clocks are put back there are two of an hour, and the second would be taken for the first."""
     (here / "log.csv").write_text("user,item,time\n1,c,2021-10-31 01:50:00Z\n1,b,2021-10-31 01:40:00\n1,a,2021-10-31 01:30:00Z\n")

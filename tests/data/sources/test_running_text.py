@@ -9,7 +9,7 @@ import pytest
 
 from sslt.data import cache
 from sslt.data.sources import docs
-from sslt.data.sources.running_text import TextFiles
+from sslt.data.sources.running_text import TextFiles, TextLines
 from sslt.errors import UserError
 
 
@@ -51,3 +51,10 @@ def test_split_documents_without_blank_lines():
     assert "\n".join("\n\n".join(documents).split()) == "\n".join("\n".join(lines).split())
     assert all(990 <= len(d) < 1400 for d in documents[:-1])
     assert docs.split_documents(" \n ") == []
+
+
+def test_a_line_is_a_text_whatever_stands_in_it(tmp_path):
+    """Signs that some take for an end of line are part of a text: else all answers after one would be of another line."""
+    write(tmp_path / "t.txt", "one\u2028still one\x0c\r\n\ntwo\x85\x1cstill two")
+    source = TextLines(str(tmp_path / "t.txt"))
+    assert source.read("unlabeled").items == ["one\u2028still one\x0c", "", "two\x85\x1cstill two"] == list(source.stream("unlabeled", []))

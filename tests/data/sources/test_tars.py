@@ -87,6 +87,15 @@ def test_classes_of_other_members(tmp_path, label, classes):
     assert found.read("train").labels.tolist() == [i % len(classes) for i in range(8)]
 
 
+def test_numbers_of_classes_may_have_gaps(tmp_path):
+    """What is too large for one is told by how many pictures there are, not by how many different numbers."""
+    content = [part for i in range(1101) for part in ((f"{i}.png", png(i % 24)), (f"{i}.cls", b"1100" if i == 7 else b"3"))]
+    found = source(tar(tmp_path / "a.tar", content))
+    assert len(found.classes) == 1101 and found.read("train").labels[:9].tolist() == [3] * 7 + [1100, 3]
+    with pytest.raises(UserError, match="holds the label 1100, more than there are images"):
+        assert source(tar(tmp_path / "b.tar", content[:40])).classes
+
+
 def test_without_classes_it_is_unlabelled(tmp_path):
     found = source(tar(tmp_path / "a.tar", samples(range(8), "json")))
     assert found.own_splits() == ("unlabeled",) and found.classes is None and found.read("unlabeled").answers is None

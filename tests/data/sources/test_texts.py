@@ -113,6 +113,24 @@ def test_stray_quotes_in_tsv(tmp_path):
     assert source.read("train").skipped == [f"{tmp_path}/t.tsv, line 6: empty text"]
 
 
+def test_a_quotation_mark_without_an_end_swallows_no_rows(tmp_path):
+    """Refused where it would make one text of several lines, or of a file that was cut short; within a line it is as it is."""
+    start = "label,text\n0,first\n"
+    for content, line in (('0,"good\n1,bad\n1,"worst" ever\n0,nice\n', 3), ('1,fine\n0,"not so go', 4)):
+        with pytest.raises(UserError, match=f"begins with a quotation mark in line {line} has no end"):
+            table(write(tmp_path / "t.csv", start + content)).read("train")
+    good = '1,"two\nlines, ""quoted"""\n0,5" wide\n1,"so" said\n'
+    assert table(write(tmp_path / "t.csv", start + good)).read("train").items == ["first", 'two\nlines, "quoted"', '5" wide', "so said"]
+
+
+def test_a_class_named_like_a_column_is_no_header(tmp_path):
+    """What stands in the first line comes again below it; a name that does not is one."""
+    path = write(tmp_path / "t.csv", "question,How are you?\nstatement,I am fine.\nquestion,Who is it?\n")
+    assert rows(table(path)) == (["How are you?", "I am fine.", "Who is it?"], ["question", "statement", "question"])
+    path = write(tmp_path / "t.csv", "question,label\nHow are you?,question\nI am fine.,statement\n")
+    assert rows(table(path)) == (["How are you?", "I am fine."], ["question", "statement"])
+
+
 def test_long_quoted_tsv_fields_may_hold_line_ends(tmp_path):
     """A TSV file written with quoting is read with it, even when the sample ends inside a field."""
     long = "x\n" * 400_000
