@@ -122,7 +122,9 @@ class Learner(pl.LightningModule):
 
     # ---------------------------------------------------------------- data
     def train_dataloader(self) -> Loader:
-        return Loader(self.streams, lambda: self.batches_seen, self.sampling, self.trainer.accumulate_grad_batches)
+        had = self.trainer.fit_loop.epoch_loop.batch_progress
+        accumulate = self.trainer.accumulate_grad_batches
+        return Loader(self.streams, lambda: self.batches_seen, self.sampling, accumulate, lambda: had.current.ready)
 
     def on_after_batch_transfer(self, batch: list[dict[str, Any]], dataloader_idx: int) -> dict[str, Any]:
         if batch:  # all batches of an optimizer step come at its start

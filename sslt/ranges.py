@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
+
+from sslt.errors import UserError
 
 Count = int
 Natural = int
@@ -91,6 +94,13 @@ SETTINGS = {
     "hangs": "Positive",
     "restarts": "Natural",
 }
+
+
+def interval(values: Sequence[float], name: str) -> tuple[float, float]:
+    """The ends of what `name` is drawn from. Raises `UserError` for what is no interval."""
+    if len(values) != 2 or values[0] > values[1]:
+        raise UserError(f"{name}={list(values)}: give two numbers, the lower first")
+    return float(values[0]), float(values[1])
 
 
 def is_number(text: str) -> bool:

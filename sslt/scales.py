@@ -3,7 +3,7 @@
 # Shares in 0..1 (some, such as correlations, in -1..1), shown as percentages.
 SHARES = (
     "accuracy", "f1", "precision", "recall", "interval", "map", "miou", "auroc", "spearman", "pearson", "exact_match",
-    "ndcg@10", "ndcg@5", "hr@10", "hr@5", "mrr",
+    "ndcg@10", "ndcg@5", "hr@10", "hr@5", "mrr", "recall@1", "recall@5", "recall@10",
     "rougeL", "rouge1", "rouge2", "rougeLsum", "bleu", "bleu_tokenized", "chrf", "distinct1", "distinct2",
 )  # fmt: skip
 # What describes a result before everything else does, in this order.

@@ -225,3 +225,28 @@ def test_a_frozen_encoder_is_run_once(sslt, here, monkeypatch):
     assert counts[0] == counts[1] > 0
     found = Run(here / "run3").metrics
     assert found["model/parameters"] > found["model/moving_parameters"] > 0
+
+
+def test_gone_on_with_by_smaller_batches_every_gradient_counts(sslt, here, monkeypatch):
+    """Half the batch and twice as many a step, from the middle of an epoch: no batch's gradient is thrown away."""
+    from sslt.learner import Learner
+
+    events: list[str] = []
+
+    def noted(name, what):
+        method = getattr(Learner, name)
+
+        def call(self, *args, **kwargs):
+            if what == "step" or args[0]:
+                events.append(what if what == "step" else str(len(args[0])))
+            return method(self, *args, **kwargs)
+
+        monkeypatch.setattr(Learner, name, call)
+
+    with pytest.MonkeyPatch.context() as patch:
+        StopAt(3, patch)
+        sslt(*IMAGES, "hydra.run.dir=a", code=130)
+    noted("on_after_batch_transfer", "batches")
+    noted("optimizer_step", "step")
+    sslt("pretrain", "resume=a", "batch_size=128", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=1")
+    assert events[0] == "1" and events[1::2] == ["step"] * (len(events) // 2) and set(events[2::2]) <= {"1", "2"} and len(events) > 6

@@ -81,7 +81,7 @@ class AdaLoRA(Adapter):
 
     Every map starts with rank `init_r`; between the shares `start` and `end` of the run the least important singular values
     are set to zero, every `every` steps, until they are `target_r` a map on average. orthogonality: weight of
-    ‖PᵀP - I‖ + ‖QQᵀ - I‖ (Frobenius norms, their mean over maps). Needs a bound in steps or epochs.
+    ‖PᵀP - I‖ + ‖QQᵀ - I‖ (Frobenius norms; the mean over both of all maps). Needs a bound in steps or epochs.
     """
 
     def __init__(

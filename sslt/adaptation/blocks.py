@@ -9,7 +9,7 @@ import math
 from sslt.adaptation.base import Adaptation
 from sslt.encoders.base import Encoder
 from sslt.errors import UserError, nearest
-from sslt.ranges import Count, Share
+from sslt.ranges import Natural, Share
 
 
 class Partial(Adaptation):
@@ -18,7 +18,7 @@ class Partial(Adaptation):
     patterns: shell patterns of parameter names, as `*.attention.*` or `*norm*`; blocks=0 leaves these alone to move.
     """
 
-    def __init__(self, blocks: Count, patterns: list[str], layer_decay: Share):
+    def __init__(self, blocks: Natural, patterns: list[str], layer_decay: Share):
         super().__init__(layer_decay)
         if blocks < 0 or (blocks == 0 and not patterns):
             raise UserError(f"adaptation.blocks={blocks}: give at least 1, name patterns, or choose adaptation=probe")

@@ -215,8 +215,9 @@ class Checkpoint(pl.Callback):
             self.watch.writing = False
             if trainer.is_global_zero:
                 tmp.unlink(missing_ok=True)
-        self._last = time.monotonic()
-        self._saved_at = pl_module.batches_seen
+        if name == LAST:  # nothing goes on from a copy
+            self._last = time.monotonic()
+            self._saved_at = pl_module.batches_seen
 
     def advice(self) -> str:
         """What to do after a loss went wrong."""

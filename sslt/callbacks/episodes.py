@@ -31,7 +31,8 @@ class EpisodeValidation(BetweenSteps):
         self._measured_at = -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        whole = pl_module.batches_seen % trainer.accumulate_grad_batches == 0
+        position = pl_module.batches_seen % pl_module.steps_per_epoch  # optimizer steps begin anew with every epoch
+        whole = position % trainer.accumulate_grad_batches == 0
         if self.every and whole and pl_module.batches_seen % self.every == 0:
             self.attempt(trainer, pl_module)
 

@@ -115,6 +115,12 @@ def _load(what: str, modality: str | None, trust: list[str] | None, max_length: 
     raise UserError(f"{key}={what} is no folder; to take a published model by name, say which data it is for: data=…")
 
 
+def is_own(what: str) -> bool:
+    """Whether `from=` names what sslt has made, or the architecture of something, which says how long texts are by itself."""
+    path = stored.located(what)
+    return what.startswith("scratch:") or stored.is_file(path / RUN_FILE) or stored.is_file(path / FILE)
+
+
 def _without_encoder(run: Run, what: str, key: str) -> str:
     """Why a run folder holds no encoder, and what to name instead."""
     info = run.info

@@ -37,7 +37,8 @@ def cheap(
     if not cfg.baseline:
         return found, None
     kind = [f"{type(target).__qualname__} of {target.answer.kind}", *target.cheap_settings]
-    key = cache.digest("baseline", FORMAT, kind, source.modality, [None if s is None else s.fingerprint for s in samples.values()])
+    rows = [None if of is None else of.fingerprint for of in (train, samples["val"], test)]
+    key = cache.digest("baseline", FORMAT, kind, source.modality, rows)
     entry = cache.get_or_make("baselines", key, lambda folder: _write(target, source, samples, labels, split, folder))
     if entry.meta["method"] is None:
         return found, None

@@ -46,18 +46,18 @@ def name_of(fraction: float) -> str:
 SCORE = "test/accuracy"  # of a training from scratch, which probes are held against
 
 
-def curve_points(metrics: dict[str, float], space: Space) -> list[tuple[int, float]]:
-    """(labels, accuracy) of every k-shot and linear probe in `metrics`, by number of labels."""
-    points = []
+def named_points(metrics: dict[str, float], space: Space) -> dict[str, tuple[int, float]]:
+    """(labels, accuracy) of every k-shot and linear probe in `metrics`, by the probe's name."""
+    points = {}
     for key, value in metrics.items():
         probe, _, what = key.rpartition("/")
         if what != "accuracy":
             continue
         if probe.endswith("_shot"):
-            points.append((int(probe.partition("_")[0]) * len(space["classes"]), value))
+            points[probe] = (int(probe.partition("_")[0]) * len(space["classes"]), value)
         elif f"{probe}/labels" in metrics:
-            points.append((int(metrics[f"{probe}/labels"]), value))
-    return sorted(points)
+            points[probe] = (int(metrics[f"{probe}/labels"]), value)
+    return points
 
 
 def labels_needed(curve: Sequence[tuple[int, float]], score: float) -> float:

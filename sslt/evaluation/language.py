@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from sslt import distributed, precision
 from sslt.data.base import Samples
 from sslt.data.prepare.reversible import is_reversible
-from sslt.data.prepare.text_samples import PackedSamples
+from sslt.data.prepare.text_samples import PackedSamples, TextSamples
 from sslt.encoders.base import Encoder, evaluating
 from sslt.errors import UserError
 from sslt.evaluation.features import MEASURED, HowFar
@@ -31,6 +31,13 @@ def divided(packed: PackedSamples) -> tuple[Samples, Samples | None]:
         return packed, None
     cut = n - max(round(HELD * n), 1)
     return packed.subset(np.arange(cut)), packed.subset(np.arange(cut, n))
+
+
+def before_end(texts: TextSamples, packed: PackedSamples) -> Samples:
+    """Of a text without splits the `texts` that are no part of the end that is held out of it, `packed` (see `divided`)."""
+    learned, held = divided(packed)
+    ends = np.cumsum(texts.sizes + 1)  # in the stream, where each has a mark behind it
+    return texts if held is None else texts.subset(np.flatnonzero(ends <= len(learned) * packed.grid.shape[1]))
 
 
 def streams(encoder: Encoder, source: Any, split: str) -> tuple[np.ndarray, np.ndarray, str]:

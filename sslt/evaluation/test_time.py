@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sslt.errors import UserError
 from sslt.modules import of_kind, replaced
-from sslt.ranges import Count, NonNegative, Share
+from sslt.ranges import Count, NonNegative
 
 
 class BatchStatistics(nn.modules.batchnorm._BatchNorm):
@@ -109,10 +109,8 @@ class TestTime(abc.ABC):
 class BatchNormStatistics(TestTime):
     """The test batches' statistics in place of the training set's; nothing is learned. prior: as in `BatchStatistics`."""
 
-    def __init__(self, prior: Share, reset: bool):
+    def __init__(self, prior: NonNegative, reset: bool):
         super().__init__(reset)
-        if prior < 0:
-            raise UserError(f"test_time.prior={prior}: give the number of samples that the source's statistics count for, 0 or more")
         if not reset and prior == 0:
             raise UserError(
                 "test_time.reset=false follows the stream, which test_time.prior=0 forgets at every batch: set test_time.prior=16"

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sslt.encoders.base import Encoder
+from sslt.encoders.batch_norm import batch_statistics
 from sslt.objectives.base import Loss, Objective, Picture, encode_views, full_precision, wide
 from sslt.objectives.parts.decoders import VectorDecoder
 from sslt.objectives.parts.pixels import images_of, require_images
@@ -83,7 +84,7 @@ class BiGAN(Objective):
         accuracy = 0.5 * ((scores[:b] > 0).float().mean() + (scores[b:] <= 0).float().mean())
         logs = {"critic_loss": critic.detach(), "critic_accuracy": accuracy.detach()}
         if self.logs_now:
-            with torch.no_grad():
+            with torch.no_grad(), batch_statistics(self.generator):  # what is only told changes no statistics
                 logs["reconstruction"] = (wide(self.generator(found)) - wide(images)).square().mean()
         return Loss(critic + others, logs)
 

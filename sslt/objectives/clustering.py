@@ -132,6 +132,8 @@ class DeepClusterV2(Objective):
         super().__init__()
         self.temperature, self.steps = temperature, steps
         self.projector = mlp(encoder.dim, hidden, out)
+        if not clusters:
+            raise UserError("objective.clusters=[]: give at least one number of clusters")
         for i, k in enumerate(clusters):
             self.register_buffer(f"centres{i}", torch.zeros(k, out))
         self.clusters, self.out = list(clusters), out

@@ -125,6 +125,8 @@ class WMSE(_Joined):
 
     def forward(self, encoder: Encoder, batch: dict) -> Loss:
         z = self.projections(encoder, batch)
+        if self.size is not None:  # parts are of the joint batch, whose rows ranks hold by turns
+            z = z.unflatten(1, (distributed.world_size(), -1)).transpose(1, 2).flatten(1, 2)
         size = self.size or z.shape[1]
         with full_precision():
             white = torch.stack([torch.cat([self.whiten(part) for part in view.split(size) if len(part) == size]) for view in z])

@@ -15,7 +15,7 @@ from sslt.objectives.parts.masking import block_tokens, check_share, positions_o
 from sslt.objectives.parts.momentum import Taught, Teacher
 from sslt.objectives.parts.prototypes import Centre, UnitPrototypes, cross_entropy_of_views, entropy, head, ramp
 from sslt.objectives.parts.transformer import mask_token
-from sslt.ranges import Count, Positive, Share
+from sslt.ranges import Count, Positive, Share, interval
 
 UNDECIDED = 0.99  # share of the largest entropy from which on targets say next to nothing
 
@@ -147,7 +147,7 @@ class IBOT(DINO):
             encoder, hidden, bottleneck, out, temperature, teacher_temperature_start, teacher_temperature, warmup, freeze, momentum,
             centre_momentum,
         )  # fmt: skip
-        self.share, self.aspect = share, (aspect[0], aspect[1])
+        self.share, self.aspect = share, interval(aspect, "objective.aspect")
         self.token = mask_token(encoder.dim)
         self.patch_centre = Centre(out, centre_momentum)
 

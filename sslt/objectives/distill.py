@@ -189,13 +189,15 @@ class Distill(Objective):
         own = self._answers[0](s.pooled) if self._answers else head(mapped)
         return wide(own), wide(head(t.pooled))
 
-    def _apart(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """How far vectors [N, D] are from the teacher's, [N]."""
+    def _apart(self, ours: Tensor, theirs: Tensor, counted: Tensor | None = None) -> Tensor:
+        """How far vectors [N, D] are from the teacher's, [N]; counted [N]: which are not padding."""
         if self.distance == "cosine":
             # by unit vectors: torch's cosine_similarity of a vector with itself is off by a rounding error
             return (F.normalize(ours, dim=-1) - F.normalize(theirs, dim=-1)).square().sum(-1) / 2
-        mean = distributed.mean_over_ranks(theirs)
-        variance = distributed.mean_over_ranks((theirs - mean).square()).sum()  # of all features together: a dead one weighs nothing
+        rows = theirs if counted is None else theirs[counted]
+        n = distributed.sum_over_ranks(rows.new_tensor(len(rows))).clamp(min=1)
+        mean = distributed.sum_over_ranks(rows.sum(0)) / n
+        variance = distributed.sum_over_ranks((rows - mean).square().sum()) / n  # of all features together: a dead one weighs nothing
         return (ours - theirs).square().sum(-1) / variance.clamp(min=1e-12)
 
     def _of_tokens(self, ours: Tensor, mask: Tensor | None, t: Features) -> Tensor:
@@ -203,7 +205,8 @@ class Distill(Objective):
         theirs = wide(t.tokens)
         if ours.shape[1] != theirs.shape[1]:
             theirs = _resized(theirs, ours.shape[1], self.teacher)
-        apart = self._apart(ours.flatten(0, 1), theirs.flatten(0, 1)).unflatten(0, ours.shape[:2])
+        counted = None if mask is None else mask.flatten()
+        apart = self._apart(ours.flatten(0, 1), theirs.flatten(0, 1), counted).unflatten(0, ours.shape[:2])
         return pool_mean(apart.unsqueeze(-1), mask).mean()
 
     def _of_queue(self, ours: Tensor, theirs: Tensor, views: int) -> Tensor:

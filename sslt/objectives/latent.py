@@ -19,7 +19,7 @@ from sslt.objectives.base import Loss, wide
 from sslt.objectives.parts.masking import block_tokens, check_share, random_tokens, take
 from sslt.objectives.parts.momentum import Taught, Teacher
 from sslt.objectives.parts.transformer import Transformer, grid_positions, mask_token
-from sslt.ranges import Count, NonNegative, Positive, Share
+from sslt.ranges import Count, NonNegative, Positive, Share, interval
 
 
 class Data2Vec(Taught):
@@ -51,7 +51,7 @@ class Data2Vec(Taught):
         layers = max(1, encoder.depth // 2) if layers is None else layers
         if not 1 <= layers <= encoder.depth:
             raise UserError(f"objective.layers={layers}: the encoder has {encoder.depth} blocks, give 1 to {encoder.depth}")
-        self.share, self.beta, self.layers, self.aspect = share, beta, layers, (aspect[0], aspect[1])
+        self.share, self.beta, self.layers, self.aspect = share, beta, layers, interval(aspect, "objective.aspect")
         self.blocks = blocks and encoder.modality == "image"
         self.token = mask_token(encoder.dim) if encoder.modality == "image" else None
         self.predict = nn.Linear(encoder.dim, encoder.dim)
@@ -127,7 +127,9 @@ class IJEPA(Taught):
         super().__init__()
         encoder.require_tokens(pooled=False)
         self.grid = encoder.grid
-        self.n_targets, self.context_scale, self.target_scale, self.aspect = targets, context_scale, target_scale, aspect
+        self.n_targets, self.aspect = targets, interval(aspect, "objective.aspect")
+        self.context_scale = interval(context_scale, "objective.context_scale")
+        self.target_scale = interval(target_scale, "objective.target_scale")
         self.embed, self.token = nn.Linear(encoder.dim, width), mask_token(width)
         self.register_buffer("positions", grid_positions(self.grid, width), persistent=False)
         self.predictor, self.predict = Transformer(width, depth, heads), nn.Linear(width, encoder.dim)
@@ -157,7 +159,7 @@ class IJEPA(Taught):
         """Positions of contexts [B, K] and of target blocks [M, B, P]; made on the CPU, since K is a number that Python needs."""
         h, w = self._size(self.target_scale, self.aspect)
         targets = torch.stack([self._places(b, h, w) for _ in range(self.n_targets)])  # [M, B, T]
-        side, _ = self._size(self.context_scale, [1.0, 1.0])
+        side, _ = self._size(self.context_scale, (1.0, 1.0))
         untaken = ~targets.any(0)  # [B, T]
         free = self._places(b, side, side) & untaken
         # where the targets cover an image's whole context, what is nobody's target stands in: no target is shown, unless they cover all
@@ -166,7 +168,7 @@ class IJEPA(Taught):
         positions = targets.flatten(0, 1).float().argsort(dim=1, descending=True, stable=True)[:, : h * w]
         return order.sort(1).values, positions.unflatten(0, (self.n_targets, b))
 
-    def _size(self, scale: list[float], aspect: list[float]) -> tuple[int, int]:
+    def _size(self, scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[int, int]:
         """Height and width of a block, in patches."""
         rng = lanes.common()
         area = float(torch.empty(()).uniform_(*scale, generator=rng)) * self.grid**2

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from sslt import distributed
 from sslt.encoders.base import Encoder
+from sslt.errors import UserError
 from sslt.objectives.base import Loss, Objective, encode_views, full_precision, mlp, n_views, wide
-from sslt.ranges import Count, NonNegative, Positive
+from sslt.ranges import Count, Positive, Share
 
 
 def epps_pulley(x: Tensor, knots: int, reach: float) -> Tensor:
@@ -44,8 +45,10 @@ class LeJEPA(Objective):
     only_pooled = True
     least_views = 2
 
-    def __init__(self, encoder: Encoder, hidden: Count, out: Count, weight: NonNegative, directions: Count, knots: Count, reach: Positive):
+    def __init__(self, encoder: Encoder, hidden: Count, out: Count, weight: Share, directions: Count, knots: Count, reach: Positive):
         super().__init__()
+        if knots < 2:
+            raise UserError(f"objective.knots={knots}: an integral has two ends, give at least 2")
         self.projector = mlp(encoder.dim, hidden, out, layers=3)
         self.weight, self.directions, self.knots, self.reach = weight, directions, knots, reach
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # the seed of the directions, the same on every rank

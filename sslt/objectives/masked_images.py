@@ -27,7 +27,7 @@ from sslt.objectives.parts.masking import (
     unpatchify,
 )
 from sslt.objectives.parts.transformer import Transformer, grid_positions, mask_token
-from sslt.ranges import Count, Positive, Share
+from sslt.ranges import Count, Positive, Share, interval
 
 
 class _MaskedImages(Objective):
@@ -148,7 +148,7 @@ class BEiT(_MaskedImages):
 
     def __init__(self, encoder: PixelEncoder, share: Share, aspect: list[Positive], words: Count, patches: Count):
         super().__init__(encoder, share)
-        self.aspect, self.patches = (aspect[0], aspect[1]), patches
+        self.aspect, self.patches = interval(aspect, "objective.aspect"), patches
         if words < 2 or patches < words:
             raise UserError(f"objective.words={words}, objective.patches={patches}: give at least 2 words, and no fewer patches than words")
         self.register_buffer("words", torch.zeros(words, self.numbers))

@@ -96,6 +96,8 @@ def _for_probes(cfg: Any, encoder: Encoder, source: Any) -> dict[str, Samples]:
             + (f", or measure the encoder as it is by +objective={' or '.join(named)}" if named else "")
         )
     Classification.check(source)
+    if cfg.split != "test":
+        raise UserError(f"split={cfg.split}: probes learn from train, choose on val and are measured on test: leave out split=")
     splits = {s: common.prepare_labelled(encoder, source, s) for s in ("train", "val", "test")}
     splits["train"] = label_subset(splits["train"], cfg.label_fraction, cfg.labels_per_class, cfg.seed)
     return splits
@@ -130,6 +132,11 @@ def _beside(
     val = common.prepare(encoder, source, "val") if "val" in source.splits() else None
     if train.answers is None or not run.is_main:
         return []
+    if cfg.split == "train":
+        log.info("no cheap method stands beside what was learned from: it would be asked about its own rows")
+        return []
+    if cfg.split == "val":
+        log.info("the cheap method was picked on the validation split, on which it is measured here: that favours it")
     found, theirs = cheap(cfg, target, source, {"train": train, "val": val, cfg.split: samples}, labels, cfg.split)
     metrics |= found
     return compared(target, target.called, predictions, {str(found.get("baseline/method")): theirs}, samples.answers)

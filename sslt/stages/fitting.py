@@ -30,6 +30,7 @@ from sslt.data.streams.sampling import Sampling, Together
 from sslt.data.streams.streams import Stream
 from sslt.data.views.base import Views
 from sslt.encoders.base import Encoder
+from sslt.encoders.load import is_own
 from sslt.encoders.precomputed import Precomputed
 from sslt.errors import UserError
 from sslt.learner import Learner, Term
@@ -288,7 +289,9 @@ def _tell_unused(cfg: Any, run: Run) -> None:
     if cfg["from"] in (None, "scratch"):
         return
     given = [o for o in run.info.get("overrides", []) if re.match(r"\+*encoder[.=]", o)]
-    if unused := [o for o in given if "processor.max_length" not in o]:
+    # how much of a text is read can be said of what other libraries have made
+    own = is_own(str(cfg["from"]))
+    if unused := [o for o in given if own or "processor.max_length" not in o]:
         log.warning("from=%s brings its own encoder, so that %s does nothing", cfg["from"], " ".join(unused))
 
 

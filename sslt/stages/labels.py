@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import math
 from typing import Any
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf, open_dict
 
 from sslt import config, distributed, groups
 from sslt.errors import UserError, nearest
-from sslt.evaluation.label_curve import SCORE, curve_points, labels_needed, name_of
+from sslt.evaluation.label_curve import SCORE, labels_needed, name_of, named_points
 from sslt.processes import perform
 from sslt.runs import Run
 
@@ -21,24 +22,27 @@ def saved(cfg: Any, run: Run, data: Any, source: Any, metrics: dict[str, float])
     """Draw score against labels; with `curve.target`, train the same architecture from scratch on each share of the labels.
 
     data: the config of the data set `source`. `labels_saved/<n>_labels` is how many labels the training from scratch needs beyond the
-    probe's n to match its score (`labels_saved_at_least/…`, where all the labels there are do not do).
+    probe's n to match its score (`labels_saved_at_least/…`, where all the labels there are do not do); of several probes with as many
+    labels with the probe's name.
     """
-    ours = curve_points(metrics, source.space)
+    points = named_points(metrics, source.space)
+    ours = sorted(points.values())
+    several = collections.Counter(n for n, _ in ours)
     scratch = _from_scratch(cfg, run, data) if cfg.curve.target is not None else {}
     theirs = sorted((int(v["train/labels"]), v[SCORE]) for v in scratch.values())
     found = {f"scratch_{name}/{k.rpartition('/')[2]}": v[k] for name, v in scratch.items() for k in ("train/labels", SCORE)}
     if theirs:
-        for n, score in ours:
-            need = labels_needed(theirs, score)
+        for probe, (n, score) in points.items():
+            need, name = labels_needed(theirs, score), f"{n}_labels" + (f"_{probe}" if several[n] > 1 else "")
             if math.isfinite(need):
-                found[f"labels_saved/{n}_labels"] = round(max(need - n, 0.0), 1)
+                found[f"labels_saved/{name}"] = round(max(need - n, 0.0), 1)
             else:
-                found[f"labels_saved_at_least/{n}_labels"] = theirs[-1][0] - n
+                found[f"labels_saved_at_least/{name}"] = theirs[-1][0] - n
     if run.is_main and ours:
         from sslt.report.plots import label_curves
 
         (run / "plots").mkdir(exist_ok=True)
-        shots = curve_points({k: v for k, v in metrics.items() if "_shot/" in k}, source.space)
+        shots = sorted(point for probe, point in points.items() if probe.endswith("_shot"))
         lines = {"linear probe": [p for p in ours if p not in shots], "k-shot probe": shots, "from scratch": theirs}
         label_curves({name: points for name, points in lines.items() if points}, run / "plots" / "labels.png")
     return found

@@ -11,11 +11,11 @@ from sslt.callbacks.budget import seconds
 from sslt.callbacks.probes import OnlineProbe
 from sslt.config import build
 from sslt.data.base import Samples, many
-from sslt.data.prepare.text_samples import PackedSamples
+from sslt.data.prepare.text_samples import PackedSamples, TextSamples
 from sslt.data.streams.joined import Joined
 from sslt.data.views.base import Views
 from sslt.errors import UserError
-from sslt.evaluation.language import divided
+from sslt.evaluation.language import before_end, divided
 from sslt.groups import command, starting
 from sslt.learner import Term
 from sslt.processes import accelerator
@@ -69,10 +69,13 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     samples = _samples(encoder, source, objective.needs_labels)
     batch_given = any(o.lstrip("+").startswith("batch_size=") for o in run.info.get("overrides", []))
     _say_what_to_expect(cfg, source.modality, len(samples), batch_given)
+    texts, held_out = samples, objective.holds_out and not {"val", "test"} & set(source.splits())
     if cfg.pack:
-        samples = packed = samples.packed(encoder.processor.max_length)
-        if isinstance(packed, PackedSamples) and objective.holds_out and not {"val", "test"} & set(source.splits()):
-            samples, _ = divided(packed)
+        samples = samples.packed(encoder.processor.max_length)
+    if held_out and isinstance(samples, PackedSamples):
+        samples, _ = divided(samples)
+    elif held_out and isinstance(texts, TextSamples) and int(texts.sizes.sum()) >= encoder.processor.max_length:
+        samples = before_end(texts, texts.packed(encoder.processor.max_length))
     stream = common.stream(cfg, samples, cfg.batch_size, views, drop_last=True)
     probes: list[OnlineProbe] = []
 

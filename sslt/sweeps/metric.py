@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from sslt.errors import UserError, nearest
 from sslt.runs import Run
 
-NEVER = "test"  # the split that a choice must not look at
+# Of the split that a choice must not look at: by its name, and what `sslt evaluate` measures on it by probes, episodes and the like.
+NEVER = re.compile(r"(?!.*/val_\w+$)(.+/)?(test|knn|linear(_\w+)?|\w+_shot|episodes|shift|test_time|scratch_\w+|labels_saved\w*)/.+")
 DIRECTIONS = ("maximize", "minimize")
 
 
 def check(metric: str | None, direction: str | None) -> None:
     """Raise `UserError` for settings of a sweep that are none."""
-    if metric is not None and NEVER in metric.split("/"):
+    if metric is not None and NEVER.fullmatch(metric):
         raise UserError(
             f"hydra.sweeper.metric={metric}: a sweep that chooses by the test split leaves nothing to measure its choice on: give a metric "
             f"of validation, or null for the run's own"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sslt.data.prepare.text_samples import as_text
@@ -27,8 +28,9 @@ def answered(best: Best, sure: Tensor, kinds: Tensor | None, threshold: float, c
     if kinds is not None:
         lead = (kinds[:, 1] - kinds[:, 0]).double().cpu().numpy()
         chosen = (lead > threshold).astype(np.int64) if space["words"] == [""] else kinds.argmax(1).cpu().numpy()
-        shares = kinds.softmax(1)
-        sure = shares.gather(1, kinds.argmax(1, keepdim=True))[:, 0] if space["words"] != [""] else sure
+        which = torch.from_numpy(chosen).to(kinds.device)
+        shares = kinds.softmax(1).gather(1, which[:, None])[:, 0]
+        sure = torch.where(which == 0, shares * sure, shares)  # that there is a place, and that it is this one
     characters = batch["characters"].cpu().numpy()
     found, texts = [], []
     for i, (start, end) in enumerate(zip(*places, strict=True)):

@@ -84,10 +84,16 @@ class Retrieval(Target[Class]):
             counts = TfidfVectorizer(analyzer=words_of, sublinear_tf=True, min_df=min(2, len(texts)), max_features=50_000).fit(texts)
             width = min(WIDTH, len(counts.vocabulary_) - 1, len(texts) - 1)
             model = make_pipeline(counts, TruncatedSVD(max(width, 1), random_state=0)).fit(texts)
-            name, features = "TF-IDF, 256 directions (LSA)", model.transform(asked)
+            name, features, groups = f"TF-IDF, {max(width, 1)} directions (LSA)", model.transform(asked), copies.contents_of(asked)
         else:
-            name, features = "pixels", _pixels(test.items) - _pixels(train.items).mean(0)
-        return Cheap(name, Class(np.zeros(len(features), np.int64), self.space, scores=features.astype(np.float32)), float("nan"))
+            name, (features, groups) = "pixels", _pixels(test.items)
+            features = features - _pixels(train.items)[0].mean(0)
+        answered = np.zeros(len(features), np.int64), self.space
+        return Cheap(name, Class(*answered, scores=features.astype(np.float32), groups=groups.view(np.int64)), float("nan"))
+
+    @property
+    def cheap_settings(self) -> list[Any]:
+        return ["but copies"]
 
 
 def _features(predictions: Class) -> tuple[np.ndarray, np.ndarray]:
@@ -97,12 +103,14 @@ def _features(predictions: Class) -> tuple[np.ndarray, np.ndarray]:
     return features, np.arange(len(values)) if predictions.groups is None else np.asarray(predictions.groups)
 
 
-def _pixels(samples: Samples) -> np.ndarray:
-    """float32 [N, ≤ PIXELS · channels]: the images, made small where they are large."""
-    parts = []
+def _pixels(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [N, ≤ PIXELS · channels], the images, made small where they are large; and uint64 [N], equal where images are."""
+    parts, contents = [], []
     for start in range(0, len(samples), 1024):
-        x = samples.batch(np.arange(start, min(start + 1024, len(samples))))["image"].float()
+        images = samples.batch(np.arange(start, min(start + 1024, len(samples))))["image"]
+        contents.append(copies.contents_of(images.numpy()))
+        x = images.float()
         if x.shape[-1] * x.shape[-2] > PIXELS:
             x = torch.nn.functional.adaptive_avg_pool2d(x, int(PIXELS**0.5))
         parts.append(x.flatten(1).numpy())
-    return np.concatenate(parts)
+    return np.concatenate(parts), np.concatenate(contents)

@@ -69,6 +69,7 @@ def beside(
     best = max(f1, key=lambda key: f1[key])
     tagger.mix = tagger.mix.new_tensor([*tried[best[0]], best[1]])
     found = {name: max(v for (n, _), v in f1.items() if n == name) for name in tried}
+    found[ENCODER] = f1[ENCODER, 0.0]  # as it answers alone: nothing is demanded of it then
     log.info("on validation the encoder has an F1 of %.1f, a linear tagger %.1f, both together %.1f (late_fusion=false: the encoder alone)",
              *(100 * found[name] for name in (ENCODER, LINEAR, BOTH)))  # fmt: skip
     if best[0] == LINEAR:

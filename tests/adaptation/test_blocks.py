@@ -188,3 +188,12 @@ def test_ia3s_factors_are_not_drawn_to_zero():
     adaptation.prepare(encoder)
     (factors, head) = adaptation.parameter_groups(encoder, nn.Linear(encoder.dim, 3), 0.1)[:2]
     assert factors["weight_decay"] == 0.0 and head["weight_decay"] == 0.1
+
+
+def test_patterns_alone_can_be_asked_for():
+    """With no block at all, which a command line may say."""
+    from sslt import config
+
+    args = ["+target=digits", "from=x", "adaptation=partial", "adaptation.blocks=0", "adaptation.patterns=['*bn*']"]
+    made = config.build(config.compose("finetune", args).adaptation)
+    assert made.moves("model.bn1.weight", 9, 9) and not made.moves("model.conv1.weight", 9, 9)

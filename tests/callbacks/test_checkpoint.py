@@ -311,3 +311,23 @@ def test_what_cannot_be_taken_up_is_the_checkpoints_fault(sslt, here, two_checkp
         torch.save(found, here / "a" / "checkpoints" / LAST)
         sslt("pretrain", "resume=a", code=2)
         assert "last.ckpt is damaged" in capsys.readouterr().err
+
+
+def test_copies_stand_for_no_checkpoint(sslt, here):
+    """What is kept of every epoch is not gone on from: the last one is written as without them, and says where a killed run was."""
+    sslt(
+        "pretrain",
+        "+task=simclr",
+        *TINY_IMAGES,
+        "batch_size=256",
+        "trainer.max_epochs=2",
+        "checkpoint.keep_every_n_epochs=1",
+        "hydra.run.dir=a",
+    )
+    assert {p.name for p in Path("a/checkpoints").glob("*.ckpt")} == {LAST, "epoch=1.ckpt", "epoch=2.ckpt"}
+    assert read(Path("a/checkpoints") / LAST)["batches_seen"] == 10
+    checkpoint = Checkpoint(here / "b", 1, 1)
+    checkpoint.save(Trainer(b"copy"), one_weight(), "epoch=1.ckpt")
+    assert (checkpoint._last, checkpoint._saved_at) == (0.0, -1)
+    checkpoint.save(Trainer(b"last"), one_weight())
+    assert checkpoint._last > 0 and checkpoint._saved_at == 3

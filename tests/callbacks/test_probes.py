@@ -216,9 +216,11 @@ def test_validation_on_episodes(accuracies):
     assert len(kept.said) == 3 and resumed.best == 0.6
     accuracies += [0.1]
     halves = EpisodeValidation(kept, None, None, None, 1, 4, 8)
-    for n in (4, 12):
-        halves.on_train_batch_end(SimpleNamespace(accumulate_grad_batches=3), learner(n), None)
-    assert [step for step, _ in kept.said][3:] == [12]
+    for n in (4, 8, 12):  # steps are of 3 batches, and begin anew with an epoch of 7: they end at 3, 6, 7, 10, 13, 14
+        halves.on_train_batch_end(SimpleNamespace(accumulate_grad_batches=3), learner(n, 7), None)
+    assert [step for step, _ in kept.said][3:] == []
+    halves.on_train_batch_end(SimpleNamespace(accumulate_grad_batches=3), learner(20, 7), None)
+    assert [step for step, _ in kept.said][3:] == [20]
     never = EpisodeValidation(kept, None, None, None, 1, 0, 8)
     never.on_train_batch_end(given, learner(4), None)
     never.on_train_end(given, learner(9))

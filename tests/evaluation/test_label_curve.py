@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sslt.errors import UserError
-from sslt.evaluation.label_curve import curve_points, labels_needed, linear_curve
+from sslt.evaluation.label_curve import labels_needed, linear_curve, named_points
 from sslt.targets.linear import linear_probe
 
 
@@ -31,7 +31,7 @@ def test_all_labels_are_the_linear_probe():
 def test_points_of_both_kinds_of_probe():
     """k-shot probes count k labels of each class, linear ones what they say."""
     metrics = {"5_shot/accuracy": 0.5, "5_shot/interval": 0.1, "linear/accuracy": 0.9, "linear/labels": 800, "knn/accuracy": 0.8}
-    assert curve_points(metrics, {"classes": list("abcd")}) == [(20, 0.5), (800, 0.9)]
+    assert sorted(named_points(metrics, {"classes": list("abcd")}).values()) == [(20, 0.5), (800, 0.9)]
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,9 @@ def test_a_fraction_is_a_share():
     """One line for 10 in place of 0.1."""
     with pytest.raises(UserError, match=r"curve\.fractions: 10"):
         linear_curve(split(8, 0), split(8, 1), split(8, 2), 4, [10], seed=0)
+
+
+def test_probes_with_as_many_labels_are_told_apart():
+    """10 of each of 10 classes, and a tenth of 1,000."""
+    metrics = {"10_shot/accuracy": 0.8, "linear_10pct/accuracy": 0.85, "linear_10pct/labels": 100}
+    assert named_points(metrics, {"classes": list("abcdefghij")}) == {"10_shot": (100, 0.8), "linear_10pct": (100, 0.85)}

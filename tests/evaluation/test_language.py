@@ -67,6 +67,25 @@ def test_a_models_text_is_held_out(sslt, tmp_path):
     assert found["eval/perplexity"] < 200 and found["bigrams/perplexity"] > 1 and found["eval/bits_per_byte"] > 0
 
 
+def test_texts_of_the_end_are_not_learned_from_either(sslt, tmp_path, monkeypatch):
+    """Where they are not joined to rows: all that lie before the end that is measured, and not one more."""
+    from sslt.stages import pretrain
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text("\n".join(f"{'ab cd ef gh'[: 2 + i % 9]} number {i}" for i in range(600)))
+    tiny = ["encoder.config.hidden_size=16", "encoder.config.num_hidden_layers=1", "encoder.processor.vocab_size=400", "pack=false"]
+    tiny += ["encoder.processor.max_length=32", "trainer.accelerator=cpu", "trainer.max_steps=1", "batch_size=8"]
+    calls, whole = [], pretrain.before_end
+    monkeypatch.setattr(pretrain, "before_end", lambda *given: calls.append((*given, whole(*given))) or calls[-1][-1])
+    sslt("pretrain", "+task=causal_lm", "data=text_lines", "data.path=t.txt", *tiny, "hydra.run.dir=run")
+    ((texts, packed, found),) = calls
+    learned, held = divided(packed)
+    before, ends = len(learned) * packed.grid.shape[1], np.cumsum(texts.sizes + 1)
+    assert ends[len(found) - 1] <= before < ends[len(found)] and 500 < len(found) < 600 == len(texts)
+    sslt("evaluate", "from=run", "trainer.accelerator=cpu", "hydra.run.dir=ev")
+    assert json.loads((tmp_path / "ev/metrics.json").read_text())["eval/tokens"] == len(held) * packed.grid.shape[1]
+
+
 def test_the_end_is_apart():
     """No row is on both sides, and a short text is not divided."""
     from sslt.data.prepare.text_samples import PackedSamples

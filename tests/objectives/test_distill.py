@@ -126,12 +126,22 @@ def test_tokens_of_other_numbers_are_resized(tmp_path):
     objective = made(student, teacher, tokens=1.0)
     assert objective(student, views(3)).value.item() > 0
     seen: dict[str, Any] = {}
-    objective._apart = lambda a, b: seen.update(theirs=b) or (a - b).square().sum(-1)  # type: ignore[method-assign]
+    objective._apart = lambda a, b, counted: seen.update(theirs=b) or (a - b).square().sum(-1)  # type: ignore[method-assign]
     flat = torch.arange(64.0).view(1, 64, 1).expand(2, 64, vit.dim)
     objective._of_tokens(torch.zeros(2, 16, vit.dim), None, Features(flat[:, 0], flat))
     got = seen["theirs"].view(2, 4, 4, -1)[0, :, :, 0]
     assert torch.all(got[:, 1:] > got[:, :-1]) and torch.all(got[1:] > got[:-1])
     assert got.mean().item() == pytest.approx(31.5, abs=1e-3)
+
+
+def test_padding_is_no_part_of_the_teachers_variance(tmp_path):
+    """The same tokens, filled up further: the same distance in units of the variance of those that there are."""
+    objective = made(resnet(), saved(resnet(), tmp_path / "run"), tokens=1.0, distance="mse")
+    torch.manual_seed(0)
+    a, b, mask = torch.randn(2, 4, 16), torch.randn(2, 4, 16), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0]], dtype=torch.bool)
+    found = objective._of_tokens(a, mask, Features(b[:, 0], b, mask))
+    whole = torch.ones(2, 3, dtype=torch.bool)
+    assert found.item() == pytest.approx(objective._of_tokens(a[:, :3], whole, Features(b[:, 0], b[:, :3], whole)).item(), rel=1e-5)
 
 
 def test_hidden_words_do_not_count(tmp_path):

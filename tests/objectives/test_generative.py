@@ -86,6 +86,20 @@ def test_bigan_moves_each_side_by_its_own_loss():
     assert float(found.value) == pytest.approx(total, rel=1e-5)
 
 
+def test_what_bigan_tells_moves_nothing():
+    """How often numbers are told is no part of what a checkpoint holds."""
+    found = []
+    for told in (False, True):
+        torch.manual_seed(0)
+        encoder = TinyEncoder()
+        objective = BiGAN(encoder, 5, 4)
+        objective.logs_now = told
+        torch.manual_seed(1)
+        assert ("reconstruction" in objective(encoder, views()).logs) == told
+        found.append({n: b.clone() for n, b in objective.named_buffers()})
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+
+
 def test_bigans_critic_has_weights_of_norm_one():
     """After some steps the largest singular value of each is about 1."""
     torch.manual_seed(0)

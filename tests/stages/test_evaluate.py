@@ -89,3 +89,27 @@ def test_nothing_is_measured_from_scratch_alone(sslt, here, capsys):
     """An architecture is that of a run."""
     sslt("evaluate", "from=scratch", "data=digits", "trainer.accelerator=cpu", code=2)
     assert "scratch:RUN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("split", "told"), [("val", "was picked on the validation split"), ("train", "would be asked about its own rows")])
+def test_the_cheap_method_learns_from_what_the_run_had(tuned, sslt, here, capfd, split, told):
+    """Whichever split is measured, one after another; beside what was learned from there is none."""
+    sslt("evaluate", tuned, CPU, "split=test", "hydra.run.dir=first")
+    sslt("evaluate", tuned, CPU, f"split={split}", "hydra.run.dir=run")
+    found = Run(here / "run").metrics
+    assert told in capfd.readouterr().err and ("baseline/accuracy" in found) == (split == "val")
+    if split == "val":
+        assert found["baseline/accuracy"] == pytest.approx(found["baseline/val_accuracy"])
+
+
+def test_probes_are_measured_on_the_test_split(tuned, sslt, here, capfd):
+    """Another one would be ignored."""
+    sslt("evaluate", tuned, CPU, "probes=true", "split=val", "hydra.run.dir=run", code=2)
+    assert "leave out split=" in capfd.readouterr().err
+
+
+def test_a_prior_is_a_number_of_samples():
+    """As the advice has it that is given where there is none."""
+    from sslt import config
+
+    assert config.compose("evaluate", ["from=x", "+test_time=bn", "test_time.reset=false", "test_time.prior=16"]).test_time.prior == 16

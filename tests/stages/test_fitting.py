@@ -9,6 +9,7 @@ import pytest
 from conftest import TINY_IMAGES
 
 from sslt.runs import Run
+from sslt.stages import fitting
 from sslt.stages.common import eval_batch_size
 from sslt.stages.fitting import peak_memory
 
@@ -38,3 +39,18 @@ def test_time_alone_is_bounded_by_what_a_recipe_can_use(sslt, here, capsys):
     assert Run(here / "epochs").metrics["train/epochs"] == 2
     sslt(*args, "trainer.max_steps=4", "hydra.run.dir=steps")
     assert Run(here / "steps").metrics["train/steps"] == 4
+
+
+def test_what_an_encoder_brings_is_not_typed(tmp_path, monkeypatch):
+    """How long texts are is said of what other libraries have made; of a run, or of its architecture, it would do nothing."""
+    said: list[str] = []
+    monkeypatch.setattr(fitting.log, "warning", lambda text, *args: said.append(text % args))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    (tmp_path / "theirs").mkdir()
+    typed = SimpleNamespace(info={"overrides": ["encoder.processor.max_length=16", "lr=1"]})
+    there = str(tmp_path)
+    for start, told in ((f"{there}/theirs", False), (f"{there}/run", True), (f"scratch:{there}/theirs", True), ("scratch", False)):
+        said.clear()
+        fitting._tell_unused({"from": start}, typed)
+        assert bool(said) == told and all("encoder.processor.max_length=16 does nothing" in text for text in said), start

@@ -93,11 +93,19 @@ def test_keys_are_those_that_were_typed():
     assert label("++stages.finetune.values.optimizer.lr", []) == "finetune.optimizer.lr"
 
 
-@pytest.mark.parametrize("name", ["test/accuracy", "finetune/test/f1"])
+@pytest.mark.parametrize(
+    "name",
+    ["test/accuracy", "finetune/test/f1", "knn/accuracy", "linear_10pct/accuracy", "evaluate/5_shot/accuracy", "shift/accuracy/usps"],
+)
 def test_nothing_is_chosen_by_the_test_split(name):
-    """Whoever asks for it is told why not."""
+    """Whoever asks for it is told why not; probes are measured on it, too."""
     with pytest.raises(UserError, match="test split"):
         metric.check(name, None)
+
+
+@pytest.mark.parametrize("name", ["val/accuracy", "linear/val_accuracy", "online/knn_accuracy", "train/loss", "eval/perplexity", "mine"])
+def test_other_numbers_may_be_chosen_by(name):
+    metric.check(name, None)
 
 
 def test_pretraining_without_labels_is_chosen_by_the_rank_of_features(sslt, here, fake):

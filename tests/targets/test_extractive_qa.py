@@ -27,6 +27,7 @@ from sslt.targets.extractive_qa import ExtractiveQA
 from sslt.targets.metrics.reading import answer_scores, reading_metrics
 from sslt.targets.passages import Text, gold
 from sslt.targets.question_matches import FEATURES, beside, sentences
+from sslt.targets.span_decoding import Best
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
          "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
@@ -247,6 +248,19 @@ def test_later_turns_are_read_with_answers_given_before(here):
     pieces = gold_target.dialogues.pieces(encoder, samples.batch(np.array([2])), told=False)
     assert [told(t[0, : n[0]].tolist()) for t, n in pieces][1::2] == [told(next(iter(encoder.processor.encode([a])))[0])
                                                                      for a in (samples.answers.texts[0][0], "Yes")]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [[""], ["yes", "no"]])
+def test_a_score_is_of_the_answer_that_is_given(words):
+    """How probable a place is says nothing of a word; an answer at a place is there and nowhere else."""
+    kinds = torch.tensor([[0.0, 6.0, *[-9.0] * (len(words) - 1)]] * 2 + [[6.0, 0.0, *[-9.0] * (len(words) - 1)]] * 2)
+    sure, tokens = torch.tensor([0.03, 0.97, 0.03, 0.97]), torch.tensor([[0, 0]] * 4)
+    context = Text(torch.zeros(4, 1).long(), torch.ones(4).long(), torch.tensor([[[0, 1]]] * 4))
+    batch = {"characters": torch.full((4, 3), 97)}
+    found = reading_answers.answered(Best(torch.zeros(4), tokens), sure, kinds, 0.0, context, batch, {"words": words})
+    assert [texts[0] for texts in found.texts] == [words[0]] * 2 + ["a"] * 2
+    p = kinds.softmax(1).max(1).values
+    assert found.scores[:, 0].tolist() == pytest.approx((p * torch.tensor([1, 1, 0.03, 0.97])).tolist())
 
 
 def test_the_threshold_is_the_best_there_is():

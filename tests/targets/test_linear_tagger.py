@@ -172,6 +172,10 @@ def test_beside_an_encoder():
         (tagger,) = target.beside
         assert found["val/linear_tagger_f1"] > 0.8 and (found["val/encoder_f1"] == 1.0) == knows
         assert knows or tagger.mix[1] > 2 * tagger.mix[0]
+        alone, target.beside = target.beside, torch.nn.ModuleList()
+        (rows,) = val.ordered_batches(tag_fusion.BATCH)
+        assert target.measure(target.predict(encoder, val.batch(rows)), val.answers.take(rows))["f1"] == found["val/encoder_f1"]
+        target.beside = alone
         (index,) = val.ordered_batches(tag_fusion.BATCH)
         answers = val.answers.take(index)
         assert target.measure(target.predict(encoder, val.batch(index)), answers)["f1"] >= max(found.values()) - 1e-9

@@ -148,6 +148,16 @@ def test_the_cheap_method_finds_words():
     assert target().measure(target().cheapest("text", pairs, None, pairs).predictions, rows.answers)["map"] > 0.8
 
 
+def test_the_cheap_method_finds_no_copies():
+    """As the encoder does not: rows that are there twice answer nothing of themselves."""
+    texts = [f"the {a} {a}s and {b}" for a in ("cat", "dog", "sun") for b in ("one", "two", "three", "four")]
+    labels = np.repeat([0, 1, 2], 4)
+    once, twice = Rows(texts, answers(labels)), Rows(texts * 2, answers([*labels, *labels]))
+    found = {n: target().cheapest("text", once, None, rows).predictions for n, rows in ((1, once), (2, twice))}
+    assert target().measure(found[2], twice.answers)["recall@1"] == target().measure(found[1], once.answers)["recall@1"]
+    assert found[2].groups.tolist() == [*found[1].groups, *found[1].groups]
+
+
 def test_a_difference_is_of_the_same_queries():
     """The mean difference of average precisions, with an interval that holds it; of the same predictions it is nothing."""
     rng = np.random.default_rng(0)

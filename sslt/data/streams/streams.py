@@ -224,11 +224,15 @@ class Loader:
     """What the Trainer iterates: at the first batch of an optimizer step the list of all its batches, `{stream: batch}` each;
     an empty list at the others, which are accumulated with it. So the size of the whole step is known before its first loss.
 
-    `position` gives the global step to go on from, `accumulate` the batches of an optimizer step; one ends at an epoch's end.
+    `position` gives the global step to go on from, `accumulate` the batches of an optimizer step; one ends at an epoch's end. `ready`:
+    how many batches of the epoch the Trainer has had, which it counts steps by; gone on with by another `accumulate`, the first is shorter.
     """
 
-    def __init__(self, streams: dict[str, Stream], position: Callable[[], int], sampling: Sampling, accumulate: int = 1):
-        self.streams, self.position, self.sampling, self.accumulate = streams, position, sampling, accumulate
+    def __init__(
+        self, streams: dict[str, Stream], position: Callable[[], int], sampling: Sampling, accumulate: int = 1,
+        ready: Callable[[], int] = lambda: 0,
+    ):  # fmt: skip
+        self.streams, self.position, self.sampling, self.accumulate, self.ready = streams, position, sampling, accumulate, ready
         self.lengths = {name: len(stream) for name, stream in streams.items()}
         self.seed = next(iter(streams.values())).seed
 
@@ -238,7 +242,8 @@ class Loader:
     def __iter__(self) -> Iterator[list[dict[str, dict[str, torch.Tensor]]]]:
         step = self.position()
         end = step - step % len(self) + len(self)
-        windows = [range(g, min(g + self.accumulate, end)) for g in range(step, end, self.accumulate)]
+        first = step - self.ready() % self.accumulate
+        windows = [range(max(g, step), min(g + self.accumulate, end)) for g in range(first, end, self.accumulate)]
         if not torch.cuda.is_available():
             for window in windows:
                 yield from self._padded([self._at(g) for g in window])

@@ -36,7 +36,8 @@ def kmeans(x: Tensor, k: int, *, steps: int, seed: int, unit: bool = False) -> T
         # rows for centres without any, which take them in turn: those of the largest cluster stand first
         largest = (nearest[spare[step]] == count.argmax()).float()
         candidates = spare[step][largest.argsort(descending=True, stable=True)]
-        centres = torch.where((count > 0).unsqueeze(1), sums / count.clamp(min=1).unsqueeze(1), x[candidates])
+        turn = ((count == 0).cumsum(0) - 1).clamp(min=0)
+        centres = torch.where((count > 0).unsqueeze(1), sums / count.clamp(min=1).unsqueeze(1), x[candidates[turn]])
         if unit:
             centres = F.normalize(centres, dim=1)
     return centres

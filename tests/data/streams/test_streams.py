@@ -272,3 +272,16 @@ def test_batches_by_tokens_that_cannot_be():
         stream(Rows(50), 8, drop_last=False, batch_tokens=100)
     with pytest.raises(UserError, match="compares samples within a batch: give batch_size="):
         stream(skewed(50), 8, drop_last=True, batch_tokens=100)
+
+
+@pytest.mark.parametrize(("had", "sizes"), [(3, [1, 2, 2, 2, 1]), (4, [2, 2, 2, 2]), (0, [2, 2, 2, 2, 2])])
+def test_steps_end_where_the_trainer_counts_them(had, sizes):
+    """Gone on with in the middle of an epoch by another number of batches a step: the first is what is left of one."""
+    main = stream(Rows(80), 8)
+    loader = Loader({"main": main}, lambda: 10 + had if had != 4 else 12, Together(), 2, lambda: had)
+    given = list(loader)
+    assert [len(window) for window in given if window] == (sizes if had != 3 else [1, 2, 2, 2])
+    at = had
+    for window in given:
+        assert bool(window) == (at % 2 == 0 or at == had)  # all of a step come at its beginning
+        at += 1

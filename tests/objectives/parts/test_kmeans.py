@@ -45,6 +45,25 @@ def test_no_centre_stays_empty():
     assert torch.isfinite(centres).all() and len(nearest_centroid(x, centres).unique()) > 3
 
 
+def test_lost_centres_go_to_the_largest_cluster():
+    """In turn, as long as rows were drawn of it: of a hundred equal starts all but one lose their rows in the first step."""
+    for seed in range(20):
+        x = torch.cat([torch.zeros(300, 2), 10 + torch.rand(100, 2, generator=torch.Generator().manual_seed(seed))])
+        drawn = torch.randint(len(x), (1, 20), generator=_after_start(seed, len(x)))[0]
+        start = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:20]]
+        count = torch.bincount(nearest_centroid(x, start), minlength=20)
+        assert count.argmax() == next(j for j in range(20) if not start[j].any())  # the largest is that at the origin
+        found, lost = kmeans(x, 20, steps=1, seed=seed), count == 0
+        of_largest = int((~x[drawn].any(1)).sum())
+        assert lost.sum() > 1 and (~found[lost].any(1)).sum() == min(of_largest, int(lost.sum()))
+
+
+def _after_start(seed: int, n: int) -> torch.Generator:
+    rng = torch.Generator().manual_seed(seed)
+    torch.randperm(n, generator=rng)
+    return rng
+
+
 def test_rows_of_half_precision_have_centres_of_full():
     """Sums over many rows would lose what bfloat16 cannot hold."""
     x = blobs(3).bfloat16()
