@@ -85,7 +85,9 @@ def _unigram(texts: list[str], size: int, lowercase: bool) -> Any:
     def blank(model: Any) -> Any:
         tokenizer = Tokenizer(model)
         tokenizer.normalizer = _lower(lowercase)
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        # "<" by itself, or the name of a mark in a text would be the entry that is called so
+        parts = [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Split("<", "isolated")]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
         return tokenizer
 
