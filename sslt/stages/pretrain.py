@@ -69,13 +69,13 @@ def main(cfg: Any, run: Run) -> dict[str, Any]:
     samples = _samples(encoder, source, objective.needs_labels)
     batch_given = any(o.lstrip("+").startswith("batch_size=") for o in run.info.get("overrides", []))
     _say_what_to_expect(cfg, source.modality, len(samples), batch_given)
-    texts, held_out = samples, objective.holds_out and not {"val", "test"} & set(source.splits())
+    held_out = objective.holds_out and not {"val", "test"} & set(source.splits())
     if cfg.pack:
         samples = samples.packed(encoder.processor.max_length)
-    if held_out and isinstance(samples, PackedSamples):
-        samples, _ = divided(samples)
-    elif held_out and isinstance(texts, TextSamples) and int(texts.sizes.sum()) >= encoder.processor.max_length:
-        samples = before_end(texts, texts.packed(encoder.processor.max_length))
+        if held_out and isinstance(samples, PackedSamples):
+            samples, _ = divided(samples)
+    elif held_out and isinstance(samples, TextSamples) and int(samples.sizes.sum()) >= encoder.processor.max_length:
+        samples = before_end(samples, samples.packed(encoder.processor.max_length))
     stream = common.stream(cfg, samples, cfg.batch_size, views, drop_last=True)
     probes: list[OnlineProbe] = []
 

@@ -88,8 +88,8 @@ class Retrieval(Target[Class]):
         else:
             name, (features, groups) = "pixels", _pixels(test.items)
             features = features - _pixels(train.items)[0].mean(0)
-        answered = np.zeros(len(features), np.int64), self.space
-        return Cheap(name, Class(*answered, scores=features.astype(np.float32), groups=groups.view(np.int64)), float("nan"))
+        values, scores = np.zeros(len(features), np.int64), features.astype(np.float32)
+        return Cheap(name, Class(values, self.space, scores=scores, groups=groups.view(np.int64)), float("nan"))
 
     @property
     def cheap_settings(self) -> list[Any]:

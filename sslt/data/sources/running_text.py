@@ -14,7 +14,7 @@ from sslt.data.sources.docs import iter_documents, split_documents
 from sslt.data.sources.texts import content_digest, name_of, unpacked_bytes
 from sslt.errors import UserError
 
-FORMAT = 1
+FORMAT, LINES_FORMAT = 1, 2  # of files cut into documents, and of lines
 
 
 class RunningText(Source):
@@ -102,7 +102,7 @@ class TextLines(RunningText):
     """One text a line, without labels, in a text file (.xz and .gz too): what `sslt predict` reads. Empty lines are kept."""
 
     def fingerprint(self) -> str:
-        return cache.digest("TextLines", FORMAT + 1, content_digest([self.path]))
+        return cache.digest("TextLines", LINES_FORMAT, content_digest([self.path]))
 
     def read(self, split: str) -> Raw:
         rows = list(disk.text_lines(self.path))

@@ -164,7 +164,12 @@ class DelimitedTable(Table):
             with reading(self.path), open_text(self.path, newline="\n") as f:
                 for number, line in enumerate(lines(f, self.path), 1):
                     if line := line.rstrip("\r\n"):
-                        yield number, line.split(self.sep, 1) if self.sep == " " and self.texts else line.split(self.sep.strip(" ") or None)
+                        yield number, self._fields(line)
+
+    def _fields(self, line: str) -> list[str]:
+        if self.sep != " ":
+            return line.split(self.sep)
+        return line.split(" ", 1) if self.texts else line.split()
 
 
 def _quoted_records(source: Iterator[str], sep: str, path: Path) -> Iterator[tuple[int, list[str]]]:
