@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,12 +27,15 @@ from sslt.errors import UserError, nearest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+log = logging.getLogger("sslt")
+
 T = TypeVar("T")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test", "unlabeled": "unlabeled", "unlabelled": "unlabeled", "unsupervised": "unlabeled",
 }  # fmt: skip
+_told_dark: list[str] = []  # a picture; many of a set are alike
 THREADS = min(16, os.cpu_count() or 1)
 PROBED = 64  # files whose sizes say how large an encoder reads them
 
@@ -57,7 +61,7 @@ def decode(file: Path | bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             image.load()
             turned = "exif" in image.info or image.format in ("TIFF", "PNG")  # others have no place for the tag
-            return _pixels(ImageOps.exif_transpose(image) if turned else image)
+            return _pixels(ImageOps.exif_transpose(image) if turned else image, name)
     except Image.UnidentifiedImageError:
         raise Unreadable(name, "not an image, or damaged from its first bytes on") from None
     except FileNotFoundError:
@@ -68,9 +72,13 @@ def decode(file: Path | bytes, name: str) -> np.ndarray:
         raise Unreadable(name, disk.reason(error)) from error
 
 
-def _pixels(image: Image) -> np.ndarray:
+def _pixels(image: Image, name: str) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits, which some readers open as 32
         deep = np.asarray(image).astype(np.int64)[..., None]
+        if 255 < deep.max() < 1 << 12 and not _told_dark:
+            _told_dark.append(name)
+            log.warning("%s has 16 bits a pixel and none above %d, so that it is all but black: multiply what has 10 or 12 bits to fill 16",
+                        name, deep.max())  # fmt: skip
         return (deep if deep.max() <= 255 else np.clip(deep, 0, 65535) // 257).astype(np.uint8)
     if image.mode == "F":
         return to_uint8(np.asarray(image)[..., None], "the image")

@@ -346,6 +346,18 @@ def test_decode_modes(tmp_path: Path) -> None:
         assert image_files.decode(tmp_path / f"{mode}.tif", mode).shape == (5, 6, 3)
 
 
+def test_pictures_that_do_not_fill_their_bits_are_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 bits in 16 are all but black: said of the first, not of each; what fills 16, or fits 8, is said nothing of."""
+    monkeypatch.setattr(image_files, "_told_dark", [])
+    for most in (255, 65535):
+        image_files.decode(png(np.array([[0, most]], np.uint16)), "good")
+    assert not caplog.records
+    for name in ("one", "two"):
+        image_files.decode(png(np.array([[0, 4095]], np.uint16)), name)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("one has 16 bits a pixel and none above 4095, ")
+
+
 def test_decode_turns_photos_upright() -> None:
     """A phone's photo lies on its side in the file; its EXIF tag says so."""
     image, exif = Image.fromarray(noise(8, 4, 3)), Image.Exif()
