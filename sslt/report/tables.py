@@ -1,4 +1,4 @@
-"""Metrics as tables on the terminal, and the choice of those worth showing."""
+"""Metrics as tables: on the terminal, in Markdown, and the choice of those worth showing."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def print_table(title: str, rows: Sequence[Row], console: Console | None = None)
     for row in rows:
         table.add_row(*(Text(_cell(row, column)) for column in columns))  # Text: brackets in names are no markup
     (console or Console()).print(table)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """`rows` as a Markdown table with the columns and formats of `print_table`; empty for no rows."""
+    columns = _columns(rows)
+    if not columns:
+        return ""
+    lines = [columns, ["---:" if _numeric(rows, column) else ":---" for column in columns]]
+    lines += [[_cell(row, column) for column in columns] for row in rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def summary(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
