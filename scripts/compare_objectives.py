@@ -174,10 +174,10 @@ class Comparison:
         few = [*FEW[self.dataset][1], "val_every_n_epochs=0", f"seed={seed}"]
         self.cells.run(f"{name}-finetune", "finetune", f"+target={self.dataset}", f"from={start}", *few, may_fail=True)
 
-    def probe(self, name: str, start: str, seed: int) -> Run:
+    def probe(self, name: str, start: str, seed: int) -> None:
         """Probes of an encoder."""
         probes = [f"from={start}", *PROBES[self.dataset], "shots=[]", "curve.fractions=[]", f"seed={seed}"]
-        return self.cells.run(f"{name}-evaluate", "evaluate", *probes, may_fail=True)
+        self.cells.run(f"{name}-evaluate", "evaluate", *probes, may_fail=True)
 
     def kind(self, run: Run) -> str:
         """Folder name of the untrained encoders of the same kind as a run's: made once for all tasks that have it."""

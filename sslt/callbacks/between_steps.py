@@ -12,6 +12,12 @@ from sslt import signals
 log = logging.getLogger("sslt")
 
 
+def whole_step(trainer: pl.Trainer, pl_module: Any) -> bool:
+    """Whether the last batch ended an optimizer step: they begin anew with every epoch."""
+    position = pl_module.batches_seen % pl_module.steps_per_epoch
+    return bool(position % trainer.accumulate_grad_batches == 0)
+
+
 class BetweenSteps(pl.Callback):
     """Measures the model as it is. A signal does not wait for the end of it: the run is saved, and whoever goes on measures first.
 

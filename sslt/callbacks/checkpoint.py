@@ -18,6 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sslt import distributed, signals, stored
 from sslt.callbacks.agreement import Agreement
+from sslt.callbacks.between_steps import whole_step
 from sslt.errors import UserError
 from sslt.sharded import checkpoint as parts
 
@@ -164,15 +165,15 @@ class Checkpoint(pl.Callback):
         if told:
             self._wished = (self._wished[0] or told[0], self._wished[1] or told[1])
         stop, due = self._wished
-        position = pl_module.batches_seen % pl_module.steps_per_epoch
-        between_steps = position % trainer.accumulate_grad_batches == 0  # gradients that wait for more batches are not saved
+        between_steps = whole_step(trainer, pl_module)  # gradients that wait for more batches are not saved
         if between_steps:
             self._wished = (False, False)
         if stop and between_steps:
             if self.watch.came is not None and not pl_module.interrupted:
                 log.info("%s came: the run is saved and ends after step %d", signals.name(self.watch.came), pl_module.batches_seen)
             pl_module.interrupted = trainer.should_stop = True
-        if (stop or due) and between_steps and position:  # at the end of an epoch it is saved when the other callbacks are done
+        within = pl_module.batches_seen % pl_module.steps_per_epoch != 0
+        if (stop or due) and between_steps and within:  # at the end of an epoch it is saved when the other callbacks are done
             self.save(trainer, pl_module)
 
     def _wishes(self) -> list[bool]:

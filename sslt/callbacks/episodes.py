@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from sslt.callbacks.between_steps import BetweenSteps
+from sslt.callbacks.between_steps import BetweenSteps, whole_step
 from sslt.callbacks.curves import Curves
 from sslt.data.streams.episodes import ClassSet
 from sslt.evaluation.episodes import episode_accuracies
@@ -31,9 +31,7 @@ class EpisodeValidation(BetweenSteps):
         self._measured_at = -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        position = pl_module.batches_seen % pl_module.steps_per_epoch  # optimizer steps begin anew with every epoch
-        whole = position % trainer.accumulate_grad_batches == 0
-        if self.every and whole and pl_module.batches_seen % self.every == 0:
+        if self.every and pl_module.batches_seen % self.every == 0 and whole_step(trainer, pl_module):
             self.attempt(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

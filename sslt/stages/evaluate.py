@@ -125,6 +125,9 @@ def _beside(
     cfg: Any, run: Run, encoder: Encoder, source: Any, samples: Any, metrics: dict[str, Any], target: Target, predictions: Any
 ) -> list[str]:
     """Add the cheap methods to the metrics of a fine-tuned run, on the rows that it learned from; what they say of it, in words."""
+    if cfg.split == "train":
+        log.info("no cheap method stands beside what was learned from: it would be asked about its own rows")
+        return []
     found_in = run_of(stored.located(str(cfg["from"])))
     made = {} if found_in is None else common.labels_of(found_in)
     labels = (made.get("label_fraction", 1.0), made.get("labels_per_class"), made.get("seed", 0))
@@ -132,10 +135,7 @@ def _beside(
     val = common.prepare(encoder, source, "val") if "val" in source.splits() else None
     if train.answers is None or not run.is_main:
         return []
-    if cfg.split == "train":
-        log.info("no cheap method stands beside what was learned from: it would be asked about its own rows")
-        return []
-    if cfg.split == "val":
+    if cfg.split == "val" and cfg.baseline:
         log.info("the cheap method was picked on the validation split, on which it is measured here: that favours it")
     found, theirs = cheap(cfg, target, source, {"train": train, "val": val, cfg.split: samples}, labels, cfg.split)
     metrics |= found

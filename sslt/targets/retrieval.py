@@ -84,12 +84,12 @@ class Retrieval(Target[Class]):
             counts = TfidfVectorizer(analyzer=words_of, sublinear_tf=True, min_df=min(2, len(texts)), max_features=50_000).fit(texts)
             width = min(WIDTH, len(counts.vocabulary_) - 1, len(texts) - 1)
             model = make_pipeline(counts, TruncatedSVD(max(width, 1), random_state=0)).fit(texts)
-            name, features, groups = f"TF-IDF, {max(width, 1)} directions (LSA)", model.transform(asked), copies.contents_of(asked)
+            name, features = f"TF-IDF, {max(width, 1)} directions (LSA)", model.transform(asked)
         else:
-            name, (features, groups) = "pixels", _pixels(test.items)
-            features = features - _pixels(train.items)[0].mean(0)
-        values, scores = np.zeros(len(features), np.int64), features.astype(np.float32)
-        return Cheap(name, Class(values, self.space, scores=scores, groups=groups.view(np.int64)), float("nan"))
+            asked = _pixels(test.items)
+            name, features = "pixels", asked - _pixels(train.items).mean(0)
+        values, groups = np.zeros(len(features), np.int64), copies.contents_of(asked).view(np.int64)
+        return Cheap(name, Class(values, self.space, scores=features.astype(np.float32), groups=groups), float("nan"))
 
     @property
     def cheap_settings(self) -> list[Any]:
@@ -103,14 +103,12 @@ def _features(predictions: Class) -> tuple[np.ndarray, np.ndarray]:
     return features, np.arange(len(values)) if predictions.groups is None else np.asarray(predictions.groups)
 
 
-def _pixels(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [N, ≤ PIXELS · channels], the images, made small where they are large; and uint64 [N], equal where images are."""
-    parts, contents = [], []
+def _pixels(samples: Samples) -> np.ndarray:
+    """float32 [N, ≤ PIXELS · channels]: the images, made small where they are large."""
+    parts = []
     for start in range(0, len(samples), 1024):
-        images = samples.batch(np.arange(start, min(start + 1024, len(samples))))["image"]
-        contents.append(copies.contents_of(images.numpy()))
-        x = images.float()
+        x = samples.batch(np.arange(start, min(start + 1024, len(samples))))["image"].float()
         if x.shape[-1] * x.shape[-2] > PIXELS:
             x = torch.nn.functional.adaptive_avg_pool2d(x, int(PIXELS**0.5))
         parts.append(x.flatten(1).numpy())
-    return np.concatenate(parts), np.concatenate(contents)
+    return np.concatenate(parts)

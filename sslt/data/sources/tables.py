@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sslt.data.sources import parquet
-from sslt.data.sources.disk import LONGEST_LINE, lines, open_text, reading, suffix
+from sslt.data.sources.disk import LONGEST_LINE, lines, open_text, reading, suffix, text_lines
 from sslt.data.sources.labels import decoded, is_missing, label_name
 from sslt.errors import UserError, nearest
 from sslt.stored import is_text
@@ -160,11 +160,9 @@ class DelimitedTable(Table):
                     if fields:
                         yield number, fields
         else:
-            # Only "\n" ends a line here: a carriage return inside an unquoted text belongs to the text.
-            with reading(self.path), open_text(self.path, newline="\n") as f:
-                for number, line in enumerate(lines(f, self.path), 1):
-                    if line := line.rstrip("\r\n"):
-                        yield number, self._fields(line)
+            for number, line in enumerate(text_lines(self.path), 1):
+                if line:
+                    yield number, self._fields(line)
 
     def _fields(self, line: str) -> list[str]:
         if self.sep != " ":
